@@ -1,0 +1,43 @@
+# spikeprune: `make demo` shows it, `make test` checks it. Both make .venv first; set-up again takes seconds.
+PY ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# uv does not read pip's settings: hand it pip's find-links (empty is fine).
+export UV_FIND_LINKS ?= $(shell $(PY) -m pip config get global.find-links 2>/dev/null || true)
+export PYTHONDONTWRITEBYTECODE = 1
+
+.PHONY: setup demo test lint types format bench test-compat clean
+
+setup: $(VENV)/.ok
+
+$(VENV)/.ok: pyproject.toml constraints.txt
+	$(PY) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt uv
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/spikeprune demo
+
+test: setup lint types
+	$(BIN)/python -m pytest -n 2
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/pyright
+
+format: setup
+	$(BIN)/ruff check --fix-only . && $(BIN)/ruff format .
+
+# The adapter against SpikingJelly 0.0.0.0.14, which many trained models still use, in an environment of its own.
+test-compat: setup
+	$(PY) -m venv .venv-compat
+	$(BIN)/uv pip install -q --python .venv-compat/bin/python -c constraints.txt -e . pytest hypothesis beartype scipy tqdm numpy matplotlib
+	$(BIN)/uv pip install -q --python .venv-compat/bin/python --no-deps spikingjelly==0.0.0.0.14
+	.venv-compat/bin/python -m pytest -m compat tests
+
+clean:
+	rm -rf $(VENV) .venv-compat build dist

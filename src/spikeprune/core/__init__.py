@@ -1,0 +1,1 @@
+"""Masks, selection, allocation, schedules, statistics and counts: plain functions of tensors, no framework."""

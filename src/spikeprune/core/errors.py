@@ -1,0 +1,46 @@
+"""What can go wrong, in the user's words: what came, what is allowed, what to try.
+
+`UserError` marks a mistake that the user can mend (exit status 2 on the command line); `RunFailed` marks a run that
+went wrong on its own, such as a loss that is not a number (exit status 1).
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in the input. The message is one or two lines and names the next thing to try."""
+
+
+class InvalidValue(UserError, ValueError):
+    """A value outside what is allowed."""
+
+
+class UnknownName(UserError, LookupError):
+    """A name that is not registered."""
+
+    __str__ = Exception.__str__  # KeyError-like quoting would spoil the message
+
+
+class MissingEvidence(UserError, LookupError):
+    """A method needs statistics or gradients that nothing has supplied."""
+
+    __str__ = Exception.__str__
+
+
+class MissingDependency(UserError, ImportError):
+    """An optional package is not installed."""
+
+
+class RunFailed(RuntimeError):
+    """A run that cannot go on, through no mistake in its settings that we could see beforehand."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str], hint: str = "") -> UnknownName:
+    """The error for an unknown name, with the nearest known one offered. `hint` says where the whole list stands."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+    offer = (
+        f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names[:8])}" + (" ..." if names[8:] else "")
+    )
+    return UnknownName(f"no {kind} named {str(name)!r}{offer}{' ' + hint if hint else ''}")
