@@ -1,0 +1,150 @@
+"""SpikingJelly 2.0 and 0.0.0.0.14: single- and multi-step, IF/LIF/PLIF families and user subclasses of BaseNode.
+
+SpikingJelly stores the potential after the reset, and its `v_seq` too. Criticality needs it before firing, so the
+neuron is run once more without gradient: 2.0 has no charge step to hook, but every neuron implements
+`single_step_functional_forward`, which hands v_pre - v_threshold to the surrogate; there it is read. Neurons with
+`neuronal_charge` (0.0.0.0.14, and 2.0's SimpleBaseNode) are charged, fired and reset step by step instead.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import base, neuron
+from torch import Tensor, nn
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.pruner.adapter import Adapter, NeuronParams
+
+_BASES = tuple(cls for name in ("BaseNode", "SimpleBaseNode") if (cls := getattr(neuron, name, None)) is not None)
+
+
+class _Spy(nn.Module):
+    """Stands in for the surrogate during one step and keeps what it was called with."""
+
+    def __init__(self, surrogate: Any) -> None:
+        super().__init__()
+        self.surrogate = surrogate
+        self.seen: Tensor | None = None
+
+    def forward(self, u: Tensor) -> Tensor:
+        if self.seen is None:  # a neuron with two thresholds fires twice; the first call is the positive one
+            self.seen = u
+        return self.surrogate(u)
+
+
+class SpikingJelly(Adapter):
+    """Reads SpikingJelly's neurons."""
+
+    name = "spikingjelly"
+
+    def is_neuron(self, module: nn.Module) -> bool:
+        if isinstance(module, _BASES):
+            return True
+        return isinstance(module, base.MemoryModule) and hasattr(module, "surrogate_function")
+
+    def reset(self, model: nn.Module) -> None:
+        for module in model.modules():
+            reset = getattr(module, "reset", None)
+            if callable(reset):
+                reset()
+
+    def begins(self, neuron: nn.Module, args: tuple[Any, ...]) -> bool:
+        return not any(isinstance(value, Tensor) for value in neuron._memories.values())
+
+    def multi_step(self, module: nn.Module) -> bool:
+        return getattr(module, "step_mode", "s") == "m"
+
+    def drive(self, neuron: nn.Module, args: tuple[Any, ...]) -> Iterator[Tensor]:
+        x = args[0].detach()
+        sequence = x if self.multi_step(neuron) else x.unsqueeze(0)
+        if hasattr(neuron, "neuronal_charge"):
+            return self._charged(neuron, sequence)
+        if hasattr(neuron, "single_step_functional_forward"):
+            return self._spied(neuron, sequence, (x, *args[1:]))
+        raise InvalidValue(
+            f"the potential of {type(neuron).__name__} before firing cannot be read; "
+            "derive it from BaseNode or register an adapter of your own"
+        )
+
+    def _spied(self, neuron: Any, sequence: Tensor, inputs: tuple[Any, ...]) -> Iterator[Tensor]:
+        with torch.no_grad():
+            states = neuron.materialize_states(inputs, tuple(neuron._memories.values()), neuron.step_mode)
+        for x in sequence:
+            spy = _Spy(neuron.surrogate_function)
+            with torch.no_grad():
+                neuron._modules["surrogate_function"] = spy
+                try:
+                    _, states = neuron.single_step_functional_forward((x,), states)
+                finally:
+                    neuron._modules["surrogate_function"] = spy.surrogate
+            if spy.seen is None:
+                raise InvalidValue(
+                    f"{type(neuron).__name__} fires without its surrogate_function, so its potential cannot be read; "
+                    "register an adapter of your own"
+                )
+            yield spy.seen
+
+    def _charged(self, neuron: Any, sequence: Tensor) -> Iterator[Tensor]:
+        saved = dict(neuron._memories)
+        try:
+            for x in sequence:
+                with torch.no_grad():
+                    if not isinstance(neuron.v, Tensor):
+                        neuron.v = torch.full_like(x, float(neuron.v))
+                    neuron.neuronal_charge(x)
+                    u = neuron.v - neuron.v_threshold
+                    neuron.neuronal_reset(neuron.surrogate_function(u))
+                yield u
+        finally:
+            neuron._memories.update(saved)
+
+    def surrogate(self, neuron: nn.Module) -> Any:
+        return neuron.surrogate_function
+
+    def smooth(self, neuron: nn.Module, u: Tensor) -> Tensor:
+        function = neuron.surrogate_function
+        try:
+            parameters = function._sg_params if hasattr(function, "_sg_params") else _parameters(function)
+            return type(function).primitive_function(u, **parameters)
+        except (AttributeError, NotImplementedError) as error:
+            raise InvalidValue(
+                f"{type(function).__name__} has no smooth forward curve, which curve='value' needs; "
+                "give one by name, for example surrogate='atan'"
+            ) from error
+
+    def describe(self, neuron: nn.Module) -> NeuronParams | None:
+        if hasattr(neuron, "normal_form"):  # the zoo's own neurons tell it themselves
+            return neuron.normal_form()
+        kind = type(neuron)
+        common: dict[str, Any] = {}
+        if kind in _PLAIN:
+            common = {
+                "v_threshold": neuron.v_threshold, "v_reset": neuron.v_reset, "detach_reset": neuron.detach_reset
+            }  # fmt: skip
+        rest = 0.0 if getattr(neuron, "v_reset", None) is None else neuron.v_reset
+        if kind is _IF:
+            return NeuronParams(decay=1.0, gain=1.0, **common)
+        if kind is _LIF:
+            leak = 1.0 / neuron.tau
+        elif kind is _PLIF:
+            leak = neuron.w.detach().sigmoid().item()
+        else:
+            return None
+        return NeuronParams(decay=1.0 - leak, gain=leak if neuron.decay_input else 1.0, v_rest=rest, **common)
+
+    def states(self, model: nn.Module) -> Any:
+        return [(m, dict(m._memories)) for m in model.modules() if isinstance(m, base.MemoryModule)]
+
+    def restore(self, model: nn.Module, states: Any) -> None:
+        for module, memories in states:
+            module._memories.update(memories)
+
+
+_IF, _LIF, _PLIF = neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode
+_PLAIN = (_IF, _LIF, _PLIF)
+
+
+def _parameters(function: Any) -> dict[str, Any]:
+    # 0.0.0.0.14 keeps a single parameter, alpha, on most surrogates and has no list of them.
+    return {"alpha": function.alpha}

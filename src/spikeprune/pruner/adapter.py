@@ -1,0 +1,158 @@
+"""What the rest of the library may ask a spiking framework.
+
+An `Adapter` is the only thing that knows a framework. It tells which modules are neurons, what their membrane
+potential was before firing, and how to reset them. Nothing here is ever called in a step that records nothing.
+"""
+
+import abc
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeprune.core.errors import InvalidValue
+
+
+@dataclass(frozen=True)
+class NeuronParams:
+    """An integrate-and-fire neuron in one normal form (`core.neuron.lif_step`).
+
+        v_pre = v_rest + decay * (v - v_rest) + gain * x
+        spike = v_pre >= v_threshold           (`>` if `strict`)
+        v     = v_reset where spike, else v_pre  (v_pre - v_threshold * spike if `v_reset` is None)
+
+    Numbers, or tensors that broadcast against one time step of the input, [N, C, *space].
+    """
+
+    decay: float | Tensor
+    gain: float | Tensor
+    v_threshold: float | Tensor
+    v_reset: float | Tensor | None = 0.0
+    v_rest: float | Tensor = 0.0
+    strict: bool = False
+    detach_reset: bool = False
+
+
+class Adapter(abc.ABC):
+    """A spiking framework as the library sees it. Tensors are time first, [T, N, C, *space]."""
+
+    name: str
+
+    @abc.abstractmethod
+    def is_neuron(self, module: nn.Module) -> bool:
+        """Whether the module fires spikes."""
+
+    @abc.abstractmethod
+    def reset(self, model: nn.Module) -> None:
+        """Forget every membrane potential in the model."""
+
+    @abc.abstractmethod
+    def begins(self, neuron: nn.Module, args: tuple[Any, ...]) -> bool:
+        """Whether a call with `args` would start a new sequence (no membrane potential carried over)."""
+
+    @abc.abstractmethod
+    def drive(self, neuron: nn.Module, args: tuple[Any, ...]) -> Iterator[Tensor]:
+        """What the surrogate would see in a call with `args`: v_pre - v_threshold, [N, C, *space], step by step.
+
+        Reads the neuron's state and leaves it alone; runs without gradient.
+        """
+
+    @abc.abstractmethod
+    def surrogate(self, neuron: nn.Module) -> Any:
+        """The neuron's spike function: a callable on v_pre - v_threshold, with its surrogate gradient."""
+
+    @abc.abstractmethod
+    def smooth(self, neuron: nn.Module, u: Tensor) -> Tensor:
+        """The smooth forward curve whose derivative the surrogate is, at u = v_pre - v_threshold.
+
+        Raises: InvalidValue if the framework has no such curve for this surrogate.
+        """
+
+    @abc.abstractmethod
+    def describe(self, neuron: nn.Module) -> NeuronParams | None:
+        """The neuron in normal form, or None if it is not a plain integrate-and-fire neuron."""
+
+    @abc.abstractmethod
+    def multi_step(self, module: nn.Module) -> bool:
+        """Whether the module takes whole sequences, [T, N, ...], rather than one time step."""
+
+    @abc.abstractmethod
+    def states(self, model: nn.Module) -> Any:
+        """The membrane state of all neurons, to be handed back to `restore`."""
+
+    @abc.abstractmethod
+    def restore(self, model: nn.Module, states: Any) -> None:
+        """Puts back what `states` returned."""
+
+    def neurons(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Name -> neuron, in the order of `named_modules`."""
+        return {name: module for name, module in model.named_modules() if self.is_neuron(module)}
+
+    def derivative(self, neuron: nn.Module, u: Tensor) -> Tensor:
+        """The surrogate's derivative at u = v_pre - v_threshold, from the neuron's own backward; same shape as u."""
+        return surrogate_derivative(self.surrogate(neuron), u)
+
+
+def surrogate_derivative(spike_function: Any, u: Tensor) -> Tensor:
+    """d spike / d u by the spike function's own backward: one elementwise pass, no network involved.
+
+    Raises: InvalidValue if the function has no gradient.
+    """
+    with torch.enable_grad():
+        leaf = u.detach().requires_grad_()
+        spike = spike_function(leaf)
+        if not (isinstance(spike, Tensor) and spike.requires_grad):
+            raise InvalidValue(
+                f"the spike function {spike_function!r} has no surrogate gradient; give one by name: surrogate='atan'"
+            )
+        return torch.autograd.grad(spike, leaf, torch.ones_like(spike))[0]
+
+
+# Framework -> where its adapter stands. A model can only hold a framework's neurons if the framework has been
+# imported already, so nothing is ever imported just to look.
+_BUILT_IN = {
+    "spikingjelly": "spikeprune.integrations.spikingjelly:SpikingJelly",
+    "snntorch": "spikeprune.integrations.snntorch:SnnTorch",
+    "norse": "spikeprune.integrations.norse:Norse",
+}
+_registered: list[Adapter] = []
+
+
+def register_adapter(adapter: Adapter) -> Adapter:
+    """Adds an adapter for neurons of the user's own; it is asked before the built-in ones."""
+    _registered.insert(0, adapter)
+    return adapter
+
+
+def _adapters() -> Iterator[Adapter]:
+    yield from _registered
+    for framework, place in _BUILT_IN.items():
+        if framework in sys.modules:
+            module, name = place.split(":")
+            yield getattr(importlib.import_module(module), name)()
+
+
+def find_adapter(model: nn.Module) -> Adapter | None:
+    """The adapter that knows a neuron of this model, None if there is none."""
+    for adapter in _adapters():
+        if any(adapter.is_neuron(module) for module in model.modules()):
+            return adapter
+    return None
+
+
+def adapter_for(model: nn.Module) -> Adapter:
+    """The adapter for a spiking model.
+
+    Raises: InvalidValue if no adapter knows a neuron in the model.
+    """
+    adapter = find_adapter(model)
+    if adapter is None:
+        raise InvalidValue(
+            f"{type(model).__name__} has no spiking neuron that is known here (SpikingJelly, snnTorch, Norse); "
+            "for neurons of your own see spikeprune.integrations.register_adapter"
+        )
+    return adapter
