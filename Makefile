@@ -28,6 +28,7 @@ lint: setup
 
 types: setup
 	$(BIN)/pyright
+	$(BIN)/pyright -p pyright-strict.json
 
 format: setup
 	$(BIN)/ruff check --fix-only . && $(BIN)/ruff format .
