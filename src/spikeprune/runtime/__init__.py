@@ -1,0 +1,1 @@
+"""Compiled sparse inference and fused training kernels."""

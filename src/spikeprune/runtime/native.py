@@ -1,0 +1,186 @@
+"""Find or build the C++ kernels: one shared library per kernel name and instruction set, loaded with ctypes.
+
+The kernels have a plain C interface and include no torch header, so one compiles in seconds. A library that was built
+ahead lies beside the sources (`kernels/built/`); otherwise it is built at first use and kept in the user's cache folder
+under a key of sources, compiler and flags. Without a compiler `library` returns None and callers use PyTorch.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from spikeprune.core.errors import InvalidValue, RunFailed, unknown
+
+log = logging.getLogger("spikeprune")
+
+KERNELS = Path(__file__).parent / "kernels"
+BUILT = KERNELS / "built"
+
+# -ffp-contract=off: a multiply and an add must round like the dense model's own two operations; kernels that want a
+# fused multiply-add ask for one.
+COMMON_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-Wall")
+ISA_FLAGS: dict[str, tuple[str, ...]] = {
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"),
+    "avx2": ("-mavx2", "-mfma"),
+    "neon": (),  # part of every 64-bit Arm
+    "portable": (),
+}
+NEEDED_FEATURES: dict[str, frozenset[str]] = {
+    "avx512": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"}),
+    "avx2": frozenset({"avx2", "fma"}),
+    "neon": frozenset({"asimd"}),
+    "portable": frozenset(),
+}
+
+_lock = threading.Lock()
+_loaded: dict[tuple[str, str], ctypes.CDLL | None] = {}
+
+
+def cpu_name() -> str:
+    """The processor as the operating system names it, for the head of a table of timings."""
+    for line in _cpuinfo():
+        if line.lower().startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_features() -> frozenset[str]:
+    """Lower-case instruction set flags of this machine's processor."""
+    for line in _cpuinfo():
+        key, _, value = line.partition(":")
+        if key.strip().lower() in ("flags", "features"):
+            return frozenset(value.lower().split())
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return frozenset({"asimd"})
+    if sys.platform == "darwin":
+        brand = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.features", "machdep.cpu.leaf7_features"], capture_output=True
+        )
+        return frozenset(brand.stdout.decode(errors="replace").lower().split())
+    return frozenset()
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def isa() -> str:
+    """The instruction set in use: the best that this machine has, or what SPIKEPRUNE_ISA names.
+
+    Raises: LookupError for a name that is not one of avx512, avx2, neon, portable; ValueError for an instruction set
+        that this machine lacks.
+    """
+    have = cpu_features()
+    forced = os.environ.get("SPIKEPRUNE_ISA", "").strip().lower()
+    if forced:
+        if forced not in ISA_FLAGS:
+            raise unknown("instruction set (SPIKEPRUNE_ISA)", forced, ISA_FLAGS)
+        missing = NEEDED_FEATURES[forced] - have
+        if missing:
+            raise InvalidValue(
+                f"SPIKEPRUNE_ISA={forced} needs {', '.join(sorted(missing))}, which this processor lacks; "
+                f"unset it or use one of: {', '.join(name for name in ISA_FLAGS if NEEDED_FEATURES[name] <= have)}"
+            )
+        return forced
+    return next(name for name in ISA_FLAGS if NEEDED_FEATURES[name] <= have)
+
+
+def compiler() -> str | None:
+    """The C++ compiler used for kernels: $CXX, g++ or clang++, whichever is found first."""
+    for name in (os.environ.get("CXX"), "g++", "clang++"):
+        if name and (path := shutil.which(name)):
+            return path
+    return None
+
+
+def cache_folder() -> Path:
+    """Where libraries built at first use are kept (XDG cache folder)."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "spikeprune" / "kernels"
+
+
+def sources(name: str) -> list[Path]:
+    """The C++ files of a kernel, in a fixed order.
+
+    Raises: LookupError if there are none.
+    """
+    found = sorted(KERNELS.glob(f"{name}*.cpp"))
+    if not found:
+        raise unknown("kernel", name, {path.stem for path in KERNELS.glob("*.cpp")})
+    return found
+
+
+def build(name: str, target: Path, isa_name: str, cxx: str, extra: tuple[str, ...] = ()) -> None:
+    """Compile the kernel `name` for one instruction set into the shared library `target`, atomically.
+
+    Raises: RuntimeError with the compiler's first lines if it fails.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside the target and renamed: a process that is killed, or two at once, never leave half a library.
+    handle, scratch = tempfile.mkstemp(prefix=target.stem, suffix=".tmp", dir=target.parent)
+    os.close(handle)
+    command = [cxx, *COMMON_FLAGS, *ISA_FLAGS[isa_name], *extra, *map(str, sources(name)), "-o", scratch]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if result.returncode:
+            raise RunFailed(f"compiling the {name} kernel for {isa_name} failed: {result.stderr.strip()[:600]}")
+        os.chmod(scratch, 0o755)
+        os.replace(scratch, target)
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+
+
+def _key(name: str, isa_name: str, cxx: str) -> str:
+    digest = hashlib.sha256()
+    for path in [*sources(name), *sorted(KERNELS.glob("*.h"))]:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    version = subprocess.run([cxx, "--version"], capture_output=True).stdout
+    digest.update(version + repr((COMMON_FLAGS, ISA_FLAGS[isa_name], platform.machine())).encode())
+    return digest.hexdigest()[:20]
+
+
+def _find_or_build(name: str, isa_name: str) -> Path | None:
+    ready = BUILT / f"{name}-{isa_name}.so"
+    if ready.exists():
+        return ready
+    cxx = compiler()
+    if cxx is None:
+        log.warning("no C++ compiler found (g++ or clang++): the %s kernels run as slower PyTorch code", name)
+        return None
+    path = cache_folder() / f"{name}-{isa_name}-{_key(name, isa_name, cxx)}.so"
+    if path.exists():
+        return path
+    try:
+        build(name, path, isa_name, cxx)
+    except (RunFailed, OSError) as error:
+        log.warning("the %s kernels run as slower PyTorch code: %s", name, error)
+        return None
+    return path
+
+
+def library(name: str) -> ctypes.CDLL | None:
+    """The kernel library `name` for this machine, built if need be; None (said once in the log) without a compiler.
+
+    Raises: LookupError for an unknown kernel or SPIKEPRUNE_ISA; ValueError for an instruction set the machine lacks.
+    """
+    isa_name = isa()
+    with _lock:
+        if (name, isa_name) not in _loaded:
+            path = _find_or_build(name, isa_name)
+            try:
+                _loaded[name, isa_name] = None if path is None else ctypes.CDLL(str(path))
+            except OSError as error:  # a library for another machine, or damaged
+                log.warning("the %s kernels run as slower PyTorch code: %s", name, error)
+                _loaded[name, isa_name] = None
+        return _loaded[name, isa_name]
