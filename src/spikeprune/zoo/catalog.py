@@ -1,0 +1,76 @@
+"""The zoo on one page. A framework is imported only when a network is built, so listing the names costs nothing."""
+
+from typing import TYPE_CHECKING
+
+from spikeprune.zoo.registry import Spec, register
+
+if TYPE_CHECKING:
+    from spikeprune.zoo.net import SpikingNet
+
+
+@register("vgg16-weights", channels=3, min_size=32)
+def vgg16_weights(spec: Spec) -> "SpikingNet":
+    """VGG-16 as the paper's unstructured experiments use it."""
+    from spikeprune.zoo.paper import WEIGHTS
+    from spikeprune.zoo.vgg import vgg16
+
+    return vgg16(spec, WEIGHTS)
+
+
+@register("vgg16-channels", channels=3, min_size=32)
+def vgg16_channels(spec: Spec) -> "SpikingNet":
+    """VGG-16 as the paper's structured experiments use it."""
+    from spikeprune.zoo.paper import CHANNELS
+    from spikeprune.zoo.vgg import vgg16
+
+    return vgg16(spec, CHANNELS)
+
+
+@register("resnet19-weights", channels=3)
+def resnet19_weights(spec: Spec) -> "SpikingNet":
+    """ResNet-19 (pre-activation) as the paper's unstructured experiments use it."""
+    from spikeprune.zoo.paper import WEIGHTS
+    from spikeprune.zoo.resnet import resnet19
+
+    return resnet19(spec, WEIGHTS)
+
+
+@register("resnet19-channels", channels=3)
+def resnet19_channels(spec: Spec) -> "SpikingNet":
+    """ResNet-19 with channel gates, as the paper's structured experiments use it."""
+    from spikeprune.zoo.paper import CHANNELS
+    from spikeprune.zoo.resnet import resnet19
+
+    return resnet19(spec, CHANNELS)
+
+
+@register("digits-conv", channels=1, min_size=2)
+def digits_conv(spec: Spec) -> "SpikingNet":
+    """32-64-P-fc, for 8x8 images."""
+    from spikeprune.zoo.small import conv_net
+
+    return conv_net(spec, (32, 64, "P"))
+
+
+@register("fashion-conv", channels=1, min_size=4)
+def fashion_conv(spec: Spec) -> "SpikingNet":
+    """32-P-64-P-fc, for 28x28 images."""
+    from spikeprune.zoo.small import conv_net
+
+    return conv_net(spec, (32, "P", 64, "P"))
+
+
+@register("fashion-conv-large", channels=1, min_size=4)
+def fashion_conv_large(spec: Spec) -> "SpikingNet":
+    """64-64-P-128-128-P-fc, for 28x28 images."""
+    from spikeprune.zoo.small import conv_net
+
+    return conv_net(spec, (64, 64, "P", 128, 128, "P"))
+
+
+@register("mlp", channels=1)
+def mlp(spec: Spec) -> "SpikingNet":
+    """256-256-fc on the flattened image."""
+    from spikeprune.zoo.small import mlp
+
+    return mlp(spec, (256, 256))
