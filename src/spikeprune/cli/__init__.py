@@ -1,0 +1,1 @@
+"""The command line. One file a command: a new file here is a new command."""

@@ -1,0 +1,106 @@
+"""Show what this machine offers: versions, devices, processor, compiler, data."""
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from spikeprune.cli._arguments import Parser, print_json
+from spikeprune.core.errors import RunFailed
+
+_OPTIONAL = {
+    "spikingjelly": "the zoo and most recipes: pip install 'spikeprune[demo]'",
+    "scikit-learn": "the digits recipe: pip install 'spikeprune[demo]'",
+    "snntorch": "models in snnTorch: pip install 'spikeprune[snntorch]'",
+    "norse": "models in Norse: pip install 'spikeprune[norse]'",
+    "pillow": "image data: pip install 'spikeprune[images]'",
+    "nir": "export to NIR: pip install 'spikeprune[nir]'",
+    "onnx": "export to ONNX: pip install 'spikeprune[onnx]'",
+    "tensorboard": "--tensorboard true: pip install 'spikeprune[tensorboard]'",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser("doctor", __doc__ or "")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    options = parser.parse_args(arguments)
+    found = examine()
+    if options.json:
+        print_json(found)
+    else:
+        for line in _lines(found):
+            print(line)
+    if found["core"] != "works":
+        raise RunFailed(f"the core does not work here: {found['core']}; reinstall spikeprune and torch")
+    return 0
+
+
+def examine() -> dict[str, Any]:
+    """All findings, as plain values."""
+    found: dict[str, Any] = {"python": sys.version.split()[0], "spikeprune": _version("spikeprune")}
+    found["core"] = _try_core()
+    if found["core"] == "works":
+        import torch
+
+        from spikeprune.train.device import choose_precision, cpu_flags, cpu_name
+
+        flags = cpu_flags()
+        told = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd")
+        found |= {
+            "torch": torch.__version__,
+            "cpu": cpu_name(),
+            "cpu_flags": [flag for flag in told if flag in flags],
+            "threads": torch.get_num_threads(),
+            "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "precision_auto": choose_precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        }
+    found["compiler"] = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    found["packages"] = {name: _version(name) for name in _OPTIONAL}
+    root = os.environ.get("SPIKEPRUNE_DATA")
+    found["data_root"] = root
+    found["data_root_exists"] = bool(root) and Path(str(root)).is_dir()
+    return found
+
+
+def _try_core() -> str:
+    """Whether a network can be pruned here; otherwise why not."""
+    try:
+        import torch
+
+        import spikeprune
+
+        layer = torch.nn.Linear(8, 8)
+        masks = spikeprune.prune(layer, "magnitude", sparsity=0.5)
+        alive = sum(int(mask.sum()) for mask in masks.values())
+        return "works" if alive == 32 else f"{alive} of 64 weights alive after pruning half of them"
+    except Exception as error:  # whatever is broken here is what the user wants to read
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    lines = [f"core         {found['core']}", f"spikeprune   {found['spikeprune']}", f"python       {found['python']}"]
+    if "torch" in found:
+        lines += [
+            f"torch        {found['torch']}, {found['threads']} threads",
+            f"cpu          {found['cpu']} ({' '.join(found['cpu_flags']) or 'no vector flags known'})",
+            f"cuda         {', '.join(found['cuda']) or 'none'}",
+            f"precision    auto means {found['precision_auto']}",
+        ]
+    lines.append(f"compiler     {found['compiler'] or 'none: slower fallbacks are used'}")
+    for name, version in found["packages"].items():
+        lines.append(f"{name:<12} {version or f'not installed; needed for {_OPTIONAL[name]}'}")
+    where = found["data_root"] or "SPIKEPRUNE_DATA is not set; --data.root gives it for one run"
+    lines.append(
+        f"data         {where}{'' if found['data_root_exists'] or not found['data_root'] else ' (no such folder)'}"
+    )
+    return lines

@@ -1,0 +1,24 @@
+"""Score a finished run's network on the test split once more; changes nothing."""
+
+from collections.abc import Sequence
+
+from spikeprune.cli._arguments import Parser, print_json
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser("eval", __doc__ or "")
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("--data.root", dest="root", default=None, help="where the data lies now, if it has moved")
+    parser.add_argument("--device", default=None, help="auto, cpu, cuda, ...; the run's own by default")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    options = parser.parse_args(arguments)
+
+    from spikeprune.train.evaluate import evaluate
+
+    result = evaluate(options.run, root=options.root, device=options.device)
+    if options.json:
+        print_json(result)
+        return 0
+    print(f"accuracy {result['accuracy']:.2%} on {result['images']:,} test images (recorded: {result['recorded']:.2%})")
+    print(f"sparsity {result['sparsity']:.4f}, {result['alive']:,} weights alive")
+    return 0

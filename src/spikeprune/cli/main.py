@@ -1,0 +1,107 @@
+"""spikeprune: small, fast spiking neural networks."""
+
+import importlib
+import os
+import pkgutil
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+_HELP = """usage: spikeprune COMMAND ... [--debug]
+
+{commands}
+
+`spikeprune COMMAND --help` explains one. --debug shows a traceback where something goes wrong.
+Exit status: 0 done, 1 the run failed, 2 the input was wrong."""
+
+
+def commands() -> list[str]:
+    """Names of the commands: the files of this folder."""
+    found = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
+    return sorted(name for name in found if name != "main" and not name.startswith("_"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. An error is one or two lines on stderr."""
+    from spikeprune.core.errors import RunFailed, UserError
+
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    _quieten(debug)
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        return _fail(error, 2, debug)
+    except RunFailed as error:
+        return _fail(error, 1, debug)
+    except KeyboardInterrupt:
+        print("spikeprune: stopped; the same command continues where it was", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output has left, as in `spikeprune list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        print(f"spikeprune: {type(error).__name__}: {_one_line(error)}", file=sys.stderr)
+        print("This is a fault of spikeprune or of a model of yours; --debug shows where.", file=sys.stderr)
+        if debug:
+            traceback.print_exc()
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    from spikeprune.core.errors import unknown
+
+    if not words or words[0] in ("--help", "-h", "help"):
+        rows = [f"  {name:<9} {_summary(_module(name))}" for name in commands()]
+        print(_HELP.format(commands="\n".join(rows)))
+        return 0 if words else 2
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"spikeprune {version('spikeprune')}")
+        return 0
+    if words[0] not in commands():
+        raise unknown("command", words[0], commands(), "(`spikeprune --help` lists all)")
+    return int(_module(words[0]).main(words[1:]) or 0)
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"spikeprune.cli.{name}")
+
+
+def _summary(module: ModuleType) -> str:
+    return (module.__doc__ or "").strip().splitlines()[0]
+
+
+def _fail(error: Exception, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"spikeprune: {_one_line(error)}", file=sys.stderr)
+    return status
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _quieten(debug: bool) -> None:
+    """Lines that frameworks print by themselves are not ours to show; our own warnings are one line each."""
+    os.environ.setdefault("LOGURU_AUTOINIT", "0")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if debug:
+        return
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
+        if "spikeprune" in Path(filename).parts:
+            print(f"spikeprune: {' '.join(str(message).split())}", file=sys.stderr)
+
+    warnings.simplefilter("default")
+    warnings.showwarning = show
+
+
+if __name__ == "__main__":
+    sys.exit(main())

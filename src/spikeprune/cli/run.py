@@ -1,0 +1,73 @@
+"""Train, prune and regrow, fine-tune, evaluate and report; run again to resume."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from spikeprune.core.errors import InvalidValue
+
+if TYPE_CHECKING:
+    from spikeprune.train.recipe import Recipe
+
+_HELP = """usage: spikeprune run RECIPE [--key value ...] [--dry-run]
+
+Carries a recipe out: the name of a shipped one (`spikeprune list recipes`) or a YAML file. The last line of the output
+is the run folder. The same command continues a run that was stopped, and prints the folder of a finished one.
+--dry-run trains nothing and needs no data: it prints the pruning events and the quota of each layer.
+
+Every key can be overridden. Durations read 200ep (epochs) or 2000it (optimizer steps).
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    from spikeprune.train.recipe import describe_keys, load
+
+    words = list(arguments)
+    if not words or words[0] in ("--help", "-h") or "--help" in words[1:]:
+        print(_HELP)
+        for key, kind, meaning in describe_keys():
+            print(f"  --{key:<22} {meaning}{f' ({kind})' if kind else ''}")
+        if words:
+            return 0
+        raise InvalidValue("run needs a recipe: `spikeprune run digits`, or a YAML file; see `spikeprune list recipes`")
+    dry = "--dry-run" in words
+    words = [word for word in words if word != "--dry-run"]
+    recipe = load(words[0], words[1:])
+    if dry:
+        _dry_run(recipe)
+        return 0
+    from spikeprune.report import write_report
+    from spikeprune.train.run import run
+
+    folder = run(recipe)
+    if not folder.report.is_file():
+        write_report(folder.path)
+    for line in summary(folder.read_record()):
+        print(line)
+    print(folder.path)
+    return 0
+
+
+def summary(record: dict) -> list[str]:
+    """A finished run in a few lines."""
+    dense, pruned = record["dense"], record["pruned"]
+    lines = []
+    if dense["accuracy"] is not None:
+        lines.append(f"dense   accuracy {dense['accuracy']:.2%}  {dense['synops']:,.0f} synaptic operations an image")
+    lines.append(
+        f"pruned  accuracy {pruned['accuracy']:.2%}  {pruned['synops']:,.0f} synaptic operations an image  "
+        f"sparsity {record['sparsity']:.4f} ({pruned['alive']:,} weights alive)"
+    )
+    regrown = sum(event["regrown"] > 0 for event in record["rounds"])
+    lines.append(f"events  {len(record['rounds'])}, {regrown} of them with regrowth  (test: {_images(record)} images)")
+    return lines
+
+
+def _images(record: dict) -> str:
+    return f"{record['data']['counts']['test']:,}"
+
+
+def _dry_run(recipe: "Recipe") -> None:
+    from spikeprune.train.run import preview
+
+    for line in preview(recipe):
+        print(line)

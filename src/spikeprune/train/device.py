@@ -1,0 +1,158 @@
+"""Where a run computes, in which precision, and how it is kept repeatable."""
+
+import contextlib
+import os
+import platform
+import random
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spikeprune.core.errors import InvalidValue
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU.
+
+    Raises: InvalidValue for a device that is unknown or absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidValue(f"device {name!r} is not usable here; `spikeprune doctor` shows which are") from error
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """`auto` is bf16 where the device computes it natively (CUDA, or a CPU with avx512_bf16 or AMX), else fp32."""
+    if name != "auto":
+        return name
+    native = (
+        torch.cuda.is_bf16_supported() if device.type == "cuda" else bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+    )
+    return "bf16" if native else "fp32"
+
+
+def cpu_flags() -> set[str]:
+    """The processor's feature flags, as Linux spells them; empty where they cannot be read."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return set()
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
+    return set(found[1].split()) if found else set()
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def environment(device: torch.device, precision: str) -> dict[str, Any]:
+    """What a reader needs to judge or repeat a number: versions, device, threads, git revision."""
+    from importlib import metadata
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    packages = ("spikeprune", "torch", "numpy", "safetensors", "spikingjelly", "snntorch", "norse")
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "device_type": device.type,
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "git": git_revision(),
+    }
+
+
+def git_revision() -> str | None:
+    """The commit of the package's own checkout, with `+` if it has changes; None if it is installed otherwise."""
+    here = Path(__file__).resolve()
+    root = next((parent for parent in here.parents if (parent / ".git").exists()), None)
+    if root is None or not (root / "src" / "spikeprune").is_dir():
+        return None
+    command = ["git", "-C", str(root)]
+    try:
+        commit = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        changed = subprocess.run([*command, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+@contextlib.contextmanager
+def repeatable(threads: int | None = None) -> Iterator[None]:
+    """Deterministic algorithms inside the `with`; the settings before are put back.
+
+    Args:
+        threads: sums depend on how many threads share them, so a continued run takes the number it began with.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark, threads_before = torch.backends.cudnn.benchmark, torch.get_num_threads()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark
+        torch.set_num_threads(threads_before)
+
+
+def random_states() -> dict[str, Any]:
+    """The states of all random number generators, loadable weights-only."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    version, numbers, normal = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [
+            str(kind),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
+        "python": [version, list(numbers), normal],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Put back what `random_states` returned."""
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    kind, keys, position, has_gauss, gauss = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, numbers, normal = states["python"]
+    random.setstate((version, tuple(numbers), normal))
+
+
+def seed_everything(seed: int) -> None:
+    """The same seed for every generator that a model or a method may draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)

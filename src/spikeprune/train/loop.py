@@ -1,0 +1,229 @@
+"""The training loop: one phase of a run, dense or pruned, that can stop after any step and go on as if it had not.
+
+The loop is what a user would write; the Pruner only attaches to the optimizer.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from torch import nn
+
+from spikeprune.core.errors import RunFailed
+from spikeprune.pruner.pruner import Pruner
+from spikeprune.train.augment import Augment
+from spikeprune.train.data import Dataset, batches
+from spikeprune.train.device import PRECISIONS, random_states, restore_random_states, seed_everything
+from spikeprune.train.network import Network
+from spikeprune.train.plan import Plan, learning_rate
+from spikeprune.train.recipe import Recipe
+from spikeprune.train.score import Score, score
+from spikeprune.zoo.readout import LOSSES, predict
+
+
+@final
+@dataclass(frozen=True)
+class Setting:
+    """What both phases of a run share."""
+
+    recipe: Recipe
+    plan: Plan
+    data: Dataset
+    device: torch.device
+    precision: str
+
+
+def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """The recipe's optimizer over all parameters, normalisation and biases included, as in the paper's code."""
+    if recipe.optim.name == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.optim.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(), lr=recipe.lr, momentum=recipe.optim.momentum, weight_decay=recipe.optim.weight_decay
+    )
+
+
+@final
+class Phase:
+    """One training from the initial weights to the last epoch.
+
+    Args:
+        name: `dense` or `pruned`, as in metrics.jsonl.
+        pruner: attached here; None trains dense.
+    """
+
+    def __init__(self, name: Literal["dense", "pruned"], setting: Setting, network: Network, pruner: Pruner | None):
+        self.name = name
+        self.network = network
+        self.pruner = pruner
+        self.epoch = 0
+        self.best: dict[str, Any] | None = None
+        self.seconds = 0.0
+        self.search_seconds = 0.0
+        self.search_step = 0
+        self.kept_samples: dict[str, int] = {}
+        self._setting = setting
+        self._batch = 0
+        self._sums = [0.0, 0, 0]
+        self._rounds = 0
+        self._kept: dict[str, int] = {}
+        recipe = setting.recipe
+        seed_everything(recipe.seed)
+        network.model.train()
+        self._optimizer = make_optimizer(recipe, network.model)
+        self._scaler = torch.amp.GradScaler(setting.device.type, enabled=setting.precision == "fp16")
+        augment = Augment(recipe.data.crop, recipe.data.flip, recipe.data.cutout)
+        self._augment = augment if augment != Augment() else None
+        if pruner is not None:
+            pruner.attach(self._optimizer)
+            self._count_alive()
+
+    def try_out(self) -> None:
+        """One forward pass, for the errors it may raise: a weight whose neuron cannot be told shows only in use."""
+        data = self._setting.data
+        x, _ = next(batches(data, "train", min(4, self._setting.recipe.batch), device=self._setting.device))
+        with torch.no_grad():
+            self.network(x, data.time_first)
+
+    @property
+    def step(self) -> int:
+        """Batches trained so far."""
+        return self.epoch * self._setting.plan.steps_per_epoch + self._batch
+
+    def train_epoch(self) -> Iterator[float]:
+        """The rest of this epoch, one optimizer step at a time; gives the loss of each step.
+
+        Raises: RunFailed if the loss stops being a number.
+        """
+        setting = self._setting
+        recipe, plan, data = setting.recipe, setting.plan, setting.data
+        # Looking at the loss waits for the device, so on an accelerator it is looked at only now and then.
+        look_every = 1 if setting.device.type == "cpu" else 50
+        loss_of = LOSSES[self.network.loss]
+        loss_sum = torch.tensor(self._sums[0], dtype=torch.float64, device=setting.device)
+        right = torch.tensor(self._sums[1], device=setting.device)
+        feed = batches(
+            data,
+            "train",
+            recipe.batch,
+            shuffle=True,
+            seed=recipe.seed,
+            epoch=self.epoch,
+            start=self._batch,
+            device=setting.device,
+            augment=self._augment,
+        )
+        began = time.perf_counter()
+        for x, target in feed:
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, self.step, plan)
+            with torch.autocast(setting.device.type, PRECISIONS[setting.precision], setting.precision != "fp32"):
+                logits = self.network(x, data.time_first)
+            loss = loss_of(logits.float(), target)
+            self._optimizer.zero_grad(set_to_none=True)
+            self._scaler.scale(loss).backward()
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+            loss_sum += loss.detach() * len(target)
+            right += (predict(logits.detach()) == target).sum()
+            self._batch += 1
+            self._sums[2] += len(target)
+            if self._batch % look_every == 0 or self._batch == plan.steps_per_epoch:
+                self._sums[:2] = [float(loss_sum), int(right)]
+                if not math.isfinite(self._sums[0]):
+                    raise RunFailed(
+                        f"the loss is not a number at step {self.step} (epoch {self.epoch + 1}), {self.name} run; "
+                        f"a lower --lr than {recipe.lr:g} or --precision fp32 may help"
+                    )
+            now = time.perf_counter()
+            self.seconds += now - began
+            began = now
+            self._account(len(target))
+            yield self._sums[0] / self._sums[2]
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Score the epoch and go on to the next; returns its line for metrics.jsonl."""
+        setting, began = self._setting, time.perf_counter()
+        held = self.validate("validation")
+        seen = self.validate("train", len(setting.data.validation)) if held else None
+        line = {
+            "phase": self.name,
+            "epoch": self.epoch + 1,
+            "step": self.step,
+            "lr": self._optimizer.param_groups[0]["lr"],
+            "train_loss": self._sums[0] / self._sums[2],
+            "train_accuracy": self._sums[1] / self._sums[2],
+            "seen_loss": seen.loss if seen else None,
+            "seen_accuracy": seen.accuracy if seen else None,
+            "val_loss": held.loss if held else None,
+            "val_accuracy": held.accuracy if held else None,
+            "sparsity": self.pruner.sparsity if self.pruner is not None else 0.0,
+        }
+        self.epoch, self._batch, self._sums = self.epoch + 1, 0, [0.0, 0, 0]
+        if held and self.step >= setting.plan.schedule.steps()[-1] and self._better(held):
+            self.best = {"epoch": self.epoch, "accuracy": held.accuracy, "loss": held.loss}
+        self.seconds += time.perf_counter() - began
+        return line
+
+    def validate(self, split: Literal["train", "validation"], count: int | None = None) -> Score | None:
+        """Score on the split, or on its first `count` samples, to the batch; None if it is empty."""
+        setting = self._setting
+        feed = batches(setting.data, split, setting.recipe.batch, device=setting.device)
+        if count is not None:
+            feed = itertools.islice(feed, math.ceil(count / setting.recipe.batch))
+        return score(self.network, feed, setting.data.time_first) if len(setting.data.split(split)) else None
+
+    def _better(self, held: Score) -> bool:
+        """Higher accuracy on the validation split wins, then lower loss, then the earlier epoch."""
+        return self.best is None or (held.accuracy, -held.loss) > (self.best["accuracy"], -self.best["loss"])
+
+    def _account(self, samples: int) -> None:
+        """Add one step's samples, times the weights that were alive in it, to each layer's sum."""
+        if self.pruner is None:
+            return
+        for name, kept in self._kept.items():
+            self.kept_samples[name] = self.kept_samples.get(name, 0) + samples * kept
+        if len(self.pruner.rounds) != self._rounds:
+            self._count_alive()
+            self.search_seconds, self.search_step = self.seconds, self.step
+
+    def _count_alive(self) -> None:
+        if self.pruner is not None:
+            self._rounds = len(self.pruner.rounds)
+            self._kept = {name: int(mask.sum()) for name, mask in self.pruner.masks.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the phase depends on; loads weights-only."""
+        return {
+            "name": self.name,
+            "epoch": self.epoch,
+            "batch": self._batch,
+            "sums": list(self._sums),
+            "best": self.best,
+            "seconds": self.seconds,
+            "search_seconds": self.search_seconds,
+            "search_step": self.search_step,
+            "kept_samples": self.kept_samples,
+            "model": self.network.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "pruner": self.pruner.state_dict() if self.pruner is not None else None,
+            "random": random_states(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.epoch, self._batch, self._sums = state["epoch"], state["batch"], list(state["sums"])
+        self.best, self.kept_samples = state["best"], state["kept_samples"]
+        self.seconds = state["seconds"]
+        self.search_seconds, self.search_step = state["search_seconds"], state["search_step"]
+        self.network.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        if self.pruner is not None:
+            self.pruner.load_state_dict(state["pruner"])
+            self._count_alive()
+        restore_random_states(state["random"])

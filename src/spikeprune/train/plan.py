@@ -1,0 +1,71 @@
+"""When a run does what: the recipe's phases in optimizer steps."""
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.core.schedule import SCHEDULES, Schedule, duration
+from spikeprune.train.recipe import Recipe
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """The length of a run and its pruning schedule, in optimizer steps.
+
+    Args:
+        steps_per_epoch: the last batch of an epoch may be smaller, and counts.
+        epochs: of the pruned run, and of the dense one.
+        schedule: when the network is pruned, and how far.
+    """
+
+    steps_per_epoch: int
+    epochs: int
+    schedule: Schedule
+
+    @property
+    def steps(self) -> int:
+        return self.steps_per_epoch * self.epochs
+
+
+def plan(recipe: Recipe, train_count: int) -> Plan:
+    """Lay the recipe's phases out over a training split of `train_count` images.
+
+    With M = floor((end - begin) / every) below `prune.events`, `every` shrinks until there are so many events, as far
+    as there are steps; a very short run prunes from its first step on.
+
+    Raises: InvalidValue if pruning would outlast the run, or no event fits.
+    """
+    per_epoch = math.ceil(train_count / recipe.batch)
+    total = per_epoch * recipe.epochs
+    begin, end, every = (
+        duration(text, per_epoch) for text in (recipe.prune.begin, recipe.prune.end, recipe.prune.every)
+    )
+    every = max(1, every)
+    if end > total:
+        raise InvalidValue(
+            f"prune.end {recipe.prune.end} is step {end}, after the run's last, {total}; shorten it or raise epochs"
+        )
+    if (end - begin) // every < recipe.prune.events:
+        every = max(1, (end - begin) // recipe.prune.events)
+        end = min(total, max(end, begin + recipe.prune.events * every))
+        begin = max(0, min(begin, end - recipe.prune.events * every))
+    return Plan(per_epoch, recipe.epochs, SCHEDULES[recipe.prune.schedule](recipe.sparsity, begin, end, every))
+
+
+def learning_rate(recipe: Recipe, step: int, plan: Plan) -> float:
+    """The learning rate of the step after `step` completed ones.
+
+    cosine: lr * (1 + cos(pi p)) / 2;  step: lr * drop^(milestones passed by p);  p is the share of the training done,
+    of whole epochs with `stepping: epoch`.
+    """
+    if recipe.optim.stepping == "epoch":
+        progress = step // plan.steps_per_epoch / plan.epochs
+    else:
+        progress = step / plan.steps
+    if recipe.optim.decay == "cosine":
+        return recipe.lr * (1 + math.cos(math.pi * progress)) / 2
+    if recipe.optim.decay == "step":
+        return recipe.lr * recipe.optim.drop ** sum(progress >= milestone for milestone in recipe.optim.milestones)
+    return recipe.lr

@@ -1,0 +1,345 @@
+"""One run from recipe to run folder: the dense baseline, the pruned network, their scores and counts, the record.
+
+A run killed at any moment and started again by the same command ends with the same masks and weights, bit for bit:
+all that the rest of the run depends on is in the last checkpoint.
+"""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+
+from spikeprune.core.errors import RunFailed, UserError
+from spikeprune.pruner.count import Counts, count
+from spikeprune.pruner.pruner import Pruner
+from spikeprune.train import data as datasets
+from spikeprune.train.device import choose_device, choose_precision, environment, repeatable
+from spikeprune.train.folder import RunFolder, read_safetensors
+from spikeprune.train.loop import Phase, Setting
+from spikeprune.train.network import Network, build, connect, load_weights
+from spikeprune.train.plan import Plan, plan
+from spikeprune.train.progress import ProgressBar
+from spikeprune.train.recipe import Recipe, complete, make_method, settings_hash
+from spikeprune.train.score import Score, score
+
+SCHEMA = 1
+# A step of the backward pass costs two passes: gradients for the inputs and for the weights.
+_PASSES = 3
+# Between two checkpoints at most so much work is lost, in seconds.
+_CHECKPOINT_EVERY = 60.0
+# Spikes are counted on so many test images, in the order of the files.
+_COUNTED = 1000
+
+
+def run(recipe: Recipe) -> RunFolder:
+    """Carry the recipe out, or what is left of it; a finished run is left as it is.
+
+    Returns: the folder with `record.json` and `model.safetensors`.
+    Raises: UserError for input that is wrong, before anything is written; RunFailed if the loss is not a number.
+    """
+    folder = folder_of(recipe)
+    if folder.record.is_file():
+        folder.open(complete(recipe))
+        folder.read_record()
+        return folder
+    job = _Job(recipe, folder)
+    folder.open(complete(recipe))
+    with folder.locked():
+        if not folder.record.is_file():  # another process may have finished it meanwhile
+            job.work()
+    return folder
+
+
+def folder_of(recipe: Recipe) -> RunFolder:
+    """Where a recipe's run stands or will stand: `<out>/<name>-<hash of the settings>`."""
+    return RunFolder(Path(recipe.out) / f"{recipe.name}-{settings_hash(recipe)}")
+
+
+def preview(recipe: Recipe) -> list[str]:
+    """What `run` would do, without training: events and quotas as plain lines.
+
+    The sizes of built-in datasets are known without their files; data of the user's own is loaded.
+    """
+    name = recipe.data.name
+    if name in datasets.FACTS:
+        facts = datasets.FACTS[name]
+        classes, shape = facts.classes, facts.shape
+        train_count = datasets.sizes(facts.train, recipe.data.limit, recipe.data.validation)[0]
+    else:
+        data = load_data(recipe)
+        classes, shape, train_count = len(data.classes), data.shape, len(data.train)
+    model = build(recipe.model, classes, recipe.T, shape, recipe.seed)
+    if recipe.weights is not None:
+        load_weights(model, recipe.weights)
+    laid_out = plan(recipe, train_count)
+    pruner = make_pruner(recipe, laid_out.schedule, model)
+    total = {name: mask.numel() for name, mask in pruner.masks.items()}
+    events = pruner.preview()
+    lines = [
+        f"prunable weights: {sum(total.values())}",
+        f"training images: {train_count}",
+        f"steps per epoch: {laid_out.steps_per_epoch}",
+        f"steps: {laid_out.steps}",
+        f"events: {len(events)}",
+    ]
+    lines += [
+        f"event {n}: step {event.step} target {event.target:.4f} kept {event.kept}" for n, event in enumerate(events, 1)
+    ]
+    if events:
+        quota = pruner.quota(events[-1].target)
+        lines += [f"quota {name}: {kept} of {total[name]}" for name, kept in quota.items()]
+    return lines
+
+
+def load_data(recipe: Recipe) -> datasets.Dataset:
+    """The recipe's data, split by its seed."""
+    settings = recipe.data
+    return datasets.load(
+        settings.name,
+        settings.root,
+        T=recipe.T,
+        limit=settings.limit,
+        seed=recipe.seed,
+        validation=settings.validation,
+        download=settings.download,
+    )
+
+
+def make_network(recipe: Recipe, data: datasets.Dataset, device: torch.device) -> Network:
+    """The recipe's network with its initial weights, which depend on the seed or on `weights`."""
+    classes = len(data.classes)
+    model = build(recipe.model, classes, recipe.T, data.shape, recipe.seed)
+    if recipe.weights is not None:
+        load_weights(model, recipe.weights)
+    model.to(device)
+    example = next(datasets.batches(data, "train", 2 * recipe.T + 2, device=device))[0]
+    return connect(model, example, recipe.T, classes, recipe.loss, data.time_first)
+
+
+def make_pruner(recipe: Recipe, schedule: Any, model: torch.nn.Module) -> Pruner:
+    """The recipe's Pruner, not yet attached."""
+    floor = {} if recipe.floor is None else {"floor": recipe.floor}
+    return Pruner(
+        model,
+        make_method(recipe),
+        schedule,
+        allocate=recipe.allocate,
+        pattern=recipe.pattern,
+        budget=recipe.budget,
+        seed=recipe.seed,
+        start=recipe.start,
+        **floor,
+    )
+
+
+@final
+class _Job:
+    """A run in progress. Making one checks all input and writes nothing."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder):
+        self.recipe = recipe
+        self.folder = folder
+        self.hash = settings_hash(recipe)
+        self.metrics = 0
+        device = choose_device(recipe.device)
+        data = load_data(recipe)
+        laid_out = plan(recipe, len(data.train))
+        self.setting = Setting(recipe, laid_out, data.to(device), device, choose_precision(recipe.precision, device))
+        self.phases: list[Literal["dense", "pruned"]] = ["pruned"]
+        if recipe.baseline and recipe.method != "dense":
+            self.phases.insert(0, "dense")
+        # A model that cannot be pruned shows here, before anything is written.
+        self.start_phase("pruned").try_out()
+
+    def start_phase(self, name: Literal["dense", "pruned"]) -> Phase:
+        """A phase from the initial weights."""
+        setting = self.setting
+        network = make_network(self.recipe, setting.data, setting.device)
+        pruner = make_pruner(self.recipe, setting.plan.schedule, network.model) if name == "pruned" else None
+        return Phase(name, setting, network, pruner)
+
+    def work(self) -> None:
+        """All phases, from the last checkpoint on, to the finished record."""
+        state = self.folder.load_checkpoint("last", hash=self.hash)
+        threads, dense, remaining = torch.get_num_threads(), None, self.phases
+        if state:
+            if state["checksum"] != self.setting.data.checksum:
+                raise UserError(
+                    f"the run in {self.folder.path} began with other data than {self.recipe.data.name} is now; "
+                    "bring that data back, or use another --out"
+                )
+            threads, dense, self.metrics = state["threads"], state["dense"], state["metrics"]
+            remaining = self.phases[self.phases.index(state["phase"]["name"]) :]
+            self.setting = dataclasses.replace(self.setting, precision=state["precision"])
+        self.folder.cut_metrics(self.metrics)
+        total = self.setting.plan.steps * len(self.phases)
+        done = self.setting.plan.steps * (len(self.phases) - len(remaining))
+        with repeatable(threads), ProgressBar(total, done) as bar:
+            for name in remaining:
+                phase = self.start_phase(name)
+                if state:
+                    phase.load_state_dict(state["phase"])
+                    state = None
+                else:
+                    self.save(phase, dense)
+                self.train(phase, dense, bar)
+                if name == "dense":
+                    dense = self.finish_dense(phase)
+                else:
+                    self.finish(phase, dense)
+
+    def train(self, phase: Phase, dense: dict[str, Any] | None, bar: ProgressBar) -> None:
+        """The rest of a phase, with a checkpoint after every epoch and every minute."""
+        epochs = self.setting.plan.epochs
+        while phase.epoch < epochs:
+            saved = time.monotonic()
+            for loss in phase.train_epoch():
+                bar.advance(f"{phase.name} epoch {phase.epoch + 1}/{epochs} loss {loss:.3f}")
+                if time.monotonic() - saved > _CHECKPOINT_EVERY:
+                    self.save(phase, dense)
+                    saved = time.monotonic()
+            best_before = phase.best
+            line = phase.end_epoch()
+            self.metrics = self.folder.add_metrics(line)
+            if phase.best != best_before:
+                best = {"phase": phase.name, "epoch": phase.epoch, "model": phase.network.model.state_dict()}
+                self.folder.save_checkpoint("best", best)
+            self.save(phase, dense)
+            if self.recipe.tensorboard:
+                _to_tensorboard(self.folder, line)
+
+    def save(self, phase: Phase, dense: dict[str, Any] | None) -> None:
+        """Write the last checkpoint. Raises: RunFailed rather than keep weights that are not numbers."""
+        for name, value in phase.network.model.named_parameters():
+            if not bool(value.isfinite().all()):
+                raise RunFailed(f"the weights of {name} are not numbers after step {phase.step}; a lower --lr may help")
+        self.folder.save_checkpoint(
+            "last",
+            {
+                "hash": self.hash,
+                "checksum": self.setting.data.checksum,
+                "precision": self.setting.precision,
+                "threads": torch.get_num_threads(),
+                "metrics": self.metrics,
+                "dense": dense,
+                "phase": phase.state_dict(),
+            },
+        )
+
+    def settle(self, phase: Phase) -> Score:
+        """Put the chosen epoch's weights in place and score the test split, once."""
+        if phase.best is not None:
+            best = self.folder.load_checkpoint("best", phase=phase.name, epoch=phase.best["epoch"])
+            if best is not None:
+                phase.network.model.load_state_dict(best["model"])
+        return score_test(phase.network, self.setting.data, self.recipe, self.setting.device)
+
+    def finish_dense(self, phase: Phase) -> dict[str, Any]:
+        """The dense run's entry in the record; its weights are kept beside."""
+        result = self.settle(phase)
+        self.folder.save_tensors(self.folder.dense, phase.network.model.state_dict())
+        counts = self.count(phase.network, None)
+        return {"accuracy": result.accuracy, **_figures(counts.dense), "seconds": phase.seconds}
+
+    def finish(self, phase: Phase, dense: dict[str, Any] | None) -> None:
+        """Masks, weights and record of the pruned run, and the report."""
+        pruner = phase.pruner
+        assert pruner is not None
+        pruner.finish()
+        masks = dict(pruner.masks)
+        missed = len(self.setting.plan.schedule.steps()) - len(pruner.rounds)
+        if missed and self.recipe.method != "dense":
+            raise RunFailed(
+                f"{missed} pruning events did not happen, since fp16 skipped as many steps; let prune.end come earlier"
+            )
+        result = self.settle(phase)
+        counts = self.count(phase.network, masks)
+        self.folder.save_tensors(self.folder.model, phase.network.model.state_dict())
+        self.folder.save_tensors(self.folder.masks, masks)
+        if dense is None:
+            accuracy = result.accuracy if self.recipe.method == "dense" else None
+            dense = {"accuracy": accuracy, **_figures(counts.dense), "seconds": None}
+        dense_seconds = dense.pop("seconds")
+        self.folder.save_record(
+            {
+                "schema": SCHEMA,
+                "name": self.recipe.name,
+                "settings": complete(self.recipe),
+                "settings_hash": self.hash,
+                "seed": self.recipe.seed,
+                "environment": environment(self.setting.device, self.setting.precision),
+                "data": {**self.setting.data.record(), "counted": min(_COUNTED, len(self.setting.data.test))},
+                "dense": dense,
+                "pruned": {"accuracy": result.accuracy, **_figures(counts.pruned)},
+                "sparsity": pruner.sparsity,
+                "density": pruner.density,
+                "rounds": list(pruner.rounds),
+                "best_epoch": phase.best["epoch"] if phase.best else self.recipe.epochs,
+                "cost": self.cost(phase, counts, masks) | {"dense_seconds": dense_seconds},
+                "status": "finished",
+            }
+        )
+        self.folder.drop_older_checkpoints()
+
+    def cost(self, phase: Phase, counts: Counts, masks: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What the pruned run took; see contract: search is up to the last change of a mask, the others are totals."""
+        layout: Plan = self.setting.plan
+        samples = len(self.setting.data.train) * self.recipe.epochs
+        effective = 0.0
+        for name, layer in counts.layers.items():
+            weight = f"{name}.weight"
+            alive = phase.kept_samples[weight] / masks[weight].numel() if weight in masks else samples
+            effective += layer.dense.macs * alive
+        return {
+            "epochs": self.recipe.epochs,
+            "seconds": phase.seconds,
+            "train_macs": _PASSES * counts.dense.macs * samples,
+            "train_macs_effective": _PASSES * effective,
+            "pruning_seconds": phase.pruner.seconds if phase.pruner else 0.0,
+            "search_epochs": phase.search_step / layout.steps_per_epoch,
+            "search_seconds": phase.search_seconds,
+        }
+
+    def count(self, network: Network, masks: Mapping[str, Tensor] | None) -> Counts:
+        """MACs, SynOps, energy and firing rates on the first test images."""
+        size = self.recipe.batch
+        batches = datasets.batches(self.setting.data, "test", size, device=self.setting.device)
+        few = [x for (x, _), _ in zip(batches, range(0, _COUNTED, size), strict=False)]
+        return count(network.model, few, masks)
+
+
+def score_test(network: Network, data: datasets.Dataset, recipe: Recipe, device: torch.device) -> Score:
+    """The whole test split, in batches of the recipe's size."""
+    return score(network, datasets.batches(data, "test", recipe.batch, device=device), data.time_first)
+
+
+def restore(folder: RunFolder, recipe: Recipe, data: datasets.Dataset, device: torch.device) -> Network:
+    """The finished network of a run, from model.safetensors."""
+    model = build(recipe.model, len(data.classes), recipe.T, data.shape, recipe.seed)
+    tensors = read_safetensors(folder.model)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{folder.model} does not fit the network {recipe.model}; restore it or run again") from error
+    model.to(device)
+    example = next(datasets.batches(data, "train", 2 * recipe.T + 2, device=device))[0]
+    return connect(model, example, recipe.T, len(data.classes), recipe.loss, data.time_first)
+
+
+def _figures(part: Any) -> dict[str, Any]:
+    """One side of the counts, under the names that record.json uses."""
+    names = ("parameters", "alive", "bytes", "macs", "synops", "energy_pj", "firing_rate")
+    return {name: getattr(part, name) for name in names}
+
+
+def _to_tensorboard(folder: RunFolder, line: Mapping[str, Any]) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder.path / "tensorboard" / line["phase"]), purge_step=line["epoch"]) as writer:
+        for key, value in line.items():
+            if isinstance(value, float):
+                writer.add_scalar(key, value, line["epoch"])
