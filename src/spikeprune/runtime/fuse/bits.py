@@ -1,0 +1,106 @@
+"""What a forward keeps of spikes until backward: bits instead of floats.
+
+A convolution keeps its input for the weight's gradient, a pooling layer for its own. Where that input is a tensor of
+spikes that a fused neuron has just made, all of them share one packed copy.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from spikeprune.runtime.fuse.kernel import element_type, kernels
+
+# Below this many elements the Python around it costs more than the memory is worth.
+_LEAST = 1 << 12
+
+
+@dataclass
+class _Made:
+    storage: StorageWeakRef
+    version: int  # moves when somebody writes into the spikes; then they may be spikes no longer
+    numel: int
+    bits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Packed:
+    bits: Tensor
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class SpikeStore:
+    """The spike tensors of one forward, and the saved-tensor hooks that pack them."""
+
+    def __init__(self) -> None:
+        self.made: dict[int, _Made] = {}
+
+    def add(self, spikes: Tensor) -> None:
+        """Registers a dense tensor of 0 and 1."""
+        if spikes.numel() >= _LEAST:
+            storage = spikes.untyped_storage()
+            self.made[storage.data_ptr()] = _Made(StorageWeakRef(storage), spikes._version, spikes.numel())
+
+    def pack(self, tensor: Tensor) -> Any:
+        """Hook: bits if the tensor is (a view of) registered spikes, else the tensor itself."""
+        made = self.made.get(tensor.untyped_storage().data_ptr())
+        # An expired storage is another one's memory by now; a part or an overlap of it is not what the bits stand for.
+        if (
+            made is None
+            or made.storage.expired()
+            or tensor._version != made.version
+            or tensor.numel() != made.numel
+            or not _dense(tensor)
+        ):
+            return tensor
+        if made.bits is None:
+            made.bits = _to_bits(tensor)
+        return _Packed(made.bits, tensor.shape, tensor.stride(), tensor.dtype)
+
+    @staticmethod
+    def unpack(saved: Any) -> Tensor:
+        """Hook: the tensor that was saved."""
+        return _from_bits(saved) if isinstance(saved, _Packed) else saved
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether the elements fill their memory without gap or overlap, in whatever order."""
+    expected = 1
+    for stride, size in sorted((st, si) for st, si in zip(tensor.stride(), tensor.shape, strict=True) if si > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return tensor.storage_offset() == 0
+
+
+def _to_bits(spikes: Tensor) -> Tensor:
+    flat = spikes.detach().as_strided((spikes.numel(),), (1,))
+    library = kernels(spikes)
+    if library is None:  # one byte each
+        return flat.to(torch.bool)
+    bits = torch.empty((flat.numel() + 7) // 8, dtype=torch.uint8)
+    library.fuse_pack(
+        element_type(spikes.dtype), ctypes.c_int64(flat.numel()), ctypes.c_void_p(flat.data_ptr()),
+        ctypes.c_void_p(bits.data_ptr()),
+    )  # fmt: skip
+    return bits
+
+
+def _from_bits(packed: _Packed) -> Tensor:
+    out = torch.empty_strided(packed.shape, packed.stride, dtype=packed.dtype, device=packed.bits.device)
+    flat = out.as_strided((out.numel(),), (1,))
+    if packed.bits.dtype == torch.bool:
+        flat.copy_(packed.bits)
+        return out
+    library = kernels(out)
+    assert library is not None
+    library.fuse_unpack(
+        element_type(packed.dtype), ctypes.c_int64(flat.numel()), ctypes.c_void_p(packed.bits.data_ptr()),
+        ctypes.c_void_p(flat.data_ptr()),
+    )  # fmt: skip
+    return out

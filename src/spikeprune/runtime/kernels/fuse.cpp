@@ -1,0 +1,487 @@
+// BatchNorm and a spiking neuron over T time steps in one pass, forward and backward.
+//
+//   x = scale * y + shift              y: convolution output; scale, shift: BatchNorm, per channel (and step)
+//   h = decay * v + gain * x + offset  v: membrane potential left by the step before
+//   s = h >= v_threshold               (> where the surrogate's step is strict)
+//   v = s ? reset_scale * h + reset_shift : h    hard reset: 0 * h + v_reset; soft: 1 * h - v_threshold
+//
+// The backward pass computes h again from y, so nothing but y has to be kept between the two.
+//
+// Shapes: T steps, N samples, C channels, P positions (H*W). `y` is [T][N][P][C] (channels last) or [T][N][C][P];
+// a `still` y is one step that drives all T. The arithmetic is float for float and bfloat16 tensors, double for double.
+//
+// Work is cut into items that depend on the shapes alone, and partial sums are added in the order of the items: the
+// result is the same for every number of threads, which resuming a run bit by bit relies on.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+extern "C" {
+struct FuseSpec {
+    int64_t T, N, C, P;
+    int32_t channels_last;  // layout of y, spikes and gradients
+    int32_t per_step;       // scale, shift and sums are [T][C] instead of [C]; never with `still`
+    int32_t still;          // y is one step that drives all T
+    int32_t surrogate;      // 0 arctangent, 1 sigmoid, 2 clamped tanh
+    int32_t smooth;         // fire the surrogate's own curve instead of spikes (for checks of the gradient)
+    int32_t strict;         // h == v_threshold does not fire
+    int32_t detach_reset;   // no gradient through the reset
+    int32_t threads;
+    double decay, gain, offset, v_threshold, reset_scale, reset_shift, v_start, alpha;
+};
+}
+
+namespace {
+
+constexpr int LANES = 64;     // elements treated together; all loops over lanes vectorise
+constexpr int FLUSH = 32;     // rows summed in the compute type before they go into a double
+
+struct BFloat16 {
+    uint16_t bits;
+};
+
+template <class Y> using Compute = std::conditional_t<std::is_same_v<Y, double>, double, float>;
+
+inline float load(const float* p) { return *p; }
+inline double load(const double* p) { return *p; }
+inline float load(const BFloat16* p) {
+    uint32_t bits = uint32_t(p->bits) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+inline void store(float* p, float value) { *p = value; }
+inline void store(double* p, double value) { *p = value; }
+inline void store(BFloat16* p, float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    p->bits = uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);  // to nearest, ties to even
+}
+
+// exp(x) for x <= 0. The float version is a polynomial (after Cephes, relative error 2e-7) because a call of the
+// library's exp would keep the loop from vectorising.
+inline double exp_negative(double x) { return std::exp(x); }
+inline float exp_negative(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    int n = int(x * 1.44269504f - 0.5f);
+    float r = x - float(n) * 0.693359375f + float(n) * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t exponent = (n + 127) << 23;
+    float power;
+    std::memcpy(&power, &exponent, 4);
+    return p * power;
+}
+
+// A surrogate: `slope` is the derivative that backward uses, `curve` the smooth function it belongs to. The kind is
+// chosen outside of the loops over lanes, so that each of them vectorises.
+template <class F> struct Surrogate {
+    int kind;  // 0 arctangent, 1 sigmoid, 2 clamped tanh
+    F alpha, k, scale;
+    explicit Surrogate(const FuseSpec& spec)
+        : kind(spec.surrogate), alpha(F(spec.alpha)), k(F(spec.alpha * 1.57079632679489661923)),
+          scale(F(1 / (2 * std::tanh(spec.alpha / 2)))) {}
+
+    // u[i] = h[i] - v_threshold -> out[i]
+    void slope(const F* u, F* out, int n) const {
+        if (kind == 0)
+            for (int i = 0; i < n; ++i) out[i] = alpha * F(0.5) / (F(1) + (k * u[i]) * (k * u[i]));
+        if (kind == 1)
+            for (int i = 0; i < n; ++i) {
+                F m = u[i] < 0 ? -u[i] : u[i], e = exp_negative(-alpha * m);
+                out[i] = alpha * e / ((F(1) + e) * (F(1) + e));
+            }
+        if (kind == 2)
+            for (int i = 0; i < n; ++i) {  // sech^2(z) = 4 e / (1 + e)^2 with e = exp(-2 |z|)
+                F m = u[i] < 0 ? -u[i] : u[i], e = exp_negative(F(-2) * alpha * m);
+                F slope = alpha * scale * F(4) * e / ((F(1) + e) * (F(1) + e));
+                out[i] = m > F(0.5) ? F(0) : slope;
+            }
+    }
+    F curve(F u) const {
+        if (kind == 0) return std::atan(k * u) * F(0.31830988618379067154) + F(0.5);
+        if (kind == 1) return F(1) / (F(1) + std::exp(-alpha * u));
+        return std::tanh(alpha * std::min(F(0.5), std::max(F(-0.5), u))) * scale + F(0.5);
+    }
+};
+
+template <class Body> void parallel(int64_t items, int threads, const Body& body) {
+    int workers = int(std::min<int64_t>(items, std::max(threads, 1)));
+    auto range = [&](int w) {
+        for (int64_t i = items * w / workers, end = items * (w + 1) / workers; i < end; ++i) body(i);
+    };
+    if (workers <= 1) {
+        for (int64_t i = 0; i < items; ++i) body(i);
+        return;
+    }
+    std::vector<std::thread> pool;
+    for (int w = 1; w < workers; ++w) pool.emplace_back(range, w);
+    range(0);
+    for (auto& thread : pool) thread.join();
+}
+
+// How the tensor is cut into items of work, and every item into runs of up to LANES neighbouring elements.
+//   channels last: an item is `rows` rows (n, p) of C channels; a run is a piece of one row
+//   contiguous:    an item is one channel (or a few, where maps are small) of all samples; a run is a piece of a map
+// With `by_sample`, an item never spans two samples, so that a maximum over space has one writer.
+struct Cut {
+    int64_t C, P, N, rows, items, rows_total;
+    int channels;  // contiguous: channels in one run
+    bool last;
+
+    explicit Cut(const FuseSpec& k, bool by_sample = false) : C(k.C), P(k.P), N(k.N), last(k.channels_last) {
+        rows_total = N * P;
+        rows = by_sample ? P : std::max<int64_t>(64, (rows_total + 63) / 64);
+        channels = int(P >= LANES ? 1 : std::min<int64_t>(C, LANES / P));
+        items = last ? (rows_total + rows - 1) / rows : (C + channels - 1) / channels;
+    }
+
+    // Calls run(offset in one step, lanes, first channel, sample) for each run of an item, `flush` between groups.
+    template <class Run, class Flush> void walk(int64_t item, const Run& run, const Flush& flush) const {
+        if (last) {
+            int64_t end = std::min(rows_total, (item + 1) * rows);
+            for (int64_t r = item * rows, since = 0; r < end; ++r) {
+                for (int64_t c = 0; c < C; c += LANES) run(r * C + c, int(std::min<int64_t>(LANES, C - c)), c, r / P);
+                if (++since == FLUSH || r + 1 == end) flush(), since = 0;
+            }
+            return;
+        }
+        int64_t c = item * channels, wide = std::min<int64_t>(channels, C - c) * P, since = 0;
+        for (int64_t n = 0; n < N; ++n)
+            for (int64_t p = 0; p < wide; p += LANES) {
+                run((n * C + c) * P + p, int(std::min<int64_t>(LANES, wide - p)), c, n);
+                bool done = n + 1 == N && p + LANES >= wide;
+                if (++since == FLUSH || done) flush(), since = 0;
+            }
+    }
+
+    // The lanes of per-channel numbers that an item works with: channels last reads them in place; contiguous spreads
+    // them over the lanes once per item. `lanes(c, g)` then points at the run's numbers for group g.
+    template <class F> struct Spread {
+        const F* base;
+        int64_t stride;
+        bool last;
+        std::vector<F> copy;
+        const F* at(int64_t c, int64_t g) const { return last ? base + g * stride + c : copy.data() + g * LANES; }
+    };
+    template <class F> Spread<F> spread(const F* values, int64_t groups, int64_t item) const {
+        Spread<F> s{values, C, last, {}};
+        if (last) return s;
+        s.copy.resize(groups * LANES);
+        for (int64_t g = 0; g < groups; ++g)
+            for (int i = 0; i < LANES; ++i) {
+                int64_t c = item * channels + (channels == 1 ? 0 : i / P);
+                s.copy[g * LANES + i] = values[g * C + std::min(c, C - 1)];
+            }
+        return s;
+    }
+};
+
+// Sums per channel, gathered in the compute type over a few rows and then in double; one set per item.
+template <class F> struct Sums {
+    const Cut& cut;
+    int64_t groups, width;
+    std::vector<F> part;        // [groups][width]
+    std::vector<double> total;  // [groups][C]
+
+    Sums(const Cut& cut, int64_t groups)
+        : cut(cut), groups(groups), width(cut.last ? cut.C : LANES), part(groups * width), total(groups * cut.C) {}
+    F* at(int64_t c, int64_t g) { return part.data() + g * width + (cut.last ? c : 0); }
+    void flush(int64_t item) {
+        for (int64_t g = 0; g < groups; ++g)
+            for (int64_t i = 0; i < width; ++i) {
+                int64_t c = cut.last ? i : item * cut.channels + (cut.channels == 1 ? 0 : i / cut.P);
+                if (c < cut.C) total[g * cut.C + c] += double(part[g * width + i]);
+            }
+        std::fill(part.begin(), part.end(), F(0));
+    }
+};
+
+// Runs body(item, sums...) on all items and adds the per-item totals into `out` in the order of the items.
+template <class F, class Body>
+void reduce(const Cut& cut, int threads, int64_t groups, std::vector<double*> outs, const Body& body) {
+    int64_t size = groups * cut.C, n = int64_t(outs.size());
+    std::vector<double> all(cut.items * n * size);
+    parallel(cut.items, threads, [&](int64_t item) {
+        std::vector<Sums<F>> sums(n, Sums<F>(cut, groups));
+        body(item, sums);
+        for (int64_t j = 0; j < n; ++j)
+            std::copy(sums[j].total.begin(), sums[j].total.end(), all.begin() + (item * n + j) * size);
+    });
+    for (int64_t j = 0; j < n; ++j) {
+        std::fill(outs[j], outs[j] + size, 0.0);
+        for (int64_t item = 0; item < cut.items; ++item)
+            for (int64_t i = 0; i < size; ++i) outs[j][i] += all[(item * n + j) * size + i];
+    }
+}
+
+// Mean and biased variance of y per channel, over samples and positions and (unless per_step) steps.
+template <class Y> void statistics(const FuseSpec& k, const Y* y, double* mean, double* var) {
+    using F = Compute<Y>;
+    const int64_t steps = k.still ? 1 : k.T, groups = k.per_step ? k.T : 1, size = k.N * k.C * k.P;
+    const Cut cut(k);
+    // Deviations from one value of the channel itself: the plain sum of squares would cancel where |mean| >> deviation.
+    std::vector<F> origin(k.C);
+    for (int64_t c = 0; c < k.C; ++c) origin[c] = load(y + (k.channels_last ? c : c * k.P));
+    reduce<F>(cut, k.threads, groups, {mean, var}, [&](int64_t item, std::vector<Sums<F>>& sums) {
+        auto from = cut.spread(origin.data(), 1, item);
+        for (int64_t t = 0; t < steps; ++t) {
+            int64_t g = groups == 1 ? 0 : t;
+            cut.walk(
+                item,
+                [&](int64_t offset, int n, int64_t c, int64_t) {
+                    const Y* at = y + t * size + offset;
+                    const F* o = from.at(c, 0);
+                    F *first = sums[0].at(c, g), *second = sums[1].at(c, g);
+                    for (int i = 0; i < n; ++i) {
+                        F d = load(at + i) - o[i];
+                        first[i] += d;
+                        second[i] += d * d;
+                    }
+                },
+                [&] { sums[0].flush(item), sums[1].flush(item); });
+        }
+    });
+    const double count = double(k.N * k.P) * double(groups == 1 ? steps : 1);
+    for (int64_t g = 0; g < groups; ++g)
+        for (int64_t c = 0; c < k.C; ++c) {
+            double d = mean[g * k.C + c] / count, square = var[g * k.C + c] / count;
+            mean[g * k.C + c] = double(origin[c]) + d;
+            var[g * k.C + c] = std::max(0.0, square - d * d);
+        }
+}
+
+template <class F> struct Neuron {
+    F decay, gain, offset, threshold, reset_scale, reset_shift, start;
+    bool strict, smooth;
+    Surrogate<F> surrogate;
+    explicit Neuron(const FuseSpec& k)
+        : decay(F(k.decay)), gain(F(k.gain)), offset(F(k.offset)), threshold(F(k.v_threshold)),
+          reset_scale(F(k.reset_scale)), reset_shift(F(k.reset_shift)), start(F(k.v_start)), strict(k.strict),
+          smooth(k.smooth), surrogate(k) {}
+
+    template <class Y> void begin(const Y* v_start, F* v, int n) const {
+        for (int i = 0; i < n; ++i) v[i] = v_start ? F(load(v_start + i)) : start;
+    }
+    template <class Y> void charge(const Y* y, const F* scale, const F* shift, const F* v, F* h, int n) const {
+        for (int i = 0; i < n; ++i) h[i] = decay * v[i] + (gain * (load(y + i) * scale[i] + shift[i]) + offset);
+    }
+    void fire(const F* h, F* s, int n) const {
+        if (smooth)
+            for (int i = 0; i < n; ++i) s[i] = surrogate.curve(h[i] - threshold);
+        else if (strict)
+            for (int i = 0; i < n; ++i) s[i] = h[i] > threshold ? F(1) : F(0);
+        else
+            for (int i = 0; i < n; ++i) s[i] = h[i] >= threshold ? F(1) : F(0);
+    }
+    // Written as a mixture rather than a choice so that the smooth curve can take the place of the spike.
+    void reset(const F* h, const F* s, F* v, int n) const {
+        for (int i = 0; i < n; ++i) v[i] = s[i] * (reset_scale * h[i] + reset_shift) + (F(1) - s[i]) * h[i];
+    }
+    void slope(const F* h, F* out, int n) const {
+        F u[LANES];
+        for (int i = 0; i < n; ++i) u[i] = h[i] - threshold;
+        surrogate.slope(u, out, n);
+    }
+};
+
+// Spikes [T], the last membrane potential, and where asked for the criticality of every sample and channel:
+// max over positions of mean over T of slope(h - v_threshold).
+template <class Y>
+void forward(const FuseSpec& k, const Y* y, const Compute<Y>* scale, const Compute<Y>* shift, const Y* v_start,
+             Y* spikes, Y* v_last, float* criticality) {
+    using F = Compute<Y>;
+    const int64_t size = k.N * k.C * k.P, groups = k.per_step ? k.T : 1;
+    const Cut cut(k, criticality != nullptr);
+    const Neuron<F> neuron(k);
+    parallel(cut.items, k.threads, [&](int64_t item) {
+        auto scales = cut.spread(scale, groups, item), shifts = cut.spread(shift, groups, item);
+        cut.walk(
+            item,
+            [&](int64_t offset, int n, int64_t c, int64_t sample) {
+                F v[LANES], h[LANES], s[LANES], near[LANES] = {};
+                neuron.begin(v_start ? v_start + offset : nullptr, v, n);
+                for (int64_t t = 0; t < k.T; ++t) {
+                    const int64_t g = groups == 1 ? 0 : t;
+                    neuron.charge(y + (k.still ? 0 : t * size) + offset, scales.at(c, g), shifts.at(c, g), v, h, n);
+                    neuron.fire(h, s, n);
+                    neuron.reset(h, s, v, n);
+                    Y* out = spikes + t * size + offset;
+                    for (int i = 0; i < n; ++i) store(out + i, s[i]);
+                    if (criticality) {
+                        neuron.slope(h, s, n);
+                        for (int i = 0; i < n; ++i) near[i] += s[i];
+                    }
+                }
+                if (v_last)
+                    for (int i = 0; i < n; ++i) store(v_last + offset + i, v[i]);
+                if (criticality)
+                    for (int i = 0; i < n; ++i) {
+                        int64_t channel = c + (k.channels_last ? i : cut.channels == 1 ? 0 : i / k.P);
+                        float& best = criticality[sample * k.C + channel];
+                        best = std::max(best, float(near[i] / F(k.T)));
+                    }
+            },
+            [] {});
+    });
+}
+
+// From the gradients of spikes and of the last potential to that of x (written to g_x, laid out as y) and the sums
+// that the parameters need, per channel (and step):
+//   sum_g = sum of g_x;  sum_gy = sum of g_x * (y - mean)
+// and, for a neuron that learns its decay: the sums of g_h, of g_h * v and of g_h * x, in this order in sum_decay.
+template <class Y>
+void backward(const FuseSpec& k, const Y* g_spikes, const Y* g_last, const Y* y, const Compute<Y>* scale,
+              const Compute<Y>* shift, const Compute<Y>* mean, const Y* v_start, Y* g_x, Y* g_start, double* sum_g,
+              double* sum_gy, double* sum_decay) {
+    using F = Compute<Y>;
+    const int64_t size = k.N * k.C * k.P, groups = k.per_step ? k.T : 1;
+    const Cut cut(k);
+    const Neuron<F> neuron(k);
+    const F through_reset = k.detach_reset ? F(0) : F(1), decay = neuron.decay, gain = neuron.gain;
+    const F reset_scale = neuron.reset_scale, reset_shift = neuron.reset_shift;
+    std::vector<double*> outs = {sum_g, sum_gy};
+    for (int j = 0; sum_decay && j < 3; ++j) outs.push_back(sum_decay + j * groups * k.C);
+    reduce<F>(cut, k.threads, groups, outs, [&](int64_t item, std::vector<Sums<F>>& sums) {
+        auto scales = cut.spread(scale, groups, item), shifts = cut.spread(shift, groups, item);
+        auto means = cut.spread(mean, groups, item);
+        std::vector<F> potential(3 * k.T * LANES);  // of every step: v before, h, s
+        cut.walk(
+            item,
+            [&](int64_t offset, int n, int64_t c, int64_t) {
+                F* const v0 = potential.data();
+                F* const h0 = v0 + k.T * LANES;
+                F* const s0 = h0 + k.T * LANES;
+                neuron.begin(v_start ? v_start + offset : nullptr, v0, n);
+                for (int64_t t = 0; t < k.T; ++t) {
+                    const int64_t g = groups == 1 ? 0 : t, at = t * LANES;
+                    neuron.charge(y + (k.still ? 0 : t * size) + offset, scales.at(c, g), shifts.at(c, g), v0 + at,
+                                  h0 + at, n);
+                    neuron.fire(h0 + at, s0 + at, n);
+                    if (t + 1 < k.T) neuron.reset(h0 + at, s0 + at, v0 + at + LANES, n);
+                }
+                F g_v[LANES], g_h[LANES], g_still[LANES] = {}, slope[LANES];
+                for (int i = 0; i < n; ++i) g_v[i] = g_last ? F(load(g_last + offset + i)) : F(0);
+                for (int64_t t = k.T - 1; t >= 0; --t) {
+                    const F *h = h0 + t * LANES, *s = s0 + t * LANES, *v = v0 + t * LANES;
+                    const Y* in = y + (k.still ? 0 : t * size) + offset;
+                    const int64_t g = groups == 1 ? 0 : t;
+                    neuron.slope(h, slope, n);
+                    for (int i = 0; i < n; ++i) {
+                        F reset = reset_scale * h[i] + reset_shift;
+                        F kept = s[i] * reset_scale + (F(1) - s[i]) + through_reset * slope[i] * (reset - h[i]);
+                        g_h[i] = g_v[i] * kept;
+                    }
+                    if (g_spikes) {
+                        const Y* g_s = g_spikes + t * size + offset;
+                        for (int i = 0; i < n; ++i) g_h[i] += F(load(g_s + i)) * slope[i];
+                    }
+                    for (int i = 0; i < n; ++i) g_v[i] = decay * g_h[i];
+                    if (sum_decay) {
+                        const F *a = scales.at(c, g), *b = shifts.at(c, g);
+                        F *one = sums[2].at(c, g), *by_v = sums[3].at(c, g), *by_x = sums[4].at(c, g);
+                        for (int i = 0; i < n; ++i) {
+                            one[i] += g_h[i];
+                            by_v[i] += g_h[i] * v[i];
+                            by_x[i] += g_h[i] * (load(in + i) * a[i] + b[i]);
+                        }
+                    }
+                    if (k.still) {
+                        for (int i = 0; i < n; ++i) g_still[i] += gain * g_h[i];
+                        if (t > 0) continue;
+                        std::copy(g_still, g_still + n, g_h);
+                    } else {
+                        for (int i = 0; i < n; ++i) g_h[i] *= gain;
+                    }
+                    F *all = sums[0].at(c, g), *by_y = sums[1].at(c, g);
+                    const F* m = means.at(c, g);
+                    Y* out = g_x + (k.still ? 0 : t * size) + offset;
+                    for (int i = 0; i < n; ++i) {
+                        store(out + i, g_h[i]);
+                        all[i] += g_h[i];
+                        by_y[i] += g_h[i] * (load(in + i) - m[i]);
+                    }
+                }
+                if (g_start)
+                    for (int i = 0; i < n; ++i) store(g_start + offset + i, g_v[i]);
+            },
+            [&] {
+                for (auto& sum : sums) sum.flush(item);
+            });
+    });
+}
+
+// g = by_g * g + by_y * y + constant, in place: the rest of BatchNorm's backward once the sums are known.
+template <class Y>
+void through_norm(const FuseSpec& k, Y* g, const Y* y, const Compute<Y>* by_g, const Compute<Y>* by_y,
+                  const Compute<Y>* constant) {
+    using F = Compute<Y>;
+    const int64_t steps = k.still ? 1 : k.T, groups = k.per_step ? k.T : 1, size = k.N * k.C * k.P;
+    const Cut cut(k);
+    parallel(cut.items, k.threads, [&](int64_t item) {
+        auto a = cut.spread(by_g, groups, item), b = cut.spread(by_y, groups, item);
+        auto d = cut.spread(constant, groups, item);
+        for (int64_t t = 0; t < steps; ++t)
+            cut.walk(
+                item,
+                [&](int64_t offset, int n, int64_t c, int64_t) {
+                    const int64_t at = t * size + offset, group = groups == 1 ? 0 : t;
+                    const F *A = a.at(c, group), *B = b.at(c, group), *D = d.at(c, group);
+                    for (int i = 0; i < n; ++i)
+                        store(g + at + i, A[i] * F(load(g + at + i)) + B[i] * F(load(y + at + i)) + D[i]);
+                },
+                [] {});
+    });
+}
+
+}  // namespace
+
+// The element type of a tensor: 0 float, 1 bfloat16, 2 double.
+#define BY_TYPE(type, call)                            \
+    do {                                               \
+        if ((type) == 0) { using Y = float; call; }    \
+        if ((type) == 1) { using Y = BFloat16; call; } \
+        if ((type) == 2) { using Y = double; call; }   \
+    } while (0)
+
+extern "C" {
+
+void fuse_statistics(const FuseSpec* k, int type, const void* y, double* mean, double* var) {
+    BY_TYPE(type, statistics(*k, static_cast<const Y*>(y), mean, var));
+}
+
+void fuse_forward(const FuseSpec* k, int type, const void* y, const void* scale, const void* shift,
+                  const void* v_start, void* spikes, void* v_last, float* criticality) {
+    BY_TYPE(type, forward(*k, static_cast<const Y*>(y), static_cast<const Compute<Y>*>(scale),
+                          static_cast<const Compute<Y>*>(shift), static_cast<const Y*>(v_start),
+                          static_cast<Y*>(spikes), static_cast<Y*>(v_last), criticality));
+}
+
+void fuse_backward(const FuseSpec* k, int type, const void* g_spikes, const void* g_last, const void* y,
+                   const void* scale, const void* shift, const void* mean, const void* v_start, void* g_x,
+                   void* g_start, double* sum_g, double* sum_gy, double* sum_decay) {
+    BY_TYPE(type, backward(*k, static_cast<const Y*>(g_spikes), static_cast<const Y*>(g_last),
+                           static_cast<const Y*>(y), static_cast<const Compute<Y>*>(scale),
+                           static_cast<const Compute<Y>*>(shift), static_cast<const Compute<Y>*>(mean),
+                           static_cast<const Y*>(v_start), static_cast<Y*>(g_x), static_cast<Y*>(g_start), sum_g,
+                           sum_gy, sum_decay));
+}
+
+void fuse_through_norm(const FuseSpec* k, int type, void* g, const void* y, const void* by_g, const void* by_y,
+                       const void* constant) {
+    BY_TYPE(type, through_norm(*k, static_cast<Y*>(g), static_cast<const Y*>(y),
+                               static_cast<const Compute<Y>*>(by_g), static_cast<const Compute<Y>*>(by_y),
+                               static_cast<const Compute<Y>*>(constant)));
+}
+
+}  // extern "C"
