@@ -1,6 +1,7 @@
 """spikeprune: small, fast spiking neural networks."""
 
 import importlib
+import logging
 import os
 import pkgutil
 import sys
@@ -94,6 +95,10 @@ def _quieten(debug: bool) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if debug:
         return
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("spikeprune: %(message)s"))
+    logging.getLogger("spikeprune").addHandler(handler)
 
     def show(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
         if "spikeprune" in Path(filename).parts:

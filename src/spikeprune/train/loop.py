@@ -64,6 +64,7 @@ class Phase:
         self.seconds = 0.0
         self.search_seconds = 0.0
         self.search_step = 0
+        self._pruning_before = 0.0
         self.kept_samples: dict[str, int] = {}
         self._setting = setting
         self._batch = 0
@@ -81,12 +82,10 @@ class Phase:
             pruner.attach(self._optimizer)
             self._count_alive()
 
-    def try_out(self) -> None:
-        """One forward pass, for the errors it may raise: a weight whose neuron cannot be told shows only in use."""
-        data = self._setting.data
-        x, _ = next(batches(data, "train", min(4, self._setting.recipe.batch), device=self._setting.device))
-        with torch.no_grad():
-            self.network(x, data.time_first)
+    @property
+    def pruning_seconds(self) -> float:
+        """Time in events and mask upkeep, earlier processes included."""
+        return self._pruning_before + (self.pruner.seconds if self.pruner is not None else 0.0)
 
     @property
     def step(self) -> int:
@@ -206,6 +205,7 @@ class Phase:
             "seconds": self.seconds,
             "search_seconds": self.search_seconds,
             "search_step": self.search_step,
+            "pruning_seconds": self.pruning_seconds,
             "kept_samples": self.kept_samples,
             "model": self.network.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -220,6 +220,7 @@ class Phase:
         self.best, self.kept_samples = state["best"], state["kept_samples"]
         self.seconds = state["seconds"]
         self.search_seconds, self.search_step = state["search_seconds"], state["search_step"]
+        self._pruning_before = state["pruning_seconds"]
         self.network.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])

@@ -50,6 +50,12 @@ class Network:
         self.adapter.reset(self.model)
         return _call(self.model, x, self.takes, self.T, recorded)
 
+    def fed(self, x: Tensor, recorded: bool = False) -> Tensor:
+        """What one call of the model is given for a batch; of a model that takes single steps, the first one."""
+        if self.takes == "step":
+            return x[0] if recorded else x
+        return x.expand(self.T, *x.shape) if self.takes == "sequence" and not recorded else x
+
 
 def build(name: str, classes: int, T: int, shape: tuple[int, ...], seed: int) -> nn.Module:
     """A fresh network whose initial weights depend on `seed` alone.

@@ -152,8 +152,7 @@ class _Job:
         self.phases: list[Literal["dense", "pruned"]] = ["pruned"]
         if recipe.baseline and recipe.method != "dense":
             self.phases.insert(0, "dense")
-        # A model that cannot be pruned shows here, before anything is written.
-        self.start_phase("pruned").try_out()
+        self.check_model()
 
     def start_phase(self, name: Literal["dense", "pruned"]) -> Phase:
         """A phase from the initial weights."""
@@ -161,6 +160,15 @@ class _Job:
         network = make_network(self.recipe, setting.data, setting.device)
         pruner = make_pruner(self.recipe, setting.plan.schedule, network.model) if name == "pruned" else None
         return Phase(name, setting, network, pruner)
+
+    def check_model(self) -> None:
+        """A model that cannot be pruned, or a weight whose neuron cannot be told, shows before anything is written."""
+        setting = self.setting
+        network = make_network(self.recipe, setting.data, setting.device)
+        pruner = make_pruner(self.recipe, setting.plan.schedule, network.model)
+        if "grads" not in pruner.method.needs:
+            x, _ = next(datasets.batches(setting.data, "train", min(4, self.recipe.batch), device=setting.device))
+            pruner.observe([network.fed(x, setting.data.time_first)])
 
     def work(self) -> None:
         """All phases, from the last checkpoint on, to the finished record."""
@@ -299,7 +307,7 @@ class _Job:
             "seconds": phase.seconds,
             "train_macs": _PASSES * counts.dense.macs * samples,
             "train_macs_effective": _PASSES * effective,
-            "pruning_seconds": phase.pruner.seconds if phase.pruner else 0.0,
+            "pruning_seconds": phase.pruning_seconds,
             "search_epochs": phase.search_step / layout.steps_per_epoch,
             "search_seconds": phase.search_seconds,
         }
