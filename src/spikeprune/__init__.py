@@ -1,0 +1,66 @@
+"""spikeprune: small, fast spiking neural networks.
+
+    import spikeprune as sp
+    pruner = sp.Pruner(model, sp.Criticality(regrow=0.2), sp.Cubic(to=0.95, begin=0, end=40_000, every=2_000))
+    pruner.attach(optimizer)
+
+Names are loaded when first used, so that `import spikeprune` costs nothing but itself.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spikeprune.core.mask import Masks as Masks
+    from spikeprune.core.schedule import Constant as Constant
+    from spikeprune.core.schedule import Cosine as Cosine
+    from spikeprune.core.schedule import Cubic as Cubic
+    from spikeprune.core.schedule import Linear as Linear
+    from spikeprune.core.schedule import OneShot as OneShot
+    from spikeprune.core.schedule import names as schedules
+    from spikeprune.methods.criticality import Criticality as Criticality
+    from spikeprune.methods.dense import Dense as Dense
+    from spikeprune.methods.gradient import Gradient as Gradient
+    from spikeprune.methods.magnitude import Magnitude as Magnitude
+    from spikeprune.methods.random import Random as Random
+    from spikeprune.methods.registry import names as methods
+    from spikeprune.pruner.pruner import Pruner as Pruner
+    from spikeprune.pruner.pruner import prune as prune
+    from spikeprune.pruner.sensitivity import sensitivity as sensitivity
+
+__version__ = "0.1.0"
+
+# Public name -> where it stands. `methods` and `shrink` are packages too, which answer the call themselves.
+_PUBLIC = {
+    "Constant": "core.schedule",
+    "Cosine": "core.schedule",
+    "Criticality": "methods.criticality",
+    "Cubic": "core.schedule",
+    "Dense": "methods.dense",
+    "Gradient": "methods.gradient",
+    "Linear": "core.schedule",
+    "Magnitude": "methods.magnitude",
+    "Masks": "core.mask",
+    "OneShot": "core.schedule",
+    "Pruner": "pruner.pruner",
+    "Random": "methods.random",
+    "methods": "methods.registry:names",
+    "prune": "pruner.pruner",
+    "schedules": "core.schedule:names",
+    "sensitivity": "pruner.sensitivity",
+}
+
+__all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'spikeprune' has no attribute {name!r}")
+    place, _, attribute = _PUBLIC[name].partition(":")
+    value = getattr(importlib.import_module(f"spikeprune.{place}"), attribute or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

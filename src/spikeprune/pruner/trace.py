@@ -5,10 +5,10 @@ channels belong together (shrink), what to compile (runtime). Nothing of the mod
 through hooks, what stands between them through a `TorchFunctionMode`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -148,10 +148,25 @@ def _without_tensors(value: Any) -> Any:
     return value
 
 
+@runtime_checkable
+class ChannelGate(Protocol):
+    """A module that passes on only some channels of [..., C, H, W]: those where `keep` [C] is True, `index` in order."""
+
+    channels: int
+    keep: Tensor
+    index: Tensor
+
+    def select(self, keep: Tensor) -> None:
+        """Lets only the channels pass where `keep` is True."""
+        ...
+
+
 def leaf_kind(module: nn.Module, adapter: Adapter | None) -> str | None:
     """The kind of a module that the trace does not look into, None for a container."""
     if adapter is not None and adapter.is_neuron(module):
         return "neuron"
+    if isinstance(module, ChannelGate):
+        return "select"
     return next((kind for kind, classes in _KINDS if isinstance(module, classes)), None)
 
 
@@ -231,9 +246,13 @@ def trace(model: nn.Module, *example: Any, adapter: Adapter | None = None) -> Gr
 
 
 @contextmanager
-def undisturbed(model: nn.Module, adapter: Adapter | None) -> Iterator[None]:
+def undisturbed(model: nn.Module, adapter: Adapter | None) -> Generator[None]:
     """Whatever is run inside, buffers (BatchNorm's averages), membrane state and random numbers stay as they were."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    # Clones take the buffers' places and the originals come back: writing to the originals, even the same values, would
+    # upset an autograd graph that has saved them, when this runs between a forward and its backward.
+    buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
+    for module, name, buffer in buffers:
+        module._buffers[name] = buffer.clone()
     states = adapter.states(model) if adapter is not None else None
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     if adapter is not None:
@@ -244,9 +263,8 @@ def undisturbed(model: nn.Module, adapter: Adapter | None) -> Iterator[None]:
     finally:
         if adapter is not None:
             adapter.restore(model, states)
-        for name, buffer in model.named_buffers():
-            if name in buffers:
-                buffer.copy_(buffers[name])
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer
 
 
 @dataclass(frozen=True)

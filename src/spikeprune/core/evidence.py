@@ -1,0 +1,64 @@
+"""All that a method may look at in one round, and what it answers with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from spikeprune.core.errors import MissingEvidence
+
+Scores = Mapping[str, Tensor]  # parameter name -> scores of the parameter's shape; higher = keep
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Read-only facts of one prune-and-regrow round.
+
+    Attributes:
+        weights: parameter name -> weights (dead ones are exactly 0).
+        masks: parameter name -> bool, the mask before this round.
+        generator: seeded CPU generator, the same on every rank; for methods that draw.
+        number, count: this is event `number` of `count` (from 1).
+        grads: parameter name -> gradient of the event's own step, dead weights included; if the method needs it.
+        statistics: parameter name -> the method's statistic: [C] per neuron or of the weight's shape; only for
+            weights that feed a neuron.
+        state: parameter name -> the optimizer's state of it (momentum buffers), if the method needs it.
+    """
+
+    weights: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    number: int = 1
+    count: int = 1
+    grads: Mapping[str, Tensor] | None = None
+    statistics: Mapping[str, Tensor] | None = None
+    state: Mapping[str, Mapping[str, Tensor]] | None = None
+
+    def gradients(self) -> Mapping[str, Tensor]:
+        """The gradients.
+
+        Raises: MissingEvidence if there are none.
+        """
+        if not self.grads:
+            raise MissingEvidence("this method needs gradients; call loss.backward() before the step, or pass loss=")
+        return self.grads
+
+    def per_weight(self) -> dict[str, Tensor]:
+        """The statistics as scores of each weight's shape: all weights of a filter share their neuron's.
+
+        Raises: MissingEvidence if there are none.
+        """
+        if not self.statistics:
+            raise MissingEvidence(
+                "criticality needs membrane statistics; pass data=, or train through the Pruner's model"
+            )
+        return {
+            name: value if value.shape == self.weights[name].shape else over_outputs(value, self.weights[name])
+            for name, value in self.statistics.items()
+        }
+
+
+def over_outputs(channel: Tensor, weight: Tensor) -> Tensor:
+    """[C] broadcast over a weight [C, ...], without copying."""
+    return channel.view(-1, *([1] * (weight.ndim - 1))).expand_as(weight)

@@ -1,0 +1,100 @@
+"""Masks: which weights are alive."""
+
+from collections.abc import Iterator, Mapping
+from typing import final
+
+import torch
+from torch import Tensor
+
+from spikeprune.core.errors import InvalidValue, unknown
+
+
+@final
+class Masks(Mapping[str, Tensor]):
+    """A read-only mapping parameter name -> bool tensor of the parameter's shape; True = alive.
+
+    Raises: InvalidValue for a tensor that is not bool (or not made of 0 and 1 only).
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        self._masks = {name: _as_bool(name, mask) for name, mask in masks.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._masks:
+            raise unknown("mask", name, self._masks)
+        return self._masks[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._masks
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __repr__(self) -> str:
+        return f"Masks({len(self)} tensors, {self.alive} of {self.total} alive, sparsity {self.sparsity:.4f})"
+
+    @property
+    def total(self) -> int:
+        """Number of masked weights."""
+        return sum(mask.numel() for mask in self._masks.values())
+
+    @property
+    def alive(self) -> int:
+        """Number of weights whose mask is True."""
+        return sum(int(mask.sum()) for mask in self._masks.values())
+
+    @property
+    def density(self) -> float:
+        """alive / total; 1 if there is nothing to mask."""
+        return self.alive / self.total if self.total else 1.0
+
+    @property
+    def sparsity(self) -> float:
+        """1 - density."""
+        return 1.0 - self.density
+
+    def __and__(self, other: Mapping[str, Tensor]) -> "Masks":
+        return Masks({name: mask & _partner(name, mask, other) for name, mask in self.items()})
+
+    def __or__(self, other: Mapping[str, Tensor]) -> "Masks":
+        return Masks({name: mask | _partner(name, mask, other) for name, mask in self.items()})
+
+
+def _as_bool(name: str, mask: Tensor) -> Tensor:
+    if mask.dtype is torch.bool:
+        return mask
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise InvalidValue(f"the mask of {name!r} must hold only 0 and 1 (dead, alive), got other values")
+    return mask.bool()
+
+
+def _partner(name: str, mask: Tensor, other: Mapping[str, Tensor]) -> Tensor:
+    if name not in other:
+        raise unknown("mask", name, other)
+    if other[name].shape != mask.shape:
+        raise InvalidValue(f"the masks of {name!r} differ in shape: {tuple(mask.shape)} and {tuple(other[name].shape)}")
+    return other[name]
+
+
+def pack(mask: Tensor) -> Tensor:
+    """A bool tensor as bits, eight to a byte, in a flat uint8 tensor of ceil(numel / 8)."""
+    flat = mask.reshape(-1).to(torch.uint8)
+    padded = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
+    return (padded << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
+
+
+def unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The inverse of `pack`.
+
+    Raises: InvalidValue if the number of bytes does not fit the shape.
+    """
+    count = 1
+    for size in shape:
+        count *= size
+    if bits.numel() != (count + 7) // 8:
+        raise InvalidValue(f"{bits.numel()} bytes of packed mask do not fit a tensor of shape {tuple(shape)}")
+    spread = (bits.view(-1, 1) >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
+    return spread.view(-1)[:count].view(shape).bool()

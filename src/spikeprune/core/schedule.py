@@ -1,0 +1,226 @@
+"""Schedules: how much, and when.
+
+A schedule has M = floor((end - begin) / every) events, the n-th at step begin + n * every, and a value for each that
+runs from `initial` to `to`. For sparsity the n-th event stands at progress n / M, so that the last one meets `to`.
+As a regrow share the n-th event stands at (n - 1) / (M - 1), so that the first one has `initial`.
+"""
+
+import abc
+import math
+import re
+from dataclasses import dataclass
+from typing import final
+
+from spikeprune.core.errors import InvalidValue
+
+
+@dataclass(frozen=True)
+class Event:
+    """One prune-and-regrow event: its number n from 1, its optimizer step, its target sparsity, the weights kept."""
+
+    number: int
+    step: int
+    target: float
+    kept: int
+
+
+class Schedule(abc.ABC):
+    """What all schedules share: fields `to`, `begin`, `end`, `every`, `initial`, and a curve over progress 0..1."""
+
+    to: float
+    begin: int | None
+    end: int | None
+    every: int | None
+    initial: float
+
+    @abc.abstractmethod
+    def at(self, progress: float) -> float:
+        """The value at a progress between 0 and 1."""
+
+    def steps(self) -> tuple[int, ...]:
+        """The optimizer step of each event.
+
+        Raises: InvalidValue if `end` or `every` was not given, or no event fits in between.
+        """
+        begin, end, every = self.begin or 0, self.end, self.every
+        if end is None or every is None:
+            raise InvalidValue(
+                f"{type(self).__name__} needs begin, end and every (in optimizer steps) to tell when its events are; "
+                "for example Cubic(to=0.9, begin=0, end=2000, every=100)"
+            )
+        count = (end - begin) // every
+        if count < 1:
+            raise InvalidValue(
+                f"no event fits between step {begin} and {end} at one every {every} steps; take a smaller every"
+            )
+        return tuple(begin + n * every for n in range(1, count + 1))
+
+    def value(self, number: int, count: int) -> float:
+        """The sparsity at event `number` of `count`."""
+        return self.at(number / count)
+
+    def share(self, number: int, count: int, step: int) -> float:
+        """The value as a regrow share at event `number` of `count`, which happens at `step`.
+
+        With `begin` and `end` of its own the share follows the step and keeps its last value after `end`.
+        """
+        if self.end is not None:
+            begin = self.begin or 0
+            return self.at(min(max((step - begin) / max(self.end - begin, 1), 0.0), 1.0))
+        return self.at((number - 1) / (count - 1)) if count > 1 else self.at(0.0)
+
+
+def _check(schedule: Schedule) -> None:
+    for name in ("to", "initial"):
+        value = getattr(schedule, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+            hint = (
+                f"; for {value} % pass {value / 100:g}" if isinstance(value, (int, float)) and 1 < value < 100 else ""
+            )
+            raise InvalidValue(f"{name} must be in [0, 1), got {value}{hint or '; for 80 % pass 0.8'}")
+    begin, end, every = schedule.begin or 0, schedule.end, schedule.every
+    if begin < 0 or (every is not None and every < 1):
+        raise InvalidValue(f"begin must be >= 0 and every >= 1 step, got begin={begin}, every={every}")
+    if end is not None and end <= begin:
+        raise InvalidValue(f"end must come after begin, got begin={begin}, end={end}; both count optimizer steps")
+    if end is not None and every is not None and (end - begin) // every < 1:
+        raise InvalidValue(
+            f"no event fits between step {begin} and {end} at one every {every} steps; make every smaller"
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Cubic(Schedule):
+    """s(p) = to + (initial - to) * (1 - p)^3: fast at first, gentle towards the end.
+
+    Source: Zhu and Gupta 2017, arXiv:1710.01878, eq. 1.
+    """
+
+    to: float
+    begin: int | None = 0
+    end: int | None = None
+    every: int | None = None
+    initial: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def at(self, progress: float) -> float:
+        return self.to if progress >= 1 else self.to + (self.initial - self.to) * (1 - progress) ** 3
+
+
+@final
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """s(p) = initial + (to - initial) * p."""
+
+    to: float
+    begin: int | None = 0
+    end: int | None = None
+    every: int | None = None
+    initial: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def at(self, progress: float) -> float:
+        return self.to if progress >= 1 else self.initial + (self.to - self.initial) * progress
+
+
+@final
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """s(p) = to + (initial - to) * (1 + cos(pi p)) / 2."""
+
+    to: float
+    begin: int | None = 0
+    end: int | None = None
+    every: int | None = None
+    initial: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def at(self, progress: float) -> float:
+        return self.to if progress >= 1 else self.to + (self.initial - self.to) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@final
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """s(p) = to at every event: a fixed sparsity, or a fixed regrow share."""
+
+    to: float
+    begin: int | None = 0
+    end: int | None = None
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def initial(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """A constant starts where it ends."""
+        return self.to
+
+    def at(self, progress: float) -> float:
+        return self.to
+
+
+@final
+@dataclass(frozen=True)
+class OneShot(Schedule):
+    """All at once: a single event at step begin + every (1 if not given)."""
+
+    to: float
+    begin: int | None = 0
+    end: int | None = None
+    every: int | None = None
+    initial: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def steps(self) -> tuple[int, ...]:
+        return ((self.begin or 0) + (self.every or 1),)
+
+    def at(self, progress: float) -> float:
+        return self.to
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "constant": Constant,
+    "cosine": Cosine,
+    "cubic": Cubic,
+    "linear": Linear,
+    "oneshot": OneShot,
+}
+
+
+def names() -> list[str]:
+    """Sorted names of the schedules."""
+    return sorted(SCHEDULES)
+
+
+def decaying(share: float) -> Cosine | Constant:
+    """The default course of a regrow share r: event n of M regrows r * (1 + cos(pi (n - 1) / (M - 1))) / 2.
+
+    It ends at 0, because what the last event regrows is never checked by a later one.
+    """
+    return Cosine(to=0.0, initial=share) if share else Constant(0.0)
+
+
+_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ep|it)\s*$")
+
+
+def duration(text: str, steps_per_epoch: int) -> int:
+    """'200ep' or '2000it' in optimizer steps, rounded to the nearest.
+
+    Raises: InvalidValue for anything else.
+    """
+    match = _DURATION.match(text)
+    if match is None:
+        raise InvalidValue(f"a duration reads like '200ep' (epochs) or '2000it' (steps), got {text!r}")
+    number = float(match[1])
+    return round(number * steps_per_epoch) if match[2] == "ep" else round(number)

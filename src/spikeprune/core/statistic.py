@@ -1,0 +1,145 @@
+"""Running statistics of one layer: fed one time step at a time, they never hold more than one map.
+
+Shapes: T time steps, N batch, C channels, *space positions. `u` is v_pre - v_threshold.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor
+
+from spikeprune.core.errors import InvalidValue, MissingEvidence
+
+
+class Statistic(abc.ABC):
+    """A streaming mean over sequences, [C] or of a weight's shape.
+
+    Feed `begin()` at the start of every sequence and `step(...)` for each time step; `result()` may be asked at any
+    time. `total` and `count` are all there is: sum them over ranks and the result is that of all ranks together.
+    """
+
+    total: Tensor | None = None
+    count: float = 0.0
+
+    @abc.abstractmethod
+    def begin(self) -> None:
+        """A new sequence starts; the last one is complete."""
+
+    @abc.abstractmethod
+    def step(self, value: Tensor, presynaptic: Tensor | None = None) -> None:
+        """One time step, [N, C, *space]; `presynaptic` is the layer's input at that step, where it is needed."""
+
+    def result(self) -> Tensor:
+        """The mean over all complete sequences and the current one.
+
+        Raises: MissingEvidence if nothing was recorded.
+        """
+        self.begin()
+        if self.total is None or self.count == 0:
+            raise MissingEvidence(
+                "no membrane potential was recorded before this event; run a forward pass with gradient in the step, "
+                "through the model that was given to the Pruner"
+            )
+        return (self.total / self.count).float()
+
+    def add(self, total: Tensor, count: float) -> None:
+        """Adds a finished part."""
+        self.total = total.double() if self.total is None else self.total + total.double()
+        self.count += count
+
+
+@final
+class ChannelMean(Statistic):
+    """One number per channel: mean over T, then max (or mean) over space, then mean over N, of `curve(value)`.
+
+        S[c] = mean_n max_p mean_t curve(value[t, n, c, p])
+
+    Source: Chen et al. 2023, arXiv:2311.16141; order of the reductions as in the authors' code.
+    """
+
+    def __init__(self, curve: Callable[[Tensor], Tensor], space: str = "max") -> None:
+        self.curve = curve
+        self.space = space
+        self.over_time: Tensor | None = None
+        self.steps = 0
+
+    def begin(self) -> None:
+        if self.over_time is None:
+            return
+        mean = self.over_time / self.steps
+        if mean.ndim > 2:
+            flat = mean.flatten(2)
+            mean = flat.amax(2) if self.space == "max" else flat.mean(2)
+        self.add(mean.sum(0), mean.shape[0])
+        self.over_time, self.steps = None, 0
+
+    def step(self, value: Tensor, presynaptic: Tensor | None = None) -> None:
+        curved = self.curve(value)
+        self.over_time = curved if self.over_time is None else self.over_time.add_(curved)
+        self.steps += 1
+
+
+@final
+class SynapseMean(Statistic):
+    """One number per synapse: mean over T, space and N of `curve(u)` of the neuron after it times its own input.
+
+        S[o, i, k] = mean_{t, n, p} curve(u[t, n, o, p]) * x[t, n, i, p * stride + k - padding]
+
+    "A spike that arrives while its neuron is near threshold": the eligibility of e-prop without its learning signal
+    (Bellec et al. 2020, arXiv:1901.09049). BatchNorm's scale is left out. Computed as the weight gradient of the
+    layer for the given output "gradient", so it costs one backward-to-weight of this layer.
+    """
+
+    def __init__(
+        self,
+        curve: Callable[[Tensor], Tensor],
+        correlate: Callable[[Tensor, Tensor], Tensor],
+        output_shape: Callable[[Tensor], tuple[int, ...]],
+    ) -> None:
+        """`correlate(d, x)` sums d * x over N and space into the weight's shape; `output_shape(x)` is the layer's."""
+        self.curve = curve
+        self.correlate = correlate
+        self.output_shape = output_shape
+
+    def begin(self) -> None:
+        pass
+
+    def step(self, value: Tensor, presynaptic: Tensor | None = None) -> None:
+        if presynaptic is None:
+            raise MissingEvidence("the synapse unit needs the layer's input; it was not seen in this forward pass")
+        curved = spread(self.curve(value), self.output_shape(presynaptic))
+        positions = curved.shape[0] * max(1, curved[0, 0].numel())
+        self.add(self.correlate(curved, presynaptic), positions)
+
+
+def spread(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Values at the neuron, [N, C, *space], laid out over the layer's output of `shape`.
+
+    Where average pooling stands in between, every position of a window reaches the neuron with weight 1 / window, so
+    each gets the window's value times that; for max pooling, where one position reaches it, this is its average.
+    """
+    if tuple(values.shape) == tuple(shape):
+        return values
+    if values.ndim != len(shape) or values.ndim < 3:
+        raise InvalidValue(f"a neuron of shape {tuple(values.shape)} cannot be laid over a layer of shape {shape}")
+    wide = torch.nn.functional.interpolate(values, size=tuple(shape[2:]), mode="nearest")
+    return wide * (values[0, 0].numel() / wide[0, 0].numel())
+
+
+def as_channels(value: Tensor, channels: int, *, last: bool) -> Tensor:
+    """Brings one time step to [N, C, *space] with C = channels.
+
+    Args:
+        value: [N, C, *space], [N, C * positions] (flattened before the neuron), or [N, *tokens, C] if `last`.
+        last: whether the channels come last, as behind a Linear layer.
+    Raises: InvalidValue if there is no such axis.
+    """
+    if last and value.shape[-1] == channels:
+        return value.movedim(-1, 1)
+    if value.ndim > 1 and value.shape[1] == channels:
+        return value
+    if not last and value.ndim == 2 and value.shape[1] % channels == 0:
+        return value.view(value.shape[0], channels, -1)
+    raise InvalidValue(f"a neuron of shape {tuple(value.shape)} does not match a layer with {channels} outputs")

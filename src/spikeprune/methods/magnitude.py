@@ -1,0 +1,21 @@
+"""Magnitude pruning: the plain baseline of every table."""
+
+from dataclasses import dataclass
+from typing import final
+
+from spikeprune.core.evidence import Evidence, Scores
+from spikeprune.methods.base import Method
+from spikeprune.methods.registry import register
+
+
+@register("magnitude", source="Zhu and Gupta 2017, arXiv:1710.01878 (GMP); Han et al. 2015, arXiv:1506.02626")
+@final
+@dataclass(frozen=True)
+class Magnitude(Method):
+    """Keep the largest absolute weights; bring nothing back.
+
+    score = |w|
+    """
+
+    def score(self, evidence: Evidence) -> Scores:
+        return {name: weight.abs() for name, weight in evidence.weights.items()}

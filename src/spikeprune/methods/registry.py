@@ -1,0 +1,86 @@
+"""Finds the methods: every file of this folder, and the entry points `spikeprune.methods` of other packages."""
+
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from spikeprune.core.errors import InvalidValue, unknown
+from spikeprune.methods.base import Method
+
+_Class = TypeVar("_Class", bound=type[Method])
+_METHODS: dict[str, type[Method]] = {}
+_SOURCES: dict[str, str] = {}
+_NOT_METHODS = {"base", "registry"}
+
+
+def register(name: str, *, source: str) -> Callable[[_Class], _Class]:
+    """Registers a method class under a name; `source` is where it comes from, shown by `spikeprune list methods`."""
+
+    def add(cls: _Class) -> _Class:
+        if _METHODS.get(name, cls).__qualname__ != cls.__qualname__:
+            raise InvalidValue(f"two methods are named {name!r}: {_METHODS[name].__qualname__} and {cls.__qualname__}")
+        _METHODS[name] = cls
+        _SOURCES[name] = source
+        return cls
+
+    return add
+
+
+@functools.cache
+def _load_all() -> None:
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if module.name not in _NOT_METHODS:
+            importlib.import_module(f"spikeprune.methods.{module.name}")
+    for entry in importlib.metadata.entry_points(group="spikeprune.methods"):
+        register(entry.name, source=entry.value)(entry.load())
+
+
+def names() -> list[str]:
+    """Sorted names of the pruning methods."""
+    _load_all()
+    return sorted(_METHODS)
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises: UnknownName with the nearest name.
+    """
+    _load_all()
+    if name not in _METHODS:
+        raise unknown("method", name, _METHODS, "(`spikeprune list methods` lists all)")
+    return _METHODS[name]
+
+
+def source_of(name: str) -> str:
+    """Where a method comes from: paper or package."""
+    method_class(name)
+    return _SOURCES[name]
+
+
+def name_of(method: Method) -> str:
+    """The name a method object is registered under; its class name if it is not."""
+    _load_all()
+    return next((name for name, cls in _METHODS.items() if type(method) is cls), type(method).__name__)
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """A method's settings and their defaults."""
+    return {
+        field.name: None if field.default is dataclasses.MISSING else field.default
+        for field in dataclasses.fields(method_class(name))  # type: ignore[arg-type]
+    }
+
+
+def make_method(name: str, **settings: Any) -> Method:
+    """A method by name, with those of the settings that it has; others are ignored, so that one recipe fits all.
+
+    Raises: UnknownName; InvalidValue for a bad value.
+    """
+    known = settings_of(name)
+    return method_class(name)(**{key: value for key, value in settings.items() if key in known})

@@ -1,0 +1,24 @@
+"""Patterns of sparsity by name: "weight", "channel", "gate" and "n:m"."""
+
+import re
+
+from spikeprune.core.errors import InvalidValue, unknown
+
+PATTERNS = ("channel", "gate", "weight")
+_NM = re.compile(r"^(\d+):(\d+)$")
+
+
+def nm_pattern(name: str) -> tuple[int, int] | None:
+    """(n, m) of a pattern such as "2:4", None for the named ones.
+
+    Raises: UnknownName; InvalidValue if not 0 < n < m.
+    """
+    match = _NM.match(name)
+    if match is None:
+        if name not in PATTERNS:
+            raise unknown("pattern", name, PATTERNS, "or n:m such as '2:4'")
+        return None
+    n, m = int(match[1]), int(match[2])
+    if not 0 < n < m:
+        raise InvalidValue(f"pattern {name!r} must keep between 1 and {m - 1} of {m} weights, for example '2:4'")
+    return n, m

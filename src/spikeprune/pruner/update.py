@@ -1,0 +1,240 @@
+"""One prune-and-regrow round as a pure function: scores and targets in, masks out. No model, no optimizer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spikeprune.core.allocate import quotas, round_to
+from spikeprune.core.evidence import Scores
+from spikeprune.core.select import keep_cost, keep_quota, keep_top
+
+Bools = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Target:
+    """How much a round keeps, and where.
+
+    Attributes:
+        keep: weights to keep in all (ignored under a budget of cost).
+        allocate: "global", or a quota per layer: "uniform", "erk", "lamp".
+        floor: name -> the least to keep in that layer.
+        cost: name -> cost of one weight (a number or a tensor that broadcasts), for a budget of cost; else None.
+        budget: total cost allowed, if `cost` is given.
+        pattern: (n, m) to keep at most n of m neighbouring inputs, else None.
+        exact: whether the pattern must hold now (at its final sparsity) or is only being approached.
+    """
+
+    keep: int
+    allocate: str
+    floor: Mapping[str, int]
+    cost: Mapping[str, float | Tensor] | None = None
+    budget: float = 0.0
+    pattern: tuple[int, int] | None = None
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The masks of a round.
+
+    Attributes:
+        alive: after it.
+        survivors: alive and not regrown in this round: these keep their value and optimizer state.
+        regrown: brought back in this round.
+        reference: what the score alone would keep at the same target.
+    """
+
+    alive: dict[str, Tensor]
+    survivors: dict[str, Tensor]
+    regrown: dict[str, Tensor]
+    reference: dict[str, Tensor]
+
+
+def prune_and_regrow(
+    scores: Scores,
+    regrow_scores: Scores,
+    alive: Bools,
+    weights: Mapping[str, Tensor],
+    target: Target,
+    *,
+    share: float,
+    candidates: str = "all",
+    protected: Bools | None = None,
+) -> Outcome:
+    """Cut to the target less the regrow share, then bring back as many, so that the target is met exactly.
+
+    Of the weights kept in the layers that may regrow, `share` (rounded down) are regrown from dead ones. A dead
+    weight is never revived by the cut, so where fewer are alive than the target keeps, regrowth fills the gap.
+
+    Args:
+        scores: name -> what to keep; every layer.
+        regrow_scores: name -> what to bring back; only the layers that may regrow.
+        alive: the masks before this round.
+        weights: name -> weights, for their shapes and for LAMP.
+        share: of the weights kept in the regrowing layers, the share that is regrown.
+        candidates: "all" dead weights, or "new": those cut in this round.
+        protected: name -> weights that may not be cut in this round (grace).
+    """
+    if protected is not None:
+        scores = {n: s.masked_fill(protected[n] & alive[n], torch.inf) for n, s in scores.items()}
+    if target.pattern is not None:
+        scores = {n: prefer_group(s, alive[n], *target.pattern) for n, s in scores.items()}
+    reference = _cut(scores, alive, weights, target, 0.0, frozenset())
+    growing = frozenset(regrow_scores) if share > 0 else frozenset[str]()
+    if not growing:
+        none = {n: torch.zeros_like(m) for n, m in reference.items()}
+        return Outcome(reference, dict(reference), none, reference)
+    survivors = _cut(scores, alive, weights, target, share, growing, reference)
+    able = {
+        n: (~survivors[n] & alive[n]) if candidates == "new" else ~survivors[n] for n in regrow_scores
+    }  # fmt: skip
+    if target.pattern is not None and target.exact:
+        able = {n: able[n] & _room(survivors[n], regrow_scores[n], able[n], *target.pattern) for n in able}
+    regrown = _grow(regrow_scores, able, survivors, reference, target)
+    none = {n: torch.zeros_like(m) for n, m in survivors.items() if n not in regrown}
+    regrown = {n: regrown.get(n, none.get(n)) for n in survivors}  # type: ignore[misc]
+    return Outcome({n: survivors[n] | regrown[n] for n in survivors}, survivors, regrown, reference)
+
+
+def _cut(
+    scores: Scores,
+    alive: Bools,
+    weights: Mapping[str, Tensor],
+    target: Target,
+    share: float,
+    growing: frozenset[str],
+    reference: Bools | None = None,
+) -> dict[str, Tensor]:
+    """What the score keeps: the target in layers that do not regrow, (1 - share) of it in those that do."""
+    fixed = {n: reference[n] for n in scores if reference is not None and n not in growing}
+    free = {n: s for n, s in scores.items() if n not in fixed}
+    among = {n: alive[n] for n in free}
+    floor = {n: target.floor[n] for n in free}
+    if target.cost is not None:
+        budget = target.budget if reference is None else _cost(reference, target.cost, growing) * (1 - share)
+        worth = {n: _worth(s, target.cost[n]) for n, s in free.items()}
+        kept = keep_cost(worth, {n: target.cost[n] for n in free}, budget, among)
+    elif target.allocate == "global":
+        if reference is None:
+            keep = min(target.keep, _count(among))
+        else:
+            base = _count({n: reference[n] for n in free})
+            keep = base - int(share * base)
+        kept = _keep_floor(free, keep, among, floor)
+    else:
+        quota = quotas(target.allocate, weights, target.keep, target.floor)
+        quota = {n: quota[n] - (int(share * quota[n]) if n in growing else 0) for n in free}
+        kept = keep_quota(free, {n: min(quota[n], int(among[n].sum())) for n in free}, among)
+    return {n: fixed[n] if n in fixed else kept[n] for n in scores}
+
+
+def _keep_floor(scores: Scores, keep: int, among: Bools, floor: Mapping[str, int]) -> dict[str, Tensor]:
+    """`keep_top`, but no layer falls below its floor; the others give way, in the same order of scores."""
+    room = {n: int(among[n].sum()) for n in scores}
+    least = {n: min(floor[n], room[n]) for n in scores}
+    if sum(least.values()) > keep:  # too little for every floor: shrink the floors in proportion
+        total = sum(least.values())
+        least = round_to({n: keep * f / total for n, f in least.items()}, keep, dict.fromkeys(least, 0), least)
+    held: dict[str, Tensor] = {}
+    while True:
+        rest = {n: s for n, s in scores.items() if n not in held}
+        kept = keep_top(rest, keep - sum(least[n] for n in held), {n: among[n] for n in rest}) if rest else {}
+        short = [n for n, m in kept.items() if int(m.sum()) < least[n]]
+        if not short:
+            return {n: held[n] if n in held else kept[n] for n in scores}
+        for n in short:
+            held[n] = keep_top({n: scores[n]}, least[n], {n: among[n]})[n]
+
+
+def _grow(
+    scores: Scores, able: Bools, survivors: Bools, reference: Bools, target: Target
+) -> dict[str, Tensor]:  # fmt: skip
+    """Brings back as much as the cut left open, per layer or over all layers as the allocation says."""
+    if target.cost is not None:
+        cost = {n: target.cost[n] for n in scores}
+        left = _cost(reference, cost, frozenset(scores)) - _cost(survivors, cost, frozenset(scores))
+        return keep_cost({n: _worth(s, cost[n]) for n, s in scores.items()}, cost, left, able)
+    if target.allocate == "global":
+        missing = target.keep - _count(survivors)
+        return keep_top(scores, min(missing, _count(able)), able)
+    wanted = {n: int(reference[n].sum()) - int(survivors[n].sum()) for n in scores}
+    return keep_quota(scores, {n: min(wanted[n], int(able[n].sum())) for n in scores}, able)
+
+
+def _worth(scores: Tensor, cost: float | Tensor) -> Tensor:
+    """Rank under a budget of cost: squared score per cost, the greedy rule for keeping most of the squared sum."""
+    infinite = torch.isinf(scores)
+    return torch.where(infinite, scores, scores.double() ** 2 * torch.sign(scores) / cost)
+
+
+def _count(masks: Bools) -> int:
+    return sum(int(torch.count_nonzero(mask)) for mask in masks.values())
+
+
+def _cost(masks: Bools, cost: Mapping[str, float | Tensor], layers: frozenset[str]) -> float:
+    return sum(float((masks[n].double() * cost[n]).sum()) for n in masks if n in layers)
+
+
+def _grouped(weight: Tensor, m: int) -> Tensor:
+    """A view of a weight [O, I, ...] as rows of m neighbouring inputs: [O * ..., I / m, m]."""
+    return weight.movedim(1, -1).reshape(-1, weight.shape[1] // m, m)
+
+
+def _ungrouped(rows: Tensor, shape: torch.Size) -> Tensor:
+    return rows.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+
+
+def _ranks(rows: Tensor) -> Tensor:
+    """The rank of each value in its row, 0 = highest; ties by index."""
+    return rows.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1, stable=True)
+
+
+def prefer_group(scores: Tensor, alive: Tensor, n: int, m: int) -> Tensor:
+    """Scores in which the n best of every m come before all others: cut from the rest, the pattern follows."""
+    rows = _grouped(scores.masked_fill(~alive, -torch.inf), m)
+    best = _ungrouped(_ranks(rows) < n, scores.shape)
+    finite = scores[torch.isfinite(scores)]
+    lift = (finite.max() - finite.min() + 1).double() if finite.numel() else 1.0
+    return torch.where(best, scores.double() + lift, scores.double())
+
+
+def _room(survivors: Tensor, scores: Tensor, able: Tensor, n: int, m: int) -> Tensor:
+    """Of the candidates, those that a group still has room for: at most n alive of every m."""
+    space = n - _grouped(survivors, m).sum(-1, keepdim=True)
+    ranks = _ranks(_grouped(scores.float().masked_fill(~able, -torch.inf), m))
+    return _ungrouped(ranks < space, survivors.shape)
+
+
+def authors_update(
+    weights: Mapping[str, Tensor], regrow_scores: Scores, keep: int, share: float
+) -> Outcome:  # fmt: skip
+    """The authors' unstructured rule, ties and counts included: it keeps slightly more or less than `keep`.
+
+        t0 = keep-th largest |w|;                 reference = |w| > t0        (final in layers that do not regrow)
+        K1 = keep - reference in the other layers;  G = int(share * K1)
+        t1 = (K1 - G)-th largest |w| of those;    survivors = |w| > t1
+        regrown = score >= the G-th largest of score * (dead)
+
+    Source: read in the public code of arXiv:2311.16141 (commit ee3170e, core.py).
+    """
+    absolute = {n: w.abs() for n, w in weights.items()}
+
+    def above(names: list[str], k: int) -> dict[str, Tensor]:
+        cut = torch.cat([absolute[n].reshape(-1) for n in names]).sort(descending=True).values[k - 1]
+        return {n: absolute[n] > cut for n in names}
+
+    reference = above(list(weights), keep)
+    names = list(regrow_scores)
+    base = keep - _count({n: m for n, m in reference.items() if n not in regrow_scores})
+    grown = int(share * base)
+    survivors = {**reference, **(above(names, base - grown) if grown else {})}
+    regrown = {n: torch.zeros_like(m) for n, m in reference.items()}
+    if grown:
+        dead = {n: regrow_scores[n] * ~survivors[n] for n in names}
+        cut = torch.cat([d.reshape(-1) for d in dead.values()]).sort(descending=True).values[grown - 1]
+        # Their mask grows by (score >= cut) wherever it was 0; a cut of 0 or less would also count kept weights twice.
+        regrown.update({n: (dead[n] >= cut) & ~survivors[n] for n in names})
+    return Outcome({n: survivors[n] | regrown[n] for n in weights}, survivors, regrown, reference)
