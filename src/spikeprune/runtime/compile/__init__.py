@@ -1,0 +1,1 @@
+"""Sparse inference: `compile` turns a pruned model into a `CompiledSNN`."""

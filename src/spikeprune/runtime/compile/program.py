@@ -1,0 +1,232 @@
+"""Native programs: structs of the kernels' C interface, weights in the kernels' order, and one call for many layers."""
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikeprune.core.errors import RunFailed
+
+WORDS, REAL, EXTERNAL, STATIC = range(4)
+CONV_LOOKUP, CONV_REAL, POINTWISE, POOL = range(4)
+POOL_MAX, POOL_AVERAGE, POOL_PLANES = range(3)
+CHUNK = 8  # images that go through a program together: fills a tile on 2x2 maps, keeps what lies between in cache
+
+_float_p = ctypes.POINTER(ctypes.c_float)
+
+
+class Buffer(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p)] + [
+        (name, ctypes.c_int32) for name in ("kind", "channels", "height", "width", "pad")
+    ]
+
+
+class Neuron(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("decay", "threshold", "reset", "start")] + [
+        (name, ctypes.c_int32) for name in ("present", "soft", "strict", "unused")
+    ]
+
+
+_OP_INTS = (
+    "code", "input", "spikes", "real", "residual", "pool_kind", "kernel_h", "kernel_w", "stride_h", "stride_w",
+    "pad_h", "pad_w", "dilation_h", "dilation_w", "channels", "height", "width", "unused",
+)  # fmt: skip
+_OP_POINTERS = ("scale", "bias", "post_scale", "post_bias", "starts", "pairs", "weights")
+
+
+class Op(ctypes.Structure):
+    _fields_ = (
+        [(name, ctypes.c_int32) for name in _OP_INTS]
+        + [(name, ctypes.c_void_p) for name in _OP_POINTERS]
+        + [("neuron", Neuron)]
+    )
+
+
+PAIR = np.dtype([("table", np.float32, 4), ("first", np.int32), ("second", np.int32)])
+WEIGHT = np.dtype([("value", np.float32), ("column", np.int32)])
+
+
+def declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Tells ctypes the signatures of the engine's functions."""
+    library.sp_lanes.restype = library.sp_block.restype = ctypes.c_int32
+    library.sp_bytes.restype = ctypes.c_int64
+    library.sp_bytes.argtypes = [ctypes.POINTER(Buffer), ctypes.c_int64, ctypes.c_int64]
+    library.sp_run.restype = ctypes.c_int32
+    library.sp_run.argtypes = [
+        ctypes.POINTER(Op), ctypes.c_int32, ctypes.POINTER(Buffer),
+        ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int32,
+    ]  # fmt: skip
+    return library
+
+
+@dataclass
+class Sparse:
+    """Kept weights by output channel: row starts, column = input channel * taps + tap, value."""
+
+    starts: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray
+    n_columns: int
+
+
+def sparse(weight: Tensor, groups: int) -> Sparse:
+    """The non-zero weights of [O, I / groups, kh, kw]."""
+    dense = weight.detach().numpy().reshape(weight.shape[0], -1)
+    rows, columns = np.nonzero(dense)
+    taps = weight[0, 0].numel()
+    group = rows // (weight.shape[0] // groups)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=weight.shape[0]))])
+    width = weight.shape[1] * taps
+    return Sparse(starts.astype(np.int32), columns + group * width, dense[rows, columns], width * groups)
+
+
+def real_weights(s: Sparse) -> tuple[np.ndarray, np.ndarray]:
+    """Row starts and weights for inputs of any value."""
+    weights = np.empty(len(s.values), WEIGHT)
+    weights["value"], weights["column"] = s.values, s.columns
+    return s.starts, weights
+
+
+def lookup_pairs(s: Sparse, planes: Sequence[tuple[float, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Row starts and pairs for inputs packed in two bits.
+
+    Args:
+        planes: (factor, largest value) of each plane; the input is the sum of factor * value. Spikes are [(1, 1)].
+            Values of one bit go two weights at a time; values up to 3 fill the table's index alone.
+    """
+    zero = s.n_columns * len(planes)
+    rows = np.repeat(np.arange(len(s.starts) - 1), np.diff(s.starts))
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    for place, (factor, largest) in enumerate(planes):
+        values = (s.values * np.float32(factor)).astype(np.float32)
+        columns = s.columns + place * s.n_columns
+        if largest > 1:
+            pairs = np.zeros(len(values), PAIR)
+            pairs["table"] = values[:, None] * np.arange(4, dtype=np.float32)
+            pairs["first"], pairs["second"] = columns, zero
+            parts.append((rows, pairs))
+            continue
+        counts = np.diff(s.starts)
+        pair_starts = np.concatenate([[0], np.cumsum((counts + 1) // 2)])
+        within = np.arange(len(values)) - np.repeat(s.starts[:-1], counts)
+        at, second = pair_starts[rows] + within // 2, within % 2 == 1
+        pairs = np.zeros(pair_starts[-1], PAIR)
+        pairs["second"] = zero
+        pairs["first"][at[~second]] = columns[~second]
+        pairs["table"][at[~second], 1] = values[~second]
+        pairs["second"][at[second]] = columns[second]
+        pairs["table"][at[second], 2] = values[second]
+        pairs["table"][:, 3] = pairs["table"][:, 1] + pairs["table"][:, 2]
+        parts.append((np.repeat(np.arange(len(counts)), (counts + 1) // 2), pairs))
+    all_rows = np.concatenate([rows for rows, _ in parts])
+    order = np.argsort(all_rows, kind="stable")
+    pairs = np.concatenate([pairs for _, pairs in parts])[order]
+    starts = np.concatenate([[0], np.cumsum(np.bincount(all_rows, minlength=len(s.starts) - 1))])
+    return starts.astype(np.int32), pairs
+
+
+@dataclass
+class BufferSpec:
+    """A buffer of a program. `value` is the number of the value it holds; external ones are tensors of PyTorch."""
+
+    value: int
+    kind: int
+    shape: tuple[int, int, int]
+    pad: int = 0
+    output: bool = False  # external: allocated by the call and handed back
+
+
+@dataclass
+class OpSpec:
+    """One operation; `arrays` (and the neuron's) keep alive what the struct points to."""
+
+    code: int
+    input: int
+    shape: tuple[int, int, int]
+    layers: tuple[str, ...]
+    spikes: int = -1
+    real: int = -1
+    residual: int = -1
+    pool_kind: int = 0
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    pad: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    neuron: dict[str, np.ndarray] = field(default_factory=dict)
+    soft: bool = False
+    strict: bool = False
+    sparse: Sparse | None = None  # a conv's kept weights and its input's planes, until they are packed for the kernel
+    planes: tuple[tuple[float, int], ...] = ()
+
+    def fill(self, op: Op) -> None:
+        op.code, op.input, op.spikes, op.real = self.code, self.input, self.spikes, self.real
+        op.residual, op.pool_kind = self.residual, self.pool_kind
+        op.kernel_h, op.kernel_w = self.kernel
+        op.stride_h, op.stride_w = self.stride
+        op.pad_h, op.pad_w = self.pad
+        op.dilation_h, op.dilation_w = self.dilation
+        op.channels, op.height, op.width = self.shape
+        for name, array in self.arrays.items():
+            setattr(op, name, array.ctypes.data)
+        for name, array in self.neuron.items():
+            setattr(op.neuron, name, array.ctypes.data)
+        op.neuron.present, op.neuron.soft, op.neuron.strict = bool(self.neuron), self.soft, self.strict
+
+
+class Program:
+    """Operations that run in one native call. Calls may come from several threads at once."""
+
+    def __init__(self, library: ctypes.CDLL, ops: list[OpSpec], buffers: list[BufferSpec]) -> None:
+        self.library = library
+        self.ops = ops
+        self.buffers = buffers
+        self.structs = (Op * len(ops))()
+        for struct, op in zip(self.structs, ops, strict=True):
+            op.fill(struct)
+        self.lock = threading.Lock()
+        self.free: dict[tuple[int, int], list[tuple[Any, Tensor]]] = {}  # (T, images at once) -> idle workspaces
+
+    def _workspace(self, T: int, chunk: int) -> tuple[Any, Tensor]:
+        with self.lock:
+            idle = self.free.setdefault((T, chunk), [])
+            if idle:
+                return idle.pop()
+        structs = (Buffer * len(self.buffers))()
+        offsets: list[int] = []
+        total = 0
+        for struct, spec in zip(structs, self.buffers, strict=True):
+            struct.kind, struct.pad = spec.kind, spec.pad
+            struct.channels, struct.height, struct.width = spec.shape
+            offsets.append(total)
+            if spec.kind in (WORDS, REAL):
+                total += (self.library.sp_bytes(ctypes.byref(struct), T, chunk) + 63) // 64 * 64
+        # Zeroed once: the kernels write inside of the padding only, so it stays zero from call to call.
+        memory = torch.zeros(total + 64, dtype=torch.uint8)
+        base = (memory.data_ptr() + 63) // 64 * 64
+        for struct, spec, offset in zip(structs, self.buffers, offsets, strict=True):
+            if spec.kind in (WORDS, REAL):
+                struct.data = base + offset
+        return structs, memory
+
+    def run(self, values: dict[int, Tensor], T: int, N: int, threads: int) -> None:
+        """Reads and writes external tensors in `values` (number -> [T, N, C, H, W], or [N, C, H, W] if static)."""
+        chunk = min(CHUNK, N)
+        structs, memory = workspace = self._workspace(T, chunk)
+        for struct, spec in zip(structs, self.buffers, strict=True):
+            if spec.output:
+                values[spec.value] = torch.empty((T, N, *spec.shape))
+            elif spec.kind in (EXTERNAL, STATIC):
+                values[spec.value] = values[spec.value].contiguous()
+            if spec.kind in (EXTERNAL, STATIC):
+                struct.data = values[spec.value].data_ptr()
+        failed = self.library.sp_run(self.structs, len(self.ops), structs, T, N, chunk, threads)
+        with self.lock:
+            self.free[T, chunk].append(workspace)
+        if failed:
+            raise RunFailed("not enough memory for the compiled model's buffers; give it smaller batches")

@@ -1,0 +1,60 @@
+// The plain C interface of the sparse inference engine; runtime/compile/native.py mirrors these structs with ctypes.
+//
+// A program is a list of operations on buffers. Images run through it in chunks, so that what one operation writes is
+// still in cache when the next one reads it.
+//
+// Spikes are packed over time: one 16-bit word per neuron holds `block` steps in fields of two bits (values 0 to 3: a
+// spike, or a sum of up to three). With T > block there are several words, one per block of time.
+// Layouts, n images of a chunk: words [C][blocks][n][H + 2 pad][W + 2 pad], reals [C][T][n][H + 2 pad][W + 2 pad]; padding is always zero.
+// External tensors: float [T][N][C][H][W], or without T (static: the same at every step).
+#pragma once
+#include <cstdint>
+
+extern "C" {
+
+enum SpKind : int32_t { SP_WORDS = 0, SP_REAL = 1, SP_EXTERNAL = 2, SP_STATIC = 3 };
+
+struct SpBuffer {
+  void* data;
+  int32_t kind, channels, height, width, pad;
+};
+
+enum SpCode : int32_t { SP_CONV_LOOKUP = 0, SP_CONV_REAL = 1, SP_POINTWISE = 2, SP_POOL = 3 };
+
+// Two kept weights and where their inputs stand in the tile; table = {0, a, b, a + b}.
+struct SpPair {
+  float table[4];
+  int32_t first, second;
+};
+struct SpWeight {
+  float value;
+  int32_t column;
+};
+
+// v_pre = decay * v + current; spike = v_pre >= threshold (> if strict); hard reset to `reset`, soft by `threshold`.
+struct SpNeuron {
+  const float *decay, *threshold, *reset, *start;  // per channel
+  int32_t present, soft, strict, unused;
+};
+
+struct SpOp {
+  int32_t code;
+  int32_t in, spikes, real;      // buffers: input; where spikes and the real result go (-1: nowhere)
+  int32_t residual, pool_kind;   // buffer added before the neuron (-1: none); 0 max, 1 average, 2 two planes (k & 3, k >> 2)
+  int32_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int32_t channels, height, width, unused;  // of the output
+  const float *scale, *bias;     // per output channel: bias of a conv, affine of a pointwise operation
+  const float *post_scale, *post_bias;  // affine between the real output and the neuron (null: none)
+  const int32_t* starts;         // channels + 1 row starts into pairs or weights
+  const SpPair* pairs;
+  const SpWeight* weights;
+  SpNeuron neuron;
+};
+
+int32_t sp_lanes(void);                 // floats in a vector
+int32_t sp_block(int32_t T);            // steps per word
+int64_t sp_bytes(const SpBuffer* buffer, int64_t T, int64_t images);  // memory that a buffer needs, slack included
+// Runs `ops` for `images` images in chunks of `chunk` with `threads` threads. Returns 0, or 1 if memory ran out.
+int32_t sp_run(const SpOp* ops, int32_t n_ops, const SpBuffer* buffers, int64_t T, int64_t images, int64_t chunk,
+               int32_t threads);
+}
