@@ -1,0 +1,184 @@
+"""Which channels of a masked network can go without changing what it computes.
+
+Forward: a channel whose filter is masked is constant, 0 if its normalisation's scale and shift are masked too, and a
+neuron that gets a constant too small to ever reach its threshold is silent. Backward: a channel that no layer has an
+unmasked weight for is not read. A channel goes when nobody reads anything but 0 from it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeprune.pruner.adapter import Adapter, NeuronParams
+from spikeprune.pruner.groups import ChannelMap, is_elementwise, replay, rerun
+from spikeprune.pruner.trace import ChannelGate, Node
+
+_UNKNOWN = float("nan")
+_MARK = 1e300  # stands for nan while values are moved around: nan does not equal itself
+_PRODUCTS = {"mul", "mul_", "__mul__", "__rmul__", "__imul__"}
+
+
+class Constants:
+    """For every node of the graph the constant value of each channel, nan where it varies.
+
+    Args:
+        table: the channels of the masked model, in eval mode.
+        model: the masked model.
+        masks: parameter name -> bool, True = alive.
+        adapter: to ask neurons whether a constant input makes them fire.
+    """
+
+    def __init__(
+        self, table: ChannelMap, model: nn.Module, masks: Mapping[str, Tensor], adapter: Adapter | None
+    ) -> None:
+        self.table, self.adapter = table, adapter
+        self.parameters = dict(model.named_parameters())
+        self.names = {id(p): name for name, p in model.named_parameters()}
+        self.masks = {name: mask.cpu() for name, mask in masks.items()}
+        self.values: dict[int, Tensor | None] = {}
+        self.nonzero_columns: dict[tuple[str, int], Tensor] = {}  # what reaches each layer, over all its calls
+        for node in table.graph.nodes:
+            with torch.no_grad():
+                self.values[node.index] = self._visit(node)
+
+    def alive(self, weight: str) -> Tensor:
+        """The mask of a weight, all True if it has none."""
+        mask = self.masks.get(weight)
+        return torch.ones(self.parameters[weight].shape, dtype=torch.bool) if mask is None else mask
+
+    def _visit(self, node: Node) -> Tensor | None:
+        layout = self.table.layouts[node.index]
+        inputs = [self.values[i] for i in node.inputs]
+        if node.kind in ("conv", "linear") and layout is not None:
+            return self._layer(node, inputs[0], layout)
+        if layout is None:
+            return None
+        unknown = torch.full(layout.shape, _UNKNOWN, dtype=torch.float64)
+        known = [unknown if value is None else value for value in inputs]
+        if node.kind in ("norm", "neuron", "select") and node.module is not None:
+            before = self.table.layouts[node.inputs[0]]
+            assert before is not None
+            known[0] = known[0].expand(torch.broadcast_shapes(known[0].shape, before.shape))
+        if node.kind == "norm":
+            return self._norm(node, known[0])
+        if node.kind == "neuron":
+            return self._neuron(node, known[0])
+        if node.kind == "pool":  # padding mixes in zeros, so only 0 is sure to stay
+            return torch.where(known[0] == 0, 0.0, _UNKNOWN)
+        if node.kind == "select" and isinstance(node.module, ChannelGate):
+            return known[0].index_select(known[0].dim() - 3, node.module.index.cpu())
+        if node.kind == "identity" and node.module is not None:
+            return known[0]
+        if is_elementwise(node):
+            return self._elementwise(node, known)
+        filled = [
+            torch.nan_to_num(value, nan=_MARK).expand(self.table.graph.nodes[i].shape)
+            for i, value in zip(node.inputs, known, strict=True)
+        ]
+        moved = replay(node, filled)
+        if moved is None:
+            return unknown
+        moved = torch.where(moved == _MARK, _UNKNOWN, moved).double()
+        return torch.where(moved == 0, 0.0, _UNKNOWN) if node.name == "sum" else moved
+
+    def _layer(self, node: Node, source: Tensor | None, layout: Tensor) -> Tensor:
+        assert node.weight is not None
+        weight, transposed = self.alive(node.weight), node.name and "Transpose" in type(node.module).__name__
+        if transposed:
+            weight = weight.movedim(1, 0)
+        nonzero = torch.ones(weight.shape[1], dtype=torch.bool)
+        if source is not None:
+            nonzero = (source.reshape(-1) != 0).expand(weight.shape[1])
+        key = (node.weight, 0 if transposed else 1)
+        self.nonzero_columns[key] = self.nonzero_columns.get(key, torch.zeros_like(nonzero)) | nonzero
+        varies = (weight.flatten(2).any(-1) if weight.dim() > 2 else weight)[:, nonzero].any(1)
+        bias = getattr(node.module, "bias", None)
+        constant = torch.zeros(len(varies), dtype=torch.float64)
+        if bias is not None:
+            name = self.names[id(bias)]
+            constant = bias.detach().double().cpu() * self.alive(name)
+        return torch.where(varies, _UNKNOWN, constant).view(layout.shape)
+
+    def _norm(self, node: Node, source: Tensor) -> Tensor:
+        module: Any = node.module
+        out = source
+        if not bool(source.isnan().all()):
+            reference = next(t for t in (*module.parameters(), *module.buffers(), source) if t.is_floating_point())
+            # Channel by channel in eval mode, so unknown channels stay nan and leave the others alone.
+            out = module.forward(source.to(reference)).double().cpu()
+        if module.weight is not None:
+            gone = ~self.alive(self.names[id(module.weight)])
+            shift = module.bias.detach().double().cpu() * self.alive(self.names[id(module.bias)])
+            axis = next((d for d, size in enumerate(source.shape) if size > 1), None)
+            shape = [1] * source.dim()
+            if axis is not None:
+                shape[axis] = -1
+            out = torch.where(gone.view(shape), shift.view(shape), out)
+        return out
+
+    def _neuron(self, node: Node, source: Tensor) -> Tensor:
+        silent = source == 0
+        params = self.adapter.describe(node.module) if self.adapter is not None and node.module is not None else None
+        if params is not None:
+            silent |= stays_silent(params, source)
+        return torch.where(silent, 0.0, _UNKNOWN)
+
+    def _elementwise(self, node: Node, known: list[Tensor]) -> Tensor:
+        result = rerun(node, known)
+        if not isinstance(result, Tensor):
+            return torch.full_like(known[0], _UNKNOWN)
+        result = result.double()
+        for value in known if node.name in _PRODUCTS else []:
+            result = torch.where(value == 0, 0.0, result)
+        return result
+
+
+def stays_silent(params: NeuronParams, drive: Tensor) -> Tensor:
+    """Whether a neuron never fires at a constant input, however many steps it gets. nan counts as firing.
+
+    v_pre tends from v_reset (or 0) to v_rest + gain * x / (1 - decay), never leaving the interval between
+    """
+    decay, gain = (torch.as_tensor(v).detach().double().cpu() for v in (params.decay, params.gain))
+    threshold, rest = (torch.as_tensor(v).detach().double().cpu() for v in (params.v_threshold, params.v_rest))
+    start = torch.as_tensor(0.0 if params.v_reset is None else params.v_reset).detach().double().cpu()
+    push = gain * drive
+    end = torch.where(decay < 1, rest + push / (1 - decay).clamp_min(1e-300), torch.where(push <= 0, start, torch.inf))
+    return torch.broadcast_to((end < threshold) & (start < threshold) & (decay >= 0), drive.shape)
+
+
+def removable(table: ChannelMap, constants: Constants) -> Tensor:
+    """For every atom whether it can go. A layer, and what leaves a gate, keeps at least one channel."""
+    roots = table.roots(torch.arange(table.size))
+    gone = torch.ones(table.size, dtype=torch.bool)
+    gone[sorted(table.fixed_roots())] = False
+    while True:
+        before = gone.clone()
+        for (tensor, dim), (role, atoms) in table.dims.items():
+            if role == "in" and (tensor, dim) in constants.nonzero_columns:
+                alive = constants.alive(tensor)
+                rows = table.dims.get((tensor, 1 - dim))
+                if rows is not None:  # rows that go need no columns
+                    alive = alive[~gone[roots[rows[1]]]] if dim == 1 else alive[:, ~gone[roots[rows[1]]]]
+                used = alive.movedim(dim, 0).flatten(1).any(1)
+                gone[roots[atoms[used & constants.nonzero_columns[tensor, dim]]]] = False
+        for name, (source, behind) in table.gates.items():
+            passed = source[_gate_index(table, name)]
+            gone[roots[passed[~gone[roots[behind]]]]] = False
+        if torch.equal(gone, before):
+            # Only ever kept from here on: bring back one channel where all would go, then look again.
+            for _, (role, atoms) in table.dims.items():
+                if role in ("out", "norm", "gate") and bool(gone[roots[atoms]].all()):
+                    gone[roots[atoms[0]]] = False
+            for _, behind in table.gates.values():
+                if bool(gone[roots[behind]].all()):
+                    gone[roots[behind[0]]] = False
+            if torch.equal(gone, before):
+                return gone[roots]
+
+
+def _gate_index(table: ChannelMap, name: str) -> Tensor:
+    gate = next(node.module for node in table.graph.nodes if node.name == name)
+    assert isinstance(gate, ChannelGate)
+    return gate.index.cpu()

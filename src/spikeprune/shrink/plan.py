@@ -1,0 +1,169 @@
+"""The plan of a shrunken network: which entries of which tensors stay, as data that JSON can hold."""
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.pruner.trace import ChannelGate
+
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Of dimension `dim` of a tensor with `size` entries, those in `keep` stay."""
+
+    tensor: str
+    dim: int
+    size: int
+    keep: tuple[int, ...]
+
+
+@final
+@dataclass(frozen=True)
+class ChannelPlan:
+    """What makes the small network out of one of the original size.
+
+    Attributes:
+        cuts: one for each dimension of each parameter and buffer that becomes shorter.
+        gates: gate -> the channels it passes on, numbered after the cuts.
+        layers: layer -> its output channels before and after; layers that stay as they are included.
+        parameters: number of parameters before and after.
+        blocked: why channels whose filters are all masked had to stay, if any had to.
+    """
+
+    cuts: tuple[Cut, ...]
+    gates: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    parameters: tuple[int, int] = (0, 0)
+    blocked: tuple[str, ...] = ()
+
+    def save(self, path: str | Path) -> None:
+        """Writes the plan as JSON."""
+        Path(path).write_text(json.dumps({"schema": _SCHEMA, **asdict(self)}, separators=(",", ":")) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ChannelPlan":
+        """Reads what `save` wrote.
+
+        Raises: InvalidValue if the file is missing, damaged or of another kind.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+            if content.pop("schema") != _SCHEMA:
+                raise InvalidValue(
+                    f"{path} is a plan of another version; write it again with this version of spikeprune"
+                )
+            return cls(
+                tuple(Cut(c["tensor"], c["dim"], c["size"], tuple(c["keep"])) for c in content["cuts"]),
+                {name: tuple(kept) for name, kept in content["gates"].items()},
+                {name: tuple(counts) for name, counts in content["layers"].items()},
+                tuple(content["parameters"]),
+                tuple(content["blocked"]),
+            )
+        except OSError as error:
+            raise InvalidValue(f"cannot read the channel plan {path}: {error.strerror}; give the plan.json") from error
+        except InvalidValue:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidValue(f"{path} is no channel plan, or a damaged one; `plan.save` writes it anew") from error
+
+    def rebuild(self, fresh_model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
+        """The small network with these weights, from a model of the original size, which is left alone.
+
+        Raises: InvalidValue if model, plan and state_dict do not belong together.
+        """
+        small = copy.deepcopy(fresh_model)
+        self.apply(small)
+        try:
+            small.load_state_dict(state_dict)
+        except RuntimeError as error:
+            raise InvalidValue(
+                f"the state_dict does not fit the plan: {str(error).splitlines()[-1].strip()[:150]}; "
+                "give the small network's own state_dict"
+            ) from error
+        return small
+
+    def apply(self, model: nn.Module) -> None:
+        """Cuts a model of the original size, in place.
+
+        Raises: InvalidValue if the model lacks a tensor of the plan or has it in another size; nothing is cut then.
+        """
+        stored = model.state_dict(keep_vars=True)
+        for cut in self.cuts:
+            tensor = stored.get(cut.tensor)
+            if tensor is None or cut.dim >= tensor.dim() or tensor.shape[cut.dim] != cut.size:
+                found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
+                raise InvalidValue(
+                    f"the plan cuts {cut.tensor!r} with {cut.size} entries in dimension {cut.dim}, but it is {found}; "
+                    "build the model of the original size"
+                )
+        missing = [name for name in self.gates if not isinstance(_module(model, name), ChannelGate)]
+        if missing:
+            raise InvalidValue(
+                f"the plan sets the gate {missing[0]!r}, which this model lacks; build the original model"
+            )
+        by_tensor: dict[str, list[Cut]] = {}
+        for cut in self.cuts:
+            by_tensor.setdefault(cut.tensor, []).append(cut)
+        shared: dict[int, Tensor] = {}  # a tensor that two modules hold stays one
+        names = [
+            (name, module, local)
+            for name, module in model.named_modules()
+            for local in [*module._parameters, *module._buffers]
+        ]
+        for prefix, module, local in names:
+            held = module._parameters if local in module._parameters else module._buffers
+            old = held[local]
+            name = f"{prefix}.{local}" if prefix else local
+            if old is None:
+                continue
+            if id(old) in shared:
+                held[local] = shared[id(old)]
+            elif name in by_tensor:
+                new = select(old.detach(), by_tensor[name])
+                held[local] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+                shared[id(old)] = held[local]
+        for module in model.modules():
+            _tell_sizes(module)
+        for name, kept in self.gates.items():
+            gate: Any = _module(model, name)
+            keep = torch.zeros(gate.channels, dtype=torch.bool)
+            keep[list(kept)] = True
+            gate.select(keep)
+
+
+def select(tensor: Tensor, cuts: list[Cut]) -> Tensor:
+    """What the cuts leave of a tensor; a dimension of size 1 is left alone."""
+    for cut in cuts:
+        if tensor.shape[cut.dim] == cut.size:
+            tensor = tensor.index_select(cut.dim, torch.tensor(cut.keep, device=tensor.device))
+    return tensor.clone()
+
+
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    return dict(model.named_modules()).get(name)
+
+
+def _tell_sizes(module: nn.Module) -> None:
+    """Makes the sizes that a module states agree with its tensors."""
+    if isinstance(module, _ConvNd) and module.groups == 1:
+        first, second = module.weight.shape[:2]
+        transposed = isinstance(module, _ConvTransposeNd)
+        module.out_channels, module.in_channels = (second, first) if transposed else (first, second)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, _BatchNorm):
+        sized = next((t for t in (module.weight, module.running_mean) if t is not None), None)
+        module.num_features = module.num_features if sized is None else len(sized)
+    elif isinstance(module, ChannelGate):
+        module.channels = len(module.keep)
