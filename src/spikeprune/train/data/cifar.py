@@ -140,7 +140,7 @@ def _from_sheets(name: str, layout: _Layout, facts: Facts, folder: Path) -> Sour
     for file in (path, *(folder / f"{sheet}.webp" for sheet in layout.sheets)):
         if not file.is_file():
             raise missing(name, file.name, folder)
-    with named(path), np.load(path, allow_pickle=False) as held:
+    with named(path), path.open("rb") as file, np.load(file, allow_pickle=False) as held:
         arrays = {key: held[key] for key in held.files}
     if layout.sheet_labels not in arrays:
         raise damaged(path, f"it holds {', '.join(sorted(arrays))}, but not {layout.sheet_labels}")

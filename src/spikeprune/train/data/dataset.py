@@ -91,9 +91,10 @@ class Dataset:
         for name in ("train", "validation", "test"):
             split = self.split(name)
             check_labels(split.labels, len(self.classes), f"{self.name}, {name} split")
-            if split.shape != self.train.shape or split.time_first != self.train.time_first:
+            if _kind(split) != _kind(self.train):
                 raise InvalidValue(
-                    f"{self.name}: the {name} split has samples of shape {split.shape}, not {self.shape}"
+                    f"{self.name}: the {name} split has samples of shape and type {_kind(split)}, the train split of "
+                    f"{_kind(self.train)}; all splits must agree"
                 )
 
     @property
@@ -130,6 +131,10 @@ class Dataset:
             "published": published,
             "notes": list(self.notes),
         }
+
+
+def _kind(split: Split) -> str:
+    return f"{list(split.shape)} {split.inputs.dtype}{', time first' if split.time_first else ''}"
 
 
 @dataclass
