@@ -1,6 +1,6 @@
 """What one weight costs under a budget of parameters, multiplies or synaptic operations."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -100,6 +100,9 @@ class InputRates:
             handle.remove()
         self._handles = []
 
-    def rates(self) -> dict[str, Tensor]:
-        """Parameter name -> share of non-zero inputs, [I]."""
-        return {name: (total / self._counts[name]).float() for name, total in self._sums.items()}
+    def rates(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Parameter name -> share of non-zero inputs, [I]; `reduce` sums a tensor over ranks."""
+        return {
+            name: (reduce(total) / reduce(torch.tensor(self._counts[name], device=total.device))).float()
+            for name, total in self._sums.items()
+        }

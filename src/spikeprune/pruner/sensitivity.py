@@ -10,7 +10,7 @@ from spikeprune.core.allocate import kept
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.select import keep_top
 from spikeprune.pruner.adapter import find_adapter
-from spikeprune.pruner.pruner import prunable
+from spikeprune.pruner.prunable import prunable
 from spikeprune.pruner.trace import undisturbed
 
 

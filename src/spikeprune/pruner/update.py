@@ -94,8 +94,7 @@ def prune_and_regrow(
     if target.pattern is not None and target.exact:
         able = {n: able[n] & _room(survivors[n], regrow_scores[n], able[n], *target.pattern) for n in able}
     regrown = _grow(regrow_scores, able, survivors, reference, target)
-    none = {n: torch.zeros_like(m) for n, m in survivors.items() if n not in regrown}
-    regrown = {n: regrown.get(n, none.get(n)) for n in survivors}  # type: ignore[misc]
+    regrown = {n: regrown[n] if n in regrown else torch.zeros_like(m) for n, m in survivors.items()}
     return Outcome({n: survivors[n] | regrown[n] for n in survivors}, survivors, regrown, reference)
 
 

@@ -1,0 +1,81 @@
+"""What happens in every step: dead weights, their gradients and their optimizer state stay exactly 0."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+# Given weight, gradient and state of exactly 0 these leave all of them at exactly 0, so that masking the gradient
+# before the step is enough; for any other optimizer the state is masked after every step as well
+# (test: tests/unit/test_upkeep.py::test_dead_weights_and_their_state_stay_zero).
+_KEEPS_ZERO = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop")
+
+
+class Upkeep:
+    """The masks of some parameters, and how they are held.
+
+    Attributes:
+        masks: parameter name -> bool, True = alive.
+        dense: no weight is dead, so there is nothing to do.
+        optimizer: whose state is masked, if known.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.masks: dict[str, Tensor] = {}
+        self.dense = True
+        self._floats: dict[torch.dtype, dict[str, Tensor]] = {}
+        self.set({n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()})
+
+    def set(self, masks: dict[str, Tensor]) -> None:
+        """Changes the masks; the weights follow with `hold`."""
+        self.masks = masks
+        self.dense = all(bool(mask.all()) for mask in masks.values())
+        self._floats.clear()
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Zeroes dead weights."""
+        if not self.dense:
+            self._multiply({n: p.data for n, p in self.parameters.items()})
+
+    @torch.no_grad()
+    def hold_grads(self) -> None:
+        """Zeroes the gradients of dead weights, so that no optimizer state builds up for them."""
+        if not self.dense:
+            self._multiply({n: p.grad for n, p in self.parameters.items() if p.grad is not None})
+
+    def after_step(self, *, closure: bool, cold: bool) -> None:
+        """After an update: zeroes dead weights, and their state where the optimizer would not keep it at zero.
+
+        Args:
+            closure: the step computed gradients itself, after `hold_grads`.
+            cold: whether the state of dead weights is to be empty at all.
+        """
+        self.hold()
+        if not self.dense and cold and (closure or type(self.optimizer).__name__ not in _KEEPS_ZERO):
+            self.hold_state(self.masks)
+
+    def _multiply(self, tensors: Mapping[str, Tensor]) -> None:
+        for dtype in {t.dtype for t in tensors.values()}:
+            if dtype not in self._floats:  # a bool mul_ is several times slower than one in the weight's own dtype
+                self._floats[dtype] = {n: m.to(dtype) for n, m in self.masks.items()}
+            some = [n for n, t in tensors.items() if t.dtype == dtype]
+            torch._foreach_mul_([tensors[n] for n in some], [self._floats[dtype][n] for n in some])
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Parameter name -> the optimizer's state tensors of the parameter's shape (momentum and the like)."""
+        state = {} if self.optimizer is None else self.optimizer.state
+        return {
+            n: {k: v for k, v in state[p].items() if isinstance(v, Tensor) and v.shape == p.shape}
+            for n, p in self.parameters.items()
+            if p in state
+        }
+
+    @torch.no_grad()
+    def hold_state(self, masks: Mapping[str, Tensor]) -> None:
+        """Zeroes the optimizer state outside of `masks`."""
+        for name, tensors in self.state().items():
+            for tensor in tensors.values():
+                tensor.mul_(masks[name].to(tensor.dtype))
