@@ -270,7 +270,9 @@ def test_old_numpy_addresses_in_a_batch_are_read(tmp_path: Path) -> None:
     for path in tmp_path.glob("*batch_*"):
         content = path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
         path.write_bytes(content)
-    assert torch.equal(load("cifar10", tmp_path, validation=0.0).train.inputs, torch.from_numpy(cifar_arrays(10)[0][:20]))
+    assert torch.equal(
+        load("cifar10", tmp_path, validation=0.0).train.inputs, torch.from_numpy(cifar_arrays(10)[0][:20])
+    )
 
 
 class Hostile:
@@ -328,6 +330,13 @@ def test_a_cut_archive_and_a_missing_batch_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidValue, match=r"cifar-10-python\.tar\.gz cannot be read") as caught:
         load("cifar10", tmp_path)
     told(caught.value)
+    write_cifar10_batches(tmp_path / "cifar-10-batches-py")
+    pack(tmp_path / "cifar-10-batches-py", archive)
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1  # within the pixels of some image, where only the sum at the end can tell
+    archive.write_bytes(bytes(content))
+    with pytest.raises(InvalidValue, match=r"cifar-10-python\.tar\.gz cannot be read .*CRC"):
+        load("cifar10", tmp_path)
     with pytest.raises(MissingFile, match=r"cifar100: no cifar-100-python/, .* or test\.webp in") as caught:
         load("cifar100", tmp_path)
     told(caught.value)
@@ -445,6 +454,12 @@ def test_tiny_imagenet_names_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(InvalidValue, match="images of class 'n77'") as caught:
         load("tiny-imagenet", tmp_path)
     told(caught.value)
+    wnids = (folder / "wnids.txt").read_bytes()
+    (folder / "wnids.txt").write_bytes(wnids[:9])
+    with pytest.raises(InvalidValue, match=r"class 'n02', which .*wnids\.txt lacks") as caught:
+        load("tiny-imagenet", tmp_path)
+    told(caught.value)
+    (folder / "wnids.txt").write_bytes(wnids)
     (folder / "val" / "val_annotations.txt").write_text("val_0.JPEG\n")
     with pytest.raises(InvalidValue, match="line 1 names no class"):
         load("tiny-imagenet", tmp_path)

@@ -25,11 +25,12 @@ class MissingFile(UserError, FileNotFoundError):
 def named(path: Path | str) -> Iterator[None]:
     """Whatever a decoder raises over bad bytes becomes an error that names the file.
 
-    Decoders raise nearly anything over damaged input (zlib.error, EOFError, struct.error, SyntaxError from PNG, ...).
+    Decoders raise nearly anything over damaged input: zlib.error, EOFError, SyntaxError (PNG), MemoryError (a pickle
+    that asks for more than there is).
     """
     try:
         yield
-    except (UserError, MemoryError):
+    except UserError:
         raise
     except Exception as error:
         lines = str(error).splitlines() or [""]
@@ -100,6 +101,8 @@ def open_tree(path: Path) -> Tree:
         else:
             with tarfile.open(path) as tar:
                 found = {m.name: partial(io.BytesIO, _content(tar, m)) for m in tar if m.isfile()}
+                while tar.fileobj and tar.fileobj.read(1 << 20):
+                    pass  # the sum that guards a compressed file stands behind its last member
     visible = {
         name.removeprefix("./"): opener
         for name, opener in sorted(found.items())

@@ -8,7 +8,7 @@ import torch
 from spikeprune.core.errors import InvalidValue
 from spikeprune.train.data.dataset import Source, Split
 from spikeprune.train.data.facts import FACTS
-from spikeprune.train.data.files import Tree, below, damaged, missing, named, open_tree, short
+from spikeprune.train.data.files import Tree, below, damaged, missing, open_tree, short
 from spikeprune.train.data.images import SUFFIXES, decode, survey
 
 _TINY_FOLDERS = ("tiny-imagenet-200", "tiny-imagenet", "TinyImageNet", "tiny_imagenet")
@@ -37,14 +37,11 @@ def read_tiny_imagenet(root: Path) -> Source:
         test_of = _by_class(tree, "val")
     if not test_of:
         raise missing("tiny-imagenet", f"val/<class>/ or {annotations} with val/images", tree.path)
-    if "wnids.txt" in tree.files:
-        with named(tree.path / "wnids.txt"):
-            classes = sorted(set(tree.read("wnids.txt").decode().split()))
-    else:
-        classes = sorted(train_of)
+    listed = "wnids.txt" in tree.files
+    classes = sorted(set(tree.read("wnids.txt").decode(errors="replace").split()) if listed else train_of)
 
     def split(files: Mapping[str, list[str]], folder: str) -> Split:
-        names, labels = _pairs(files, classes, tree.path / folder)
+        names, labels = _pairs(files, classes, tree.path / folder, "wnids.txt" if listed else "train")
         return Split(decode(tree, names, facts.shape[1:], grey=False, resize=False), labels)
 
     train, test = split(train_of, "train"), split(test_of, "val")
@@ -80,7 +77,7 @@ def read_image_folder(root: Path) -> Source:
         notes.append(f"images of {len(found)} sizes: centred square, bilinear to {side}x{side}")
 
     def split(group: Mapping[str, list[str]], folder: str) -> Split:
-        names, labels = _pairs(group, classes, root / folder)
+        names, labels = _pairs(group, classes, root / folder, "train")
         return Split(decode(tree, names, size, grey=grey, resize=len(found) > 1), labels)
 
     return Source(
@@ -124,13 +121,15 @@ def _annotated(tree: Tree, annotations: str) -> dict[str, list[str]]:
     return found
 
 
-def _pairs(files: Mapping[str, list[str]], classes: list[str], folder: Path) -> tuple[list[str], torch.Tensor]:
+def _pairs(
+    files: Mapping[str, list[str]], classes: list[str], folder: Path, listed_in: str
+) -> tuple[list[str], torch.Tensor]:
     """File names and labels, class by class. Raises: InvalidValue for a class that is not in `classes`."""
     label_of = {name: label for label, name in enumerate(classes)}
     if stray := sorted(set(files) - set(label_of)):
         raise InvalidValue(
-            f"{short(folder)} has images of class {stray[0]!r}, which the training classes "
-            f"({', '.join(classes[:4])}, ...) lack; every class needs training images"
+            f"{short(folder)} has images of class {stray[0]!r}, which {folder.parent.name}/{listed_in} lacks; "
+            "every class needs training images, and wnids.txt, where there is one, lists them all"
         )
     names = [name for group in sorted(files) for name in files[group]]
     labels = [label_of[group] for group in sorted(files) for _ in files[group]]

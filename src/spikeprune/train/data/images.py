@@ -1,5 +1,6 @@
 """Image files to tensors: same size as they are, or resized by one stated rule."""
 
+import io
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -45,7 +46,8 @@ def decode(tree: Tree, names: Sequence[str], size: tuple[int, int], *, grey: boo
     mode = "L" if grey else "RGB"
     out = np.empty((len(names), height, width, 1 if grey else 3), np.uint8)
     for row, name in zip(out, names, strict=True):
-        with tree.open(name) as file, image_of.open(file) as image:
+        content = tree.read(name)  # to its end, where a .zip keeps the sum that guards it
+        with named(tree.path / name), image_of.open(io.BytesIO(content)) as image:
             if image.mode.startswith(("I", "F")):
                 raise damaged(tree.path / name, f"pixels of mode {image.mode}, not of 8 bits")
             picture = image.convert(mode)
