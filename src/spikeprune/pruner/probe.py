@@ -151,7 +151,7 @@ class Probe:
         if self._handles:
             return
         for neuron in self._by_neuron:
-            self._handles.append(neuron.register_forward_pre_hook(self._fires))
+            self._handles.append(neuron.register_forward_pre_hook(self._fires, with_kwargs=True))
         if self._synapses:
             for name, site in self.sites.items():
                 self._handles.append(site.layer.register_forward_pre_hook(self._keeps(name)))
@@ -171,10 +171,11 @@ class Probe:
 
         return keep
 
-    def _fires(self, neuron: nn.Module, args: tuple[Any, ...]) -> None:
+    def _fires(self, neuron: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.calls += 1
         if self.needs_grad and not torch.is_grad_enabled():
             return
+        args = (*args, *kwargs.values())  # a state may be passed by name: lif(x, mem=mem)
         with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False):
             self._record(neuron, args)
 

@@ -1,0 +1,99 @@
+"""Norse: feed-forward cells (LIFCell, LIFBoxCell, IAFCell, ...) and the modules that run them over time (LIF, ...).
+
+Norse's neurons are pure functions, state in and state out, and every one of them hands v_pre - v_threshold to
+`threshold`. The cell's function is run once more without gradient, with that name bound to a spy for the moment.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from norse.torch.functional.threshold import threshold
+from norse.torch.module.snn import SNN, SNNCell
+from torch import Tensor, nn
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.pruner.adapter import Adapter, NeuronParams
+
+
+class Norse(Adapter):
+    """Reads Norse's neurons. Their state is an argument, so there is nothing to reset."""
+
+    name = "norse"
+
+    def is_neuron(self, module: nn.Module) -> bool:
+        return isinstance(module, (SNN, SNNCell))
+
+    def reset(self, model: nn.Module) -> None:
+        pass
+
+    def states(self, model: nn.Module) -> Any:
+        return None
+
+    def restore(self, model: nn.Module, states: Any) -> None:
+        pass
+
+    def begins(self, neuron: nn.Module, args: tuple[Any, ...]) -> bool:
+        return len(args) < 2 or args[1] is None
+
+    def multi_step(self, module: nn.Module) -> bool:
+        return isinstance(module, SNN)
+
+    def drive(self, neuron: nn.Module, args: tuple[Any, ...]) -> Iterator[Tensor]:
+        x = args[0].detach()
+        steps = x if self.multi_step(neuron) else x.unsqueeze(0)
+        state = neuron.state_fallback(steps[0]) if self.begins(neuron, args) else args[1]
+        for x_t in steps:
+            with torch.no_grad():
+                u, state = _spied(neuron, x_t, state)
+            yield u
+
+    def surrogate(self, neuron: nn.Module) -> Any:
+        parameters = neuron.p
+        return lambda u: threshold(u, parameters.method, parameters.alpha)
+
+    def smooth(self, neuron: nn.Module, u: Tensor) -> Tensor:
+        raise InvalidValue(
+            f"Norse gives no smooth forward curve for {neuron.p.method!r}, which curve='value' needs; "
+            "give one by name, for example surrogate='atan'"
+        )
+
+    def describe(self, neuron: nn.Module) -> NeuronParams | None:
+        p = neuron.p
+        if not hasattr(p, "tau_mem_inv") or hasattr(p, "tau_syn_inv"):
+            return None  # a synaptic current is a second state: no plain integrate-and-fire neuron
+        if getattr(p, "reset_method", None) is None or p.reset_method.__name__ not in ("reset_value", "reset_subtract"):
+            return None
+        leak = neuron.dt * p.tau_mem_inv
+        return NeuronParams(
+            decay=1 - leak,
+            gain=leak,
+            v_threshold=p.v_th,
+            v_reset=p.v_reset if p.reset_method.__name__ == "reset_value" else None,
+            v_rest=p.v_leak,
+            strict=True,
+        )
+
+
+def _spied(neuron: Any, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """One step of the cell's own function; returns what `threshold` saw, and the new state."""
+    function: Callable[..., Any] = neuron.activation
+    names = getattr(function, "__globals__", {})
+    original = names.get("threshold")
+    if original is None:
+        raise InvalidValue(
+            f"{type(neuron).__name__} fires without Norse's threshold function, so its potential cannot be read; "
+            "register an adapter of your own"
+        )
+    seen: list[Tensor] = []
+
+    def spy(u: Tensor, *rest: Any) -> Tensor:
+        seen.append(u)
+        return original(u, *rest)
+
+    names["threshold"] = spy
+    try:
+        _, state = function(x, state, neuron.p, neuron.dt)
+    finally:
+        names["threshold"] = original
+    return seen[0], state
