@@ -4,7 +4,6 @@ The authors' unstructured and structured code differ in more than the pruning: h
 Source: Chen et al. 2023, arXiv:2311.16141, and the authors' public code.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +11,8 @@ from typing import Any, Literal
 import torch
 from spikingjelly.activation_based import layer, neuron, surrogate
 from torch import Tensor, nn
+
+from spikeprune.core.surrogate import dspike
 
 
 class _DspikeFunction(torch.autograd.Function):
@@ -27,7 +28,7 @@ class _DspikeFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        return grad_output * Dspike.derivative(x, ctx.k), None
+        return Dspike.backward(grad_output, x, ctx.k), None
 
 
 class Dspike(surrogate.SurrogateFunctionBase):
@@ -54,16 +55,11 @@ class Dspike(surrogate.SurrogateFunctionBase):
 
     @staticmethod
     def primitive_function(x: Tensor, k: float) -> Tensor:
-        return (torch.tanh(k * x.clamp(-0.5, 0.5)) + math.tanh(k / 2)) / (2 * math.tanh(k / 2))
-
-    @staticmethod
-    def derivative(x: Tensor, k: float) -> Tensor:
-        slope = k * (1 - torch.tanh(k * x).square()) / (2 * math.tanh(k / 2))
-        return slope.masked_fill(x.abs() > 0.5, 0)
+        return dspike(k, clamped=True).value(x)
 
     @staticmethod
     def backward(grad_output: Tensor, x: Tensor, k: float) -> Tensor:
-        return grad_output * Dspike.derivative(x, k)
+        return grad_output * dspike(k, clamped=True).derivative(x)
 
 
 class BatchNorm2dPerStep(layer.BatchNorm2d):
