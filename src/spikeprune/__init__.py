@@ -17,23 +17,34 @@ if TYPE_CHECKING:
     from spikeprune.core.schedule import Cubic as Cubic
     from spikeprune.core.schedule import Linear as Linear
     from spikeprune.core.schedule import OneShot as OneShot
-    from spikeprune.core.schedule import names as schedules
+    from spikeprune.core.schedule import names as schedules  # noqa: F401
     from spikeprune.methods.criticality import Criticality as Criticality
     from spikeprune.methods.dense import Dense as Dense
     from spikeprune.methods.gradient import Gradient as Gradient
     from spikeprune.methods.magnitude import Magnitude as Magnitude
     from spikeprune.methods.random import Random as Random
-    from spikeprune.methods.registry import names as methods
+    from spikeprune.methods.registry import names as methods  # noqa: F401
+    from spikeprune.pruner.count import Counts as Counts
+    from spikeprune.pruner.count import count as count
     from spikeprune.pruner.pruner import Pruner as Pruner
     from spikeprune.pruner.pruner import prune as prune
     from spikeprune.pruner.sensitivity import sensitivity as sensitivity
+    from spikeprune.runtime.fuse import fuse as fuse
+    from spikeprune.runtime.fuse import unfuse as unfuse
+    from spikeprune.shrink.plan import ChannelPlan as ChannelPlan
+    from spikeprune.shrink.shrink import shrink as shrink
+    from spikeprune.train.data import names as datasets  # noqa: F401
+    from spikeprune.zoo import build as model  # noqa: F401
+    from spikeprune.zoo import names as models  # noqa: F401
 
 __version__ = "0.1.0"
 
 # Public name -> where it stands. `methods` and `shrink` are packages too, which answer the call themselves.
 _PUBLIC = {
+    "ChannelPlan": "shrink.plan",
     "Constant": "core.schedule",
     "Cosine": "core.schedule",
+    "Counts": "pruner.count",
     "Criticality": "methods.criticality",
     "Cubic": "core.schedule",
     "Dense": "methods.dense",
@@ -44,10 +55,17 @@ _PUBLIC = {
     "OneShot": "core.schedule",
     "Pruner": "pruner.pruner",
     "Random": "methods.random",
+    "count": "pruner.count",
+    "datasets": "train.data:names",
+    "fuse": "runtime.fuse",
     "methods": "methods.registry:names",
+    "model": "zoo:build",
+    "models": "zoo:names",
     "prune": "pruner.pruner",
     "schedules": "core.schedule:names",
     "sensitivity": "pruner.sensitivity",
+    "shrink": "shrink.shrink",
+    "unfuse": "runtime.fuse",
 }
 
 __all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,19 +1,8 @@
-"""Pruning methods, one file each. `spikeprune.methods()` lists their names, so this package can be called."""
+"""Pruning methods, one file each. `spikeprune.methods()` lists their names."""
 
-import sys
-from types import ModuleType
-
+from spikeprune.core.callable import answer_calls
 from spikeprune.methods.registry import make_method, names, settings_of
 
 __all__ = ["make_method", "names", "settings_of"]
 
-
-class _Listing(ModuleType):
-    # `sp.methods()` is the public list of names and `spikeprune.methods` the package that holds them: importing the
-    # package binds that very name, so the module answers the call itself (docs/decisions/0003-callable-packages.md).
-    def __call__(self) -> list[str]:
-        """Sorted names of the pruning methods."""
-        return names()
-
-
-sys.modules[__name__].__class__ = _Listing
+answer_calls(__name__, "spikeprune.methods.registry:names")

@@ -1,0 +1,25 @@
+"""Packages that answer a call, because a public function has the same name (docs/decisions/0003-callable-packages.md)."""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+
+class _CallablePackage(ModuleType):
+    answer: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module, _, function = self.answer.partition(":")
+        return getattr(importlib.import_module(module), function)(*args, **kwargs)
+
+
+def answer_calls(package: str, answer: str) -> None:
+    """Lets `package(...)` call the function at `answer`, "module:function".
+
+    `sp.shrink` is a public function and `spikeprune.shrink` the package that holds it; importing the package binds
+    that very name, so the package itself must be able to answer.
+    """
+    module = sys.modules[package]
+    module.__class__ = _CallablePackage
+    module.answer = answer  # type: ignore[attr-defined]
