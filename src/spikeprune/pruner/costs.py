@@ -75,15 +75,15 @@ class InputRates:
         self._counts: dict[str, float] = {}
         names = {id(p): n for n, p in model.named_parameters()}
         self._handles = [
-            module.register_forward_pre_hook(self._watch(names[id(module.weight)]))
+            module.register_forward_pre_hook(self._watch(names[id(module.weight)]), with_kwargs=True)
             for module in model.modules()
             if isinstance(module, (_ConvNd, nn.Linear)) and id(module.weight) in names
         ]
 
     def _watch(self, name: str) -> Any:
-        def see(module: nn.Module, args: tuple[Any, ...]) -> None:
+        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             with torch.no_grad():
-                x = args[0].detach()
+                x = (*args, *kwargs.values())[0].detach()
                 axis = -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)  # type: ignore[arg-type]
                 active = (x != 0).double().movedim(axis, 0).flatten(1)
                 if isinstance(module, _ConvNd) and module.groups > 1:

@@ -94,7 +94,7 @@ class Probe:
     """Records a method's statistic while it is installed.
 
     One statistic per neuron (`ChannelMean`), shared by the layers that feed it, or one per weight (`SynapseMean`).
-    `calls` counts how often a hook of ours ran: none while the Probe is not installed.
+    `calls` counts how often a hook of ours ran, none while the Probe is not installed; `begun` the sequences seen.
     """
 
     def __init__(
@@ -106,10 +106,14 @@ class Probe:
         *,
         needs_grad: bool,
     ) -> None:
-        """`needs_grad`: skip forwards without gradient, such as the user's validation between two steps."""
+        """`needs_grad`: skip forwards without gradient, such as the user's validation between two steps.
+
+        Raises: InvalidValue if a weight's channels cannot be told at its neuron.
+        """
         self.adapter = adapter
         self.needs_grad = needs_grad
         self.calls = 0
+        self.begun = 0
         self._handles: list[Any] = []
         modules = dict(model.named_modules())
         self.sites = {
@@ -117,6 +121,12 @@ class Probe:
             for name, pair in pairs.items()
             if pair.neuron is not None and pair.layer in modules
         }
+        joined = [name for name in self.sites if pairs[name].joined]
+        if joined:
+            raise InvalidValue(
+                f"{joined[0]!r} reaches {pairs[joined[0]].neuron!r} through a cat, so its channels there cannot be "
+                f"told; pass exclude=[{joined[0]!r}]"
+            )
         self.statistics: dict[str, Statistic] = {}
         self._by_neuron: dict[nn.Module, list[str]] = {}  # neuron -> weights whose statistic its potential feeds
         self._shared: dict[str, str] = {}  # weight -> weight whose statistic it shares
@@ -138,7 +148,7 @@ class Probe:
         if self.sites[owner].channels != self.sites[name].channels:
             raise InvalidValue(
                 f"{owner!r} and {name!r} feed one neuron but have {self.sites[owner].channels} and "
-                f"{self.sites[name].channels} outputs (joined by cat?), so its channels cannot be told: exclude one"
+                f"{self.sites[name].channels} outputs, so its channels cannot be told: exclude one"
             )
 
     @property
@@ -154,7 +164,7 @@ class Probe:
             self._handles.append(neuron.register_forward_pre_hook(self._fires, with_kwargs=True))
         if self._synapses:
             for name, site in self.sites.items():
-                self._handles.append(site.layer.register_forward_pre_hook(self._keeps(name)))
+                self._handles.append(site.layer.register_forward_pre_hook(self._keeps(name), with_kwargs=True))
 
     def remove(self) -> None:
         """Takes every hook off and forgets inputs in flight; what was recorded stays."""
@@ -163,11 +173,11 @@ class Probe:
         self._handles.clear()
         self._inputs.clear()
 
-    def _keeps(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
+    def _keeps(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.calls += 1
             if not self.needs_grad or torch.is_grad_enabled():
-                self._inputs[name] = args[0].detach()
+                self._inputs[name] = (*args, *kwargs.values())[0].detach()
 
         return keep
 
@@ -182,6 +192,7 @@ class Probe:
     def _record(self, neuron: nn.Module, args: tuple[Any, ...]) -> None:
         names = self._by_neuron[neuron]
         if self.adapter.begins(neuron, args):
+            self.begun += 1
             for name in names:
                 self.statistics[name].begin()
         inputs = {name: self._inputs.pop(name) for name in names if name in self._inputs}
@@ -192,6 +203,12 @@ class Probe:
                 site, x = self.sites[name], inputs.get(name)
                 value = as_channels(u, site.channels, last=site.channels_last)
                 self.statistics[name].step(value, None if x is None else _at_step(x, t, steps, u.shape[0]))
+
+    def add(self, totals: Mapping[str, tuple[Tensor | None, float]]) -> None:
+        """Goes on from (sum, count) of each weight's statistic, as `totals` gives them."""
+        for name, (total, count) in totals.items():
+            if total is not None and name in self.statistics:
+                self.statistics[name].add(total.to(self.sites[name].layer.weight.device), count)
 
     def totals(self) -> dict[str, tuple[Tensor | None, float]]:
         """Weight name -> (sum, count) recorded so far, for saving."""

@@ -182,6 +182,7 @@ class Pruner:
             )
         self._remove_hooks()
         self._upkeep.optimizer = optimizer
+        self._hold_state()
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -201,6 +202,7 @@ class Pruner:
 
     def mask_grads(self) -> None:
         """Zeroes the gradients of dead weights; for users who clip gradients, to be called before clipping."""
+        self._keep_grads()
         if self._cold:
             self._upkeep.hold_grads()
 
@@ -220,20 +222,35 @@ class Pruner:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         started = time.perf_counter()
-        if "grads" in self.method.needs and self._step + 1 in self._by_step:
-            self._grads = {n: p.grad.clone() for n, p in self._parameters.items() if p.grad is not None}
-        self.mask_grads()
+        if not _closure(args, kwargs):  # a closure computes the gradients inside the step, so these are old ones
+            if not self._grads:  # else the user has called mask_grads, and those of dead weights are gone
+                self._keep_grads()
+            if self._cold:
+                self._upkeep.hold_grads()
         self.seconds += time.perf_counter() - started
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found = getattr(optimizer, "found_inf", None)
         if isinstance(found, Tensor) and bool(found > 0):
+            self._grads = {}
             return  # a fused optimizer skipped this step inside its kernel (GradScaler saw inf)
         started = time.perf_counter()
-        self._advance(closure=bool(args) or kwargs.get("closure") is not None)
+        self._advance(closure=_closure(args, kwargs))
         self.seconds += time.perf_counter() - started
 
+    def _keep_grads(self) -> None:
+        """Before an event, keeps the gradients of all weights for a method that regrows by them."""
+        if "grads" in self.method.needs and self._step + 1 in self._by_step:
+            self._grads = {n: p.grad.clone() for n, p in self._parameters.items() if p.grad is not None}
+
+    def _hold_state(self) -> None:
+        """Clears optimizer state that dead weights have from before the Pruner knew the optimizer or the masks."""
+        if self._cold and not self._upkeep.dense:
+            self._upkeep.hold_state(self._upkeep.masks)
+
     def _advance(self, *, closure: bool) -> None:
+        if not self._grads:
+            self._keep_grads()
         self._step += 1
         event = self._by_step.get(self._step)
         if event is None:
@@ -473,6 +490,7 @@ class Pruner:
         self._step, self._regrown, self.rounds = step, regrown, rounds
         self._upkeep.set(masks)
         self._upkeep.hold()
+        self._hold_state()
         self._recorder.load_totals(totals)
         if self._handles:
             self._prepare()
@@ -511,6 +529,11 @@ def _check_types(method: object, schedule: object) -> None:
         raise InvalidValue(f"method must be a method object or a name such as 'criticality', got {method!r}")
     if not isinstance(schedule, Schedule):
         raise InvalidValue(f"schedule must be a schedule such as Cubic(to=0.9, begin=0, ...), got {schedule!r}")
+
+
+def _closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a step was given a closure. The arguments that torch hands to step hooks begin with the optimizer."""
+    return any(value is not None for value in (*args[1:], kwargs.get("closure")))
 
 
 def _count(masks: Mapping[str, Tensor]) -> int:

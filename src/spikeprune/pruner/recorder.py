@@ -11,9 +11,15 @@ from spikeprune.methods.base import Method
 from spikeprune.pruner.adapter import Adapter
 from spikeprune.pruner.costs import InputRates
 from spikeprune.pruner.probe import Probe
-from spikeprune.pruner.trace import Graph, Pairing, Tracer, pair, trace, undisturbed
+from spikeprune.pruner.trace import Graph, Pairing, pair, trace, undisturbed
 
 Reduce = Callable[[Tensor], Tensor]
+
+
+_NOT_CALLED = (
+    "the model was not called between two optimizer steps, so no membrane potential was seen; "
+    "call the very object that was given to the Pruner"
+)
 
 
 class Recorder:
@@ -40,12 +46,11 @@ class Recorder:
         self.graph: Graph | None = None
         self.pairs: dict[str, Pairing] | None = None
         self._error: UserError | None = None
-        self._wanted = (False, False)
-        self._tracer: Tracer | None = None
+        self._recording = False
         self._probe: Probe | None = None
         self._meter: InputRates | None = None
         self._carried: dict[str, tuple[Tensor | None, float]] = {}
-        self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._calls: list[tuple[tuple[Any, ...], dict[str, Any], int]] = []  # of this step: inputs, sequences before
         self._entry: Any = None
         self._compiled: Any = None
 
@@ -56,66 +61,68 @@ class Recorder:
     # ---- during training ------------------------------------------------------------------------------------------
 
     def prepare(self, *, membrane: bool, rates: bool) -> None:
-        """Sets the hooks for the coming forward: to trace it if none was seen yet, to record what is asked for."""
-        self._wanted = (membrane, rates)
+        """Sets the hooks for the coming forward: to trace it if none was seen yet, to record what is asked for.
+
+        Raises: what was wrong with the traced forward, from the user's own step() rather than inside the forward.
+        """
+        if self._error is not None:
+            raise self._error
+        self._recording = membrane
+        self._calls = []
         if rates and self._meter is None:
             self._meter = InputRates(self._model)
-        if self.graph is None:
-            if self._tracer is None:
-                self._tracer = Tracer(self._model, self._adapter, self._traced)
-                self._watch()
-        elif membrane and self._probe is None and self._error is None:
+        if self.graph is None or membrane:
+            self._watch()
+        if self.graph is not None:
+            self._record()
+
+    def _record(self) -> None:
+        if self._recording and self._probe is None:
             self._probe = self._new_probe(needs_grad=True)
             self._probe.install()
-            self._watch()
-
-    def _traced(self, graph: Graph) -> None:
-        self._tracer = None
-        try:
-            self._learn(graph)
-        except UserError as error:
-            self._error = error  # raised at the event, from the user's own step(), not from inside a forward
+            self._carried = {}
+        elif not self._recording:
             self._unwatch()
-            return
-        calls = self._calls
-        self._unwatch()
-        self.prepare(membrane=self._wanted[0], rates=self._wanted[1])
-        if self._probe is not None:  # the traced call was the first of those to be recorded: see it once more
-            self._replay(calls)
-            self._calls = calls
 
     def _learn(self, graph: Graph) -> None:
+        self.pairs = pair(graph, self._parameters)
         self.graph = graph
-        self.pairs = pair(graph)
-        if {"membrane", "spikes"} & self._method.needs and not any(map(self.feeds_neuron, self._parameters)):
-            raise InvalidValue(
-                "no prunable layer feeds a spiking neuron, so criticality has nothing to rank; "
-                "pruner.table() shows what was traced; widen include=, or use 'magnitude'"
-            )
+        if {"membrane", "spikes"} & self._method.needs:
+            if not any(map(self.feeds_neuron, self._parameters)):
+                raise InvalidValue(
+                    "no prunable layer feeds a spiking neuron, so criticality has nothing to rank; "
+                    "pruner.table() shows what was traced; widen include=, or use 'magnitude'"
+                )
+            self._new_probe(needs_grad=True)
 
     def _new_probe(self, *, needs_grad: bool) -> Probe:
         assert self._adapter is not None
         assert self.pairs is not None
-        pairs = {n: p for n, p in self.pairs.items() if n in self._parameters}
-        probe = Probe(self._model, self._adapter, pairs, self._method, needs_grad=needs_grad)
-        for name, (total, count) in self._carried.items():
-            if total is not None and name in probe.statistics:
-                probe.statistics[name].add(total.to(self._parameters[name].device), count)
-        self._carried = {}
+        probe = Probe(self._model, self._adapter, self.pairs, self._method, needs_grad=needs_grad)
+        probe.add(self._carried)
         return probe
 
     def _watch(self) -> None:
-        """Remembers the model's inputs, and lets a compiled model run eagerly so that hooks fire."""
+        """Sees the model's inputs, and lets a compiled model run eagerly so that hooks fire."""
         if self._entry is None:
-            self._calls = []
             self._entry = self._model.register_forward_pre_hook(self._called, with_kwargs=True)
         if hasattr(self._outer, "_orig_mod") and self._compiled is None:
             self._compiled = self._outer.forward
             self._outer.forward = self._model.__call__
 
     def _called(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.is_grad_enabled():
-            self._calls.append((args, kwargs))
+        if self.graph is None:
+            # A forward of our own comes before the user's first one, whose hooks can then already record.
+            self._unwatch()
+            try:
+                self._learn(trace(self._model, *args, adapter=self._adapter, keywords=kwargs))
+            except UserError as error:
+                self._error = error
+                return
+            self._watch()
+            self._record()
+        if self._probe is not None and torch.is_grad_enabled():
+            self._calls.append((args, kwargs, self._probe.begun))
 
     def _unwatch(self) -> None:
         if self._entry is not None:
@@ -125,20 +132,6 @@ class Recorder:
             self._outer.forward = self._compiled
             self._compiled = None
         self._calls = []
-
-    def _replay(self, calls: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
-        """Runs remembered forwards again for the Probe; nothing of the model is changed by it."""
-        assert self._probe is not None
-        if self._entry is not None:
-            self._entry.remove()
-        needs_grad, self._probe.needs_grad = self._probe.needs_grad, False
-        self._probe.install()
-        with torch.no_grad(), undisturbed(self._model, self._adapter):
-            for args, kwargs in calls:
-                self._model(*args, **kwargs)
-        self._probe.needs_grad = needs_grad
-        if self._entry is not None:
-            self._entry = self._model.register_forward_pre_hook(self._called, with_kwargs=True)
 
     # ---- outside of training --------------------------------------------------------------------------------------
 
@@ -162,11 +155,12 @@ class Recorder:
                     self._probe.install()
                 if rates and self._meter is None:
                     self._meter = InputRates(self._model)
+                if self._probe is not None:
+                    self._calls.append(((x,), {}, self._probe.begun))
                 with undisturbed(self._model, self._adapter), torch.set_grad_enabled(loss is not None):
                     output = self._model(x)
                     if loss is not None:
                         loss(output, target).backward()
-                self._calls.append(((x,), {}))
             return {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
         finally:
             if self._probe is not None:
@@ -184,18 +178,25 @@ class Recorder:
         if self._error is not None:
             raise self._error
         if self._probe is None:
-            raise MissingEvidence(
-                "the model was not called between two optimizer steps, so no membrane potential was seen; "
-                "call the very object that was given to the Pruner"
-            )
+            raise MissingEvidence(_NOT_CALLED)
         return self._probe.results(reduce)
 
     def measure_again(self) -> None:
-        """Forgets what was recorded and runs the same forwards with the weights as they are now."""
-        calls = list(self._calls)
+        """Forgets what was recorded and runs the forwards of this step once more, with the weights as they are now.
+
+        Raises: as `statistics`.
+        """
+        if self._probe is None or self._adapter is None or not self._calls:
+            raise self._error or MissingEvidence(_NOT_CALLED)
+        calls, later = self._calls, [begun for _, _, begun in self._calls[1:]] + [self._probe.begun]
         self.forget()
         self._probe = self._new_probe(needs_grad=False)
-        self._replay(calls)
+        self._probe.install()
+        with torch.no_grad(), undisturbed(self._model, self._adapter):
+            for (args, kwargs, begun), after in zip(calls, later, strict=True):
+                if after > begun:  # a new sequence, not the next time step of the last one
+                    self._adapter.reset(self._model)
+                self._model(*args, **kwargs)
 
     def rates(self, reduce: Reduce) -> dict[str, Tensor]:
         """Parameter name -> share of non-zero inputs per input channel, as far as measured."""
@@ -216,9 +217,7 @@ class Recorder:
 
     def remove(self) -> None:
         """Takes every hook off the model."""
-        if self._tracer is not None:
-            self._tracer.remove()
-            self._tracer = None
+        self._carried = self.totals()
         if self._meter is not None:
             self._meter.remove()
             self._meter = None

@@ -5,7 +5,7 @@ channels belong together (shrink), what to compile (runtime). Nothing of the mod
 through hooks, what stands between them through a `TorchFunctionMode`.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -150,7 +150,7 @@ def _without_tensors(value: Any) -> Any:
 
 @runtime_checkable
 class ChannelGate(Protocol):
-    """A module that passes on only some channels of [..., C, H, W]: those where `keep` [C] is True, `index` in order."""
+    """A module that passes on only some channels of [..., C, H, W]: where `keep` [C] is True; `index` in order."""
 
     channels: int
     keep: Tensor
@@ -225,8 +225,10 @@ class Tracer:
         self.handles.clear()
 
 
-def trace(model: nn.Module, *example: Any, adapter: Adapter | None = None) -> Graph:
-    """The graph of one forward of `model` on `example`.
+def trace(
+    model: nn.Module, *example: Any, adapter: Adapter | None = None, keywords: Mapping[str, Any] | None = None
+) -> Graph:
+    """The graph of one forward, `model(*example, **keywords)`.
 
     Runs without gradient in the model's own train or eval mode; BatchNorm's running statistics and the membrane
     state are put back afterwards.
@@ -237,7 +239,7 @@ def trace(model: nn.Module, *example: Any, adapter: Adapter | None = None) -> Gr
     tracer = Tracer(model, adapter, graphs.append)
     try:
         with torch.no_grad(), undisturbed(model, adapter):
-            model(*example)
+            model(*example, **(keywords or {}))
     finally:
         tracer.remove()
     if not graphs:
@@ -265,35 +267,43 @@ def undisturbed(model: nn.Module, adapter: Adapter | None) -> Generator[None]:
             adapter.restore(model, states)
         for module, name, buffer in buffers:
             module._buffers[name] = buffer
+        # Weights that autocast has cast without gradient would be taken again by a forward that needs one.
+        torch.clear_autocast_cache()
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """Which neuron a prunable weight feeds; `neuron` is None for a layer that feeds none, such as the classifier."""
+    """Which neuron a prunable weight feeds; `neuron` is None for a layer that feeds none, such as the classifier.
+
+    `joined`: on the way other channels are put beside the layer's own, so that its channels are not the neuron's.
+    """
 
     weight: str
     layer: str
     neuron: str | None
+    joined: bool = False
 
 
 _TRANSPARENT = {"norm", "pool", "add", "reshape", "identity", "select", "stack", "cat", "reduce", "other"}
 
 
-def pair(graph: Graph) -> dict[str, Pairing]:
+def pair(graph: Graph, weights: Collection[str] | None = None) -> dict[str, Pairing]:
     """Weight name -> its neuron: the first in execution order that the layer's output reaches.
 
     The output is followed through normalisation, pooling, adds, containers and shortcuts, never through another
     weight layer (which would mix the channels) or another neuron.
 
+    Args:
+        weights: the weights to look at; all, if not given.
     Raises: InvalidValue if one weight is used several times and feeds different neurons.
     """
     users = graph.users()
     pairs: dict[str, Pairing] = {}
     for node in graph.nodes:
-        if node.weight is None:
+        if node.weight is None or (weights is not None and node.weight not in weights):
             continue
-        neuron = _first_neuron(graph, users, node.index)
-        known = pairs.setdefault(node.weight, Pairing(node.weight, node.name, neuron))
+        neuron, joined = _first_neuron(graph, users, node.index)
+        known = pairs.setdefault(node.weight, Pairing(node.weight, node.name, neuron, joined))
         if known.neuron != neuron:
             raise InvalidValue(
                 f"{node.weight!r} is used more than once and feeds both {known.neuron!r} and {neuron!r}; "
@@ -302,18 +312,26 @@ def pair(graph: Graph) -> dict[str, Pairing]:
     return pairs
 
 
-def _first_neuron(graph: Graph, users: dict[int, list[int]], start: int) -> str | None:
-    seen: set[int] = set()
-    front = list(users[start])
-    found: int | None = None
+def _first_neuron(graph: Graph, users: dict[int, list[int]], start: int) -> tuple[str | None, bool]:
+    """The name of the neuron reached first, and whether only paths through a cat of channels lead there."""
+    best: dict[int, bool] = {start: False}  # node -> joined on every path so far
+    front = [start]
     while front:
         index = front.pop()
-        if index in seen:
+        if index != start and graph.nodes[index].kind not in _TRANSPARENT:
             continue
-        seen.add(index)
-        kind = graph.nodes[index].kind
-        if kind == "neuron":
-            found = index if found is None else min(found, index)
-        elif kind in _TRANSPARENT:
-            front.extend(users[index])
-    return None if found is None else graph.nodes[found].name
+        for user in users[index]:
+            joined = best[index] or _joins_channels(graph.nodes[user])
+            if best.get(user, True) and not (user in best and joined):
+                best[user] = joined
+                front.append(user)
+    neurons = [index for index in best if graph.nodes[index].kind == "neuron"]
+    return (graph.nodes[min(neurons)].name, best[min(neurons)]) if neurons else (None, False)
+
+
+def _joins_channels(node: Node) -> bool:
+    """Whether the node is a cat of several tensors along anything but the first axis (time, or the batch)."""
+    if node.kind != "cat" or len(node.inputs) < 2:
+        return False
+    positional, named = node.arguments
+    return (positional[1] if len(positional) > 1 else named.get("dim", named.get("axis", 0))) != 0

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 # Given weight, gradient and state of exactly 0 these leave all of them at exactly 0, so that masking the gradient
 # before the step is enough; for any other optimizer the state is masked after every step as well
 # (test: tests/unit/test_upkeep.py::test_dead_weights_and_their_state_stay_zero).
-_KEEPS_ZERO = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop")
+_KEEPS_ZERO = (
+    torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam,
+    torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop,
+)  # fmt: skip
 
 
 class Upkeep:
@@ -54,7 +57,7 @@ class Upkeep:
             cold: whether the state of dead weights is to be empty at all.
         """
         self.hold()
-        if not self.dense and cold and (closure or type(self.optimizer).__name__ not in _KEEPS_ZERO):
+        if not self.dense and cold and (closure or type(self.optimizer) not in _KEEPS_ZERO):
             self.hold_state(self.masks)
 
     def _multiply(self, tensors: Mapping[str, Tensor]) -> None:
