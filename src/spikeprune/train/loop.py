@@ -48,11 +48,11 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 
 @final
 class Phase:
-    """One training from the initial weights to the last epoch.
+    """One training from the initial weights to the last epoch: `begin`, then `train_epoch` and `end_epoch` in turn.
 
     Args:
         name: `dense` or `pruned`, as in metrics.jsonl.
-        pruner: attached here; None trains dense.
+        pruner: not yet attached; None trains dense.
     """
 
     def __init__(self, name: Literal["dense", "pruned"], setting: Setting, network: Network, pruner: Pruner | None):
@@ -78,9 +78,15 @@ class Phase:
         self._scaler = torch.amp.GradScaler(setting.device.type, enabled=setting.precision == "fp16")
         augment = Augment(recipe.data.crop, recipe.data.flip, recipe.data.cutout)
         self._augment = augment if augment != Augment() else None
-        if pruner is not None:
-            pruner.attach(self._optimizer)
+
+    def begin(self, state: dict[str, Any] | None = None) -> "Phase":
+        """Attach the Pruner and be ready for the first step, or for the one after `state` was saved."""
+        if state is not None:
+            self._load(state)
+        if self.pruner is not None:
+            self.pruner.attach(self._optimizer)
             self._count_alive()
+        return self
 
     @property
     def pruning_seconds(self) -> float:
@@ -214,8 +220,7 @@ class Phase:
             "random": random_states(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+    def _load(self, state: dict[str, Any]) -> None:
         self.epoch, self._batch, self._sums = state["epoch"], state["batch"], list(state["sums"])
         self.best, self.kept_samples = state["best"], state["kept_samples"]
         self.seconds = state["seconds"]
@@ -226,5 +231,4 @@ class Phase:
         self._scaler.load_state_dict(state["scaler"])
         if self.pruner is not None:
             self.pruner.load_state_dict(state["pruner"])
-            self._count_alive()
         restore_random_states(state["random"])

@@ -146,6 +146,7 @@ class Recipe:
         lr: learning rate at the start
         precision: auto takes bf16 only where the processor computes it natively
         device: auto, cpu, cuda, ...
+        fuse: train with BatchNorm and neuron in one kernel where that can be; the same network, in less time and memory
         model: a zoo network (`spikeprune list models`) or your own `package.module:build`
         weights: file of a trained network to start from
         loss: how the outputs over time become a loss; auto takes what the zoo network is meant for, else mean
@@ -175,6 +176,7 @@ class Recipe:
     lr: float = 0.1
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str = "auto"
+    fuse: bool = True
     model: str = "digits-conv"
     weights: str | None = None
     loss: Literal["auto", "mean", "mean-over-T", "per-step"] = "auto"

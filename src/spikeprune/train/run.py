@@ -16,6 +16,7 @@ from torch import Tensor
 from spikeprune.core.errors import RunFailed, UserError
 from spikeprune.pruner.count import Counts, count
 from spikeprune.pruner.pruner import Pruner
+from spikeprune.runtime.fuse import fuse, unfuse
 from spikeprune.train import data as datasets
 from spikeprune.train.device import choose_device, choose_precision, environment, repeatable
 from spikeprune.train.folder import RunFolder, read_safetensors
@@ -25,6 +26,7 @@ from spikeprune.train.plan import Plan, plan
 from spikeprune.train.progress import ProgressBar
 from spikeprune.train.recipe import Recipe, complete, make_method, settings_hash
 from spikeprune.train.score import Score, score
+from spikeprune.train.statistics import layer_statistics, statistics_record
 
 SCHEMA = 1
 # A step of the backward pass costs two passes: gradients for the inputs and for the weights.
@@ -154,11 +156,13 @@ class _Job:
             self.phases.insert(0, "dense")
         self.check_model()
 
-    def start_phase(self, name: Literal["dense", "pruned"]) -> Phase:
+    def make_phase(self, name: Literal["dense", "pruned"]) -> Phase:
         """A phase from the initial weights."""
         setting = self.setting
         network = make_network(self.recipe, setting.data, setting.device)
         pruner = make_pruner(self.recipe, setting.plan.schedule, network.model) if name == "pruned" else None
+        if self.recipe.fuse:
+            fuse(network.model)
         return Phase(name, setting, network, pruner)
 
     def check_model(self) -> None:
@@ -188,12 +192,10 @@ class _Job:
         done = self.setting.plan.steps * (len(self.phases) - len(remaining))
         with repeatable(threads), ProgressBar(total, done) as bar:
             for name in remaining:
-                phase = self.start_phase(name)
-                if state:
-                    phase.load_state_dict(state["phase"])
-                    state = None
-                else:
+                phase = self.make_phase(name).begin(state["phase"] if state else None)
+                if state is None:
                     self.save(phase, dense)
+                state = None
                 self.train(phase, dense, bar)
                 if name == "dense":
                     dense = self.finish_dense(phase)
@@ -244,6 +246,7 @@ class _Job:
             best = self.folder.load_checkpoint("best", phase=phase.name, epoch=phase.best["epoch"])
             if best is not None:
                 phase.network.model.load_state_dict(best["model"])
+        unfuse(phase.network.model)  # what is scored is the plain network that model.safetensors holds
         return score_test(phase.network, self.setting.data, self.recipe, self.setting.device)
 
     def finish_dense(self, phase: Phase) -> dict[str, Any]:
@@ -251,7 +254,13 @@ class _Job:
         result = self.settle(phase)
         self.folder.save_tensors(self.folder.dense, phase.network.model.state_dict())
         counts = self.count(phase.network, None)
-        return {"accuracy": result.accuracy, **_figures(counts.dense), "seconds": phase.seconds}
+        statistics = layer_statistics(phase.network, self.counted(phase.network), counts)
+        return {
+            "accuracy": result.accuracy,
+            **_figures(counts.dense),
+            "seconds": phase.seconds,
+            "statistics": statistics,
+        }
 
     def finish(self, phase: Phase, dense: dict[str, Any] | None) -> None:
         """Masks, weights and record of the pruned run, and the report."""
@@ -270,8 +279,10 @@ class _Job:
         self.folder.save_tensors(self.folder.masks, masks)
         if dense is None:
             accuracy = result.accuracy if self.recipe.method == "dense" else None
-            dense = {"accuracy": accuracy, **_figures(counts.dense), "seconds": None}
+            dense = {"accuracy": accuracy, **_figures(counts.dense), "seconds": None, "statistics": None}
         dense_seconds = dense.pop("seconds")
+        statistics = layer_statistics(phase.network, self.counted(phase.network), counts)
+        self.folder.save_statistics(statistics_record(dense.pop("statistics"), statistics))
         self.folder.save_record(
             {
                 "schema": SCHEMA,
@@ -314,10 +325,14 @@ class _Job:
 
     def count(self, network: Network, masks: Mapping[str, Tensor] | None) -> Counts:
         """MACs, SynOps, energy and firing rates on the first test images."""
-        size = self.recipe.batch
-        batches = datasets.batches(self.setting.data, "test", size, device=self.setting.device)
+        return count(network.model, self.counted(network), masks)
+
+    def counted(self, network: Network) -> list[Tensor]:
+        """The first test images, in batches as the model takes them."""
+        size, data = self.recipe.batch, self.setting.data
+        batches = datasets.batches(data, "test", size, device=self.setting.device)
         few = [x for (x, _), _ in zip(batches, range(0, _COUNTED, size), strict=False)]
-        return count(network.model, few, masks)
+        return [network.fed(x, data.time_first) for x in few]
 
 
 def score_test(network: Network, data: datasets.Dataset, recipe: Recipe, device: torch.device) -> Score:
