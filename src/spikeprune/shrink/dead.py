@@ -149,10 +149,20 @@ def stays_silent(params: NeuronParams, drive: Tensor) -> Tensor:
 
 
 def removable(table: ChannelMap, constants: Constants) -> Tensor:
-    """For every atom whether it can go. A layer, and what leaves a gate, keeps at least one channel."""
+    """For every atom whether it can go.
+
+    A layer, and what leaves a gate, keeps at least one channel. What stands before a gate stays as wide as it is
+    written: the gate, not the stream, is where such networks are cut.
+    """
     roots = table.roots(torch.arange(table.size))
     gone = torch.ones(table.size, dtype=torch.bool)
     gone[sorted(table.fixed_roots())] = False
+    written = torch.zeros(table.size, dtype=torch.bool)
+    for (tensor, dim), (role, atoms) in table.dims.items():
+        if role == "out" and constants.parameters[tensor].dim() > 1:
+            written[roots[atoms[constants.alive(tensor).movedim(dim, 0).flatten(1).any(1)]]] = True
+    for source, _ in table.gates.values():
+        gone[roots[source]] &= ~written[roots[source]]
     while True:
         before = gone.clone()
         for (tensor, dim), (role, atoms) in table.dims.items():

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from spikeprune.core.errors import InvalidValue
+from spikeprune.pruner.adapter import Adapter, find_adapter
 from spikeprune.pruner.trace import ChannelGate
 
 _SCHEMA = 1
@@ -82,7 +83,7 @@ class ChannelPlan:
 
         Raises: InvalidValue if model, plan and state_dict do not belong together.
         """
-        small = copy.deepcopy(fresh_model)
+        small = copy_without_state(fresh_model, find_adapter(fresh_model))
         self.apply(small)
         try:
             small.load_state_dict(state_dict)
@@ -140,6 +141,19 @@ class ChannelPlan:
             keep = torch.zeros(gate.channels, dtype=torch.bool)
             keep[list(kept)] = True
             gate.select(keep)
+
+
+def copy_without_state(model: nn.Module, adapter: Adapter | None) -> nn.Module:
+    """A copy whose neurons have forgotten everything; the model keeps its state."""
+    # Membrane state belongs to an autograd graph and cannot be copied, so it is put aside for the moment.
+    states = adapter.states(model) if adapter is not None else None
+    try:
+        if adapter is not None:
+            adapter.reset(model)
+        return copy.deepcopy(model)
+    finally:
+        if adapter is not None:
+            adapter.restore(model, states)
 
 
 def select(tensor: Tensor, cuts: list[Cut]) -> Tensor:

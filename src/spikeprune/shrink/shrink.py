@@ -13,7 +13,7 @@ from spikeprune.pruner.groups import ChannelMap
 from spikeprune.pruner.trace import trace
 from spikeprune.shrink.dead import Constants, removable
 from spikeprune.shrink.optimizer import repoint
-from spikeprune.shrink.plan import ChannelPlan, Cut
+from spikeprune.shrink.plan import ChannelPlan, Cut, copy_without_state
 
 _TOLERANCE = 1e-5
 
@@ -46,7 +46,7 @@ def shrink(
     _check_masks(model, masks)
     example = example if isinstance(example, tuple) else (example,)
     adapter = find_adapter(model)
-    masked = _copy(model, adapter)
+    masked = copy_without_state(model, adapter)
     _apply_masks(masked, masks)
     modes = {name: module.training for name, module in masked.named_modules()}
     masked.eval()
@@ -79,18 +79,6 @@ def _check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
                 f"the mask of {name!r} must be bool of shape {tuple(parameters[name].shape)}, "
                 f"got {mask.dtype} of shape {tuple(mask.shape)}"
             )
-
-
-def _copy(model: nn.Module, adapter: Adapter | None) -> nn.Module:
-    # Membrane state belongs to an autograd graph and cannot be copied, so it is put aside for the moment.
-    states = adapter.states(model) if adapter is not None else None
-    try:
-        if adapter is not None:
-            adapter.reset(model)
-        return copy.deepcopy(model)
-    finally:
-        if adapter is not None:
-            adapter.restore(model, states)
 
 
 def _apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -227,11 +215,17 @@ def _difference(
 def _run(model: nn.Module, example: tuple[Any, ...], adapter: Adapter | None) -> list[Tensor]:
     """The model's outputs in eval mode and float64."""
     double = copy.deepcopy(model).double().eval()
-    inputs = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in example]
+    for module in double.modules():
+        if not any(True for _ in module.children()):
+            module.register_forward_pre_hook(_widen)  # snnTorch's spikes are float32 whatever came in
     with torch.no_grad():
         if adapter is not None:
             adapter.reset(double)
-        return [t.detach() for t in _tensors(double(*inputs))]
+        return [t.detach() for t in _tensors(double(*_widen(double, example)))]
+
+
+def _widen(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -1,0 +1,240 @@
+"""Pruning by channels: what a channel weighs, what it costs, which are kept, and the masks that follow.
+
+With `pattern="channel"` and `"gate"` the rules of a round are those for weights (`pruner/update.py`), applied to one
+vector per group, [C], in place of one tensor per layer. This file makes those vectors and turns the answer into masks.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from spikeprune.core.allocate import kept
+from spikeprune.core.errors import InvalidValue
+from spikeprune.pruner.groups import ChannelGroup
+from spikeprune.pruner.trace import Graph
+
+Cost = Callable[[Mapping[str, Tensor]], float]
+
+
+def channel_masks(groups: Sequence[ChannelGroup], keep: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Masks of parameters from masks of channels.
+
+    A cut channel takes its filters, its biases and its normalisation's scale and shift along: with a shift left it
+    would go on firing. Columns of the layers that read it stay: they see zeros, and are as they were if it returns.
+
+    Args:
+        groups: the channel groups.
+        keep: group name -> bool [C], True = alive.
+        model: whose parameters the groups name.
+    Returns: parameter name -> bool tensor of its shape.
+    """
+    masks: dict[str, Tensor] = {}
+    parameters = dict(model.named_parameters())
+    for group in groups:
+        for part in group.slices:
+            parameter = parameters.get(part.tensor)
+            if part.role not in ("out", "norm") or parameter is None:
+                continue
+            mask = masks.setdefault(part.tensor, torch.ones_like(parameter, dtype=torch.bool))
+            alive = keep[group.name].cpu()[part.channels.clamp_min(0)] | (part.channels < 0)
+            mask.index_fill_(part.dim, torch.nonzero(~alive).flatten().to(mask.device), False)
+    return masks
+
+
+def per_channel(group: ChannelGroup, tensors: Mapping[str, Tensor], *roles: str) -> Tensor | None:
+    """Everything that `tensors` hold of each channel, side by side: [C, entries]; None if they hold nothing.
+
+    With role "norm" only the scales are taken: the shift does not tell how much a channel matters.
+    """
+    rows: list[Tensor] = []
+    for part in group.slices:
+        tensor = tensors.get(part.tensor)
+        if part.role not in roles or tensor is None or (tensor.dim() == 1 and part.tensor.endswith(".bias")):
+            continue
+        # A dimension may hold a channel several times (behind a flatten) or not at all (behind a cat).
+        place = part.channels.to(tensor.device)
+        flat = tensor.movedim(part.dim, 0).flatten(1) if tensor.dim() > 1 else tensor.unsqueeze(1)
+        order = torch.argsort(place[place >= 0], stable=True)
+        rows.append(flat[place >= 0][order].reshape(group.channels, -1))
+    return torch.cat(rows, 1) if rows else None
+
+
+def bn_scale(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """|gamma| of each channel, the mean over the group's normalisations; None if it has none. [C]
+
+    Source: Liu et al. 2017, arXiv:1708.06519 (network slimming).
+    """
+    scales = per_channel(group, tensors, "norm")
+    return None if scales is None else scales.abs().mean(1)
+
+
+def weight_norm(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """Root mean square of each channel's filter weights, over all layers that write it; None if none does. [C]
+
+    The mean in place of the sum lets layers of different fan-in be ranked together.
+    Source: Li et al. 2017, arXiv:1608.08710, with the Euclidean norm.
+    """
+    filters = per_channel(group, tensors, "out")
+    return None if filters is None else filters.square().mean(1).sqrt()
+
+
+def taylor(group: ChannelGroup, tensors: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> Tensor | None:
+    """(sum of w * dL/dw)^2 over the channel's normalisation scales, or its filters where it has none. [C]
+
+    Source: Molchanov et al. 2019, arXiv:1906.10771, eq. 8 (joint, gate on BatchNorm).
+    """
+    for role in ("norm", "out"):
+        weights, slopes = per_channel(group, tensors, role), per_channel(group, grads, role)
+        if weights is not None and slopes is not None:
+            return (weights * slopes).sum(1).square()
+    return None
+
+
+def pca_score(covariance: Tensor, share: float = 0.999) -> Tensor:
+    """How much of each channel lies in the principal components that hold `share` of the variance. [C]
+
+        score[c] = sum_k lambda_k * V[c, k]^2,  k over the leading components
+
+    Args: covariance: of the channels' potentials or rates, [C, C].
+    Source: the number of components as in Chowdhury et al. 2021, arXiv:2104.12528, which prunes to a width without
+        naming the channels; the sharing out over channels is ours.
+    Raises: InvalidValue if `share` is not in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise InvalidValue(f"share must be in (0, 1], the variance that the kept components hold, got {share}")
+    values, vectors = torch.linalg.eigh(covariance.double())
+    values = values.clamp_min(0).flip(0)
+    vectors = vectors.flip(1)
+    total = values.sum().clamp_min(1e-300)
+    count = int((values.cumsum(0) / total < share - 1e-12).sum()) + 1
+    return (vectors[:, :count].square() * values[:count]).sum(1)
+
+
+def check_budget(groups: Sequence[ChannelGroup], sparsity: float, floor: int = 1) -> int:
+    """How many channels a sparsity keeps: floor(N * (1 - sparsity) + 1e-6).
+
+    Raises: InvalidValue if that is less than `floor` channels in every group.
+    """
+    total = sum(group.channels for group in groups)
+    keep = kept(total, sparsity)
+    least = sum(min(floor, group.channels) for group in groups)
+    if keep < least:
+        raise InvalidValue(
+            f"a sparsity of {sparsity:g} keeps {keep} of {total} channels, fewer than {floor} in each of the "
+            f"{len(groups)} groups, so a layer would vanish; the highest possible is {1 - least / total:.4f}"
+        )
+    return keep
+
+
+def network_cost(
+    budget: str,
+    groups: Sequence[ChannelGroup],
+    model: nn.Module,
+    graph: Graph,
+    rates: Mapping[str, Tensor] | None = None,
+) -> Cost:
+    """A function from masks of channels to the cost of the network that is left.
+
+        parameters  every entry of every parameter that stays
+        macs        multiplies of every Conv and Linear, over the traced forward
+        synops      macs times the share of non-zero inputs, per input channel
+
+    The cost of a layer is the product of what stays of its inputs and of its outputs, so it is no sum over channels.
+
+    Args:
+        budget: "parameters", "macs" or "synops".
+        rates: weight name -> share of non-zero inputs, [in_channels], for "synops".
+    """
+    table = {name: p.shape for name, p in model.named_parameters()}
+    owners: dict[str, list[tuple[int, str, Tensor]]] = {}
+    for group in groups:
+        for part in group.slices:
+            if part.tensor in table:
+                owners.setdefault(part.tensor, []).append((part.dim, group.name, part.channels))
+    positions: dict[str, float] = dict.fromkeys(table, 1.0) if budget == "parameters" else {}
+    for node in graph.nodes if budget != "parameters" else ():
+        if node.weight is not None:
+            made = torch.Size(node.shape).numel() / table[node.weight][0]
+            positions[node.weight] = positions.get(node.weight, 0.0) + made
+
+    def cost(keep: Mapping[str, Tensor]) -> float:
+        total = 0.0
+        for name, each in positions.items():
+            sizes = [torch.ones(size, dtype=torch.float64) for size in table[name]]
+            if budget == "synops" and rates is not None:
+                sizes[1] = rates[name].double().cpu().clone()
+            for dim, group, channels in owners.get(name, []):
+                alive = keep[group].cpu()[channels.clamp_min(0)] | (channels < 0)
+                sizes[dim] = sizes[dim] * alive
+            volume = each
+            for size in sizes:
+                volume *= float(size.sum())
+            total += volume
+        return total
+
+    return cost
+
+
+def keep_under_cost(
+    scores: Mapping[str, Tensor],
+    cost: Cost,
+    allowed: float,
+    floor: int = 1,
+    base: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The best channels, ranked over all groups, as many from the top as the cost allows; then what still fits.
+
+    Args:
+        scores: group name -> [C], higher = keep; -inf marks what may not be chosen.
+        cost: as `network_cost` makes it.
+        allowed: the budget.
+        floor: channels that every group keeps whatever its scores.
+        base: group name -> bool [C], channels already kept, to which others are added.
+    Returns: group name -> bool [C].
+    Raises: InvalidValue if the floors alone cost more.
+    """
+    keep: dict[str, Tensor] = {}
+    for name, score in scores.items():
+        alive = torch.zeros(len(score), dtype=torch.bool) if base is None else base[name].cpu().clone()
+        missing = max(min(floor, len(score)) - int(alive.sum()), 0)
+        best = score.cpu().masked_fill(alive, -torch.inf).argsort(descending=True, stable=True)
+        alive[best[:missing]] = True
+        keep[name] = alive
+    if cost(keep) > allowed * (1 + 1e-9):
+        raise InvalidValue(
+            f"the budget of {allowed:,.0f} cannot be met: {floor} channel(s) in every layer already cost "
+            f"{cost(keep):,.0f}; ask for less sparsity, or a layer would vanish"
+        )
+    order = _ranking({n: s.cpu().masked_fill(keep[n], -torch.inf) for n, s in scores.items()})
+
+    def first(count: int) -> dict[str, Tensor]:
+        chosen = {name: alive.clone() for name, alive in keep.items()}
+        for name, channel in order[:count]:
+            chosen[name][channel] = True
+        return chosen
+
+    low, high = 0, len(order)  # cost rises with every channel, so the largest number that fits is found by halving
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if cost(first(middle)) <= allowed * (1 + 1e-9) else (low, middle - 1)
+    chosen = first(low)
+    misses = 0
+    for name, channel in order[low:]:  # a dear channel may not fit where cheaper ones behind it do
+        if misses == 64:
+            break
+        chosen[name][channel] = True
+        if cost(chosen) > allowed * (1 + 1e-9):
+            chosen[name][channel] = False
+            misses += 1
+    return chosen
+
+
+def _ranking(scores: Mapping[str, Tensor]) -> list[tuple[str, int]]:
+    names = list(scores)
+    values = torch.cat([scores[n].double() for n in names])
+    owner = torch.cat([torch.full((len(scores[n]),), i) for i, n in enumerate(names)])
+    place = torch.cat([torch.arange(len(scores[n])) for n in names])
+    order = values.argsort(descending=True, stable=True)
+    order = order[values[order] > -torch.inf]
+    return [(names[int(owner[i])], int(place[i])) for i in order]

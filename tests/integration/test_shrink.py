@@ -1,0 +1,248 @@
+"""Shrink on small networks: snnTorch, containers, optimizers, plans, what stays, and what is refused."""
+
+import pytest
+import snntorch as snn
+import torch
+from shrinking import assert_shrinks, half, lively, masked_copy, run
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.shrink.plan import ChannelPlan
+from spikeprune.shrink.shrink import shrink
+
+
+class SnnNet(nn.Module):
+    """The usual snnTorch network: the loop over T stands in forward."""
+
+    def __init__(self, hidden: bool, T: int = 4):
+        super().__init__()
+        self.hidden, self.T = hidden, T
+        self.conv1, self.lif1 = nn.Conv2d(1, 12, 3), snn.Leaky(0.8, init_hidden=hidden, reset_mechanism="zero")
+        self.conv2 = nn.Conv2d(12, 16, 3)
+        self.lif2 = snn.Leaky(torch.linspace(0.5, 0.9, 16).view(16, 1, 1), init_hidden=hidden, learn_beta=True)
+        self.fc, self.out = nn.Linear(16 * 4, 5), snn.Leaky(0.9, init_hidden=hidden, output=hidden)
+        nn.init.normal_(self.conv1.bias, 0.3, 0.3)
+
+    def forward(self, x):
+        states = [() if self.hidden else (lif.reset_mem(),) for lif in (self.lif1, self.lif2, self.out)]
+        potentials = []
+        for _ in range(self.T):
+            spk, states[0] = self.fire(self.lif1, nn.functional.max_pool2d(self.conv1(x), 2), states[0])
+            spk, states[1] = self.fire(self.lif2, nn.functional.max_pool2d(self.conv2(spk), 2), states[1])
+            _, mem = self.out(self.fc(spk.flatten(1)), *states[2])
+            states[2] = () if self.hidden else (mem,)
+            potentials.append(mem)
+        return torch.stack(potentials)
+
+    def fire(self, lif, current, state):
+        result = lif(current, *state)
+        return (result, ()) if self.hidden else (result[0], (result[1],))
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_snntorch(hidden):
+    torch.manual_seed(0)
+    model = SnnNet(hidden).eval()
+    x = torch.rand(3, 1, 14, 14) * 4
+    model(x)  # leaves membrane state behind, which cannot be copied and must not matter
+    small, _ = assert_shrinks(model, x)
+    assert small.lif2.beta.shape == (small.conv2.out_channels, 1, 1)
+    assert small.fc.in_features == 4 * small.conv2.out_channels
+    assert model.lif1.mem.shape[0] == 3
+    assert small.lif1.mem.numel() == 0
+
+
+def test_containers_and_per_channel_neurons():
+    class Thresholds(neuron.LIFNode):
+        """A LIF with one threshold per channel."""
+
+        def __init__(self, channels):
+            super().__init__(step_mode="m")
+            self.level = nn.Parameter(torch.linspace(0.5, 1.5, channels).view(channels, 1, 1))
+
+        def multi_step_forward(self, x):
+            return super().multi_step_forward(x / self.level)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        layer.SeqToANNContainer(nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8)),
+        Thresholds(8),
+        layer.SeqToANNContainer(nn.Conv2d(8, 12, 3, stride=2), nn.BatchNorm2d(12), nn.AvgPool2d(2)),
+        neuron.ParametricLIFNode(step_mode="m"),
+        layer.SeqToANNContainer(nn.Flatten(), nn.Linear(12 * 4, 10)),
+    )
+    small, _ = assert_shrinks(lively(model), torch.rand(4, 2, 2, 10, 10) * 2)
+    assert small[1].level.shape[0] == small[0][0].out_channels
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        layer.Conv2d(1, 6, 3, padding=1), layer.BatchNorm2d(6), neuron.LIFNode(), layer.Conv2d(6, 8, 3, padding=1),
+        layer.BatchNorm2d(8), neuron.LIFNode(), layer.Flatten(), layer.Linear(8 * 16, 3),
+    )  # fmt: skip
+    functional.set_step_mode(net, "m")
+    return lively(net)
+
+
+X = torch.rand(3, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 3
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "adafactor"])
+def test_the_optimizer_goes_on_as_if_nothing_had_happened(kind):
+    """A step of the small network is what the masked network's step leaves of it.
+
+    Adafactor's factored moments mix what is cut into what stays, so there only the shapes are held to account.
+    """
+    model = small_net().train()
+    make = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
+        "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
+        "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.01),
+    }
+    optimizer = make[kind](model.parameters())
+    masks = half(model, X)
+
+    def step(net, opt, keep=None):
+        functional.reset_net(net)
+        opt.zero_grad()
+        net(X).square().mean().backward()
+        opt.step()
+        for name, parameter in net.named_parameters():
+            if keep is not None and name in keep:
+                parameter.data *= keep[name]
+
+    step(model, optimizer, masks)
+    small, plan = shrink(model, masks, X, optimizer)
+    assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in small.parameters()}
+    for parameter in small.parameters():
+        shapes = [v.shape for v in optimizer.state[parameter].values() if torch.is_tensor(v) and v.numel() > 1]
+        assert all(shape == parameter.shape for shape in shapes) or kind == "adafactor"
+    step(small, optimizer)
+    if kind == "adafactor":
+        return
+    fresh = small_net().train()
+    other = make[kind](fresh.parameters())
+    step(fresh, other, masks)
+    step(fresh, other, masks)
+    plan.apply(fresh)
+    for (name, wanted), found in zip(fresh.named_parameters(), small.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_mode_and_state_are_kept():
+    model = small_net().train()
+    model[1].eval()
+    model(X)
+    v = model[2].v
+    small, _ = shrink(model, half(model, X), X)
+    assert small.training
+    assert small[0].training
+    assert not small[1].training
+    assert model[2].v is v
+    assert small[2].step_mode == "m"
+    assert not torch.is_tensor(small[2].v)
+
+
+def test_plan_round_trip(tmp_path):
+    model = small_net()
+    small, plan = shrink(model, half(model, X), X)
+    plan.save(tmp_path / "plan.json")
+    again = ChannelPlan.load(tmp_path / "plan.json")
+    assert again == plan
+    assert torch.equal(run(again.rebuild(small_net(), small.state_dict()), X), run(small, X))
+    with pytest.raises(InvalidValue, match="own state_dict"):
+        plan.rebuild(small_net(), model.state_dict())
+    with pytest.raises(InvalidValue, match="original size"):
+        plan.rebuild(small, small.state_dict())
+    (tmp_path / "plan.json").write_text('{"schema": 1, "cuts": 3}')
+    with pytest.raises(InvalidValue, match="damaged"):
+        ChannelPlan.load(tmp_path / "plan.json")
+    with pytest.raises(InvalidValue, match="cannot read"):
+        ChannelPlan.load(tmp_path / "none.json")
+
+
+def test_a_leftover_shift_keeps_a_channel_firing():
+    model = small_net()
+    masks = half(model, X)
+    with torch.no_grad():
+        model[1].bias.fill_(5.0)  # far above the threshold
+    whole = dict(masks)
+    del masks["1.weight"], masks["1.bias"]
+    small, plan = shrink(model, masks, X)
+    assert small[0].out_channels == 6
+    assert small[3].out_channels < 8
+    assert "'1' may still fire" in plan.blocked[0]
+    assert shrink(model, whole, X)[1].blocked == ()
+    only = {"0.weight": masks["0.weight"]}
+    with pytest.raises(InvalidValue, match="nothing can be cut"):
+        shrink(model, only, X)
+
+
+def test_unstructured_masks_lose_channels_that_cannot_fire_or_are_not_read():
+    model = small_net()
+    masks = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in ("0.weight", "3.weight")}
+    masks["0.weight"][1] = False  # filter 1 gives its bias; BatchNorm makes -9 of it: never fires
+    with torch.no_grad():
+        model[1].bias[1] = -9.0
+    masks["3.weight"][:, 4] = False  # nobody reads channel 4
+    small, plan = shrink(model, masks, X)
+    assert plan.layers["0"] == (6, 4)
+    assert (run(small, X) - run(masked_copy(model, masks), X)).abs().max() < 1e-9
+
+
+def test_a_layer_whose_mask_is_empty_keeps_one_channel():
+    model = small_net()
+    masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in model.named_parameters()}
+    for name in ("0.weight", "0.bias", "1.weight", "1.bias"):
+        masks[name][:] = False
+    small, plan = shrink(model, masks, X)
+    assert plan.layers["0"] == (6, 1)
+    assert torch.equal(run(small, X), run(masked_copy(model, masks), X))
+
+
+def test_nothing_masked_gives_an_equal_copy():
+    model = small_net()
+    small, plan = shrink(model, {}, X)
+    assert plan.cuts == ()
+    assert small is not model
+    assert torch.equal(run(small, X), run(model, X))
+
+
+class Unknown(nn.Module):
+    def forward(self, x):
+        return torch.cumsum(x, -3)
+
+
+@pytest.mark.parametrize(
+    ("module", "named"),
+    [
+        (nn.Conv2d(6, 6, 3, padding=1, groups=6), "'3' (Conv2d) has groups=6"),
+        (nn.GroupNorm(2, 6), "'3' (GroupNorm)"),
+        (Unknown(), "'cumsum'"),
+        (snn.RLeaky(0.5, conv2d_channels=6, kernel_size=3, init_hidden=True), "holds a layer of its own"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_by_name(module, named):
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), snn.Leaky(0.5, init_hidden=True), module, nn.Conv2d(6, 4, 3),
+        snn.Leaky(0.5, init_hidden=True), nn.Flatten(), nn.Linear(16, 2),
+    )  # fmt: skip
+    mask = {"0.weight": torch.ones(6, 1, 3, 3, dtype=torch.bool)}
+    with pytest.raises(InvalidValue) as error:
+        shrink(model, mask, torch.rand(1, 1, 6, 6))
+    assert named in str(error.value)
+    assert 20 <= len(str(error.value)) <= 300
+
+
+def test_wrong_input_is_named():
+    model = small_net()
+    with pytest.raises(InvalidValue, match=r"example of shape \(3, 2, 5, 4, 4\)"):
+        shrink(model, {}, torch.rand(3, 2, 5, 4, 4))
+    with pytest.raises(InvalidValue, match="names no parameter"):
+        shrink(model, {"9.weight": torch.ones(2, dtype=torch.bool)}, X)
+    with pytest.raises(InvalidValue, match="must be bool of shape"):
+        shrink(model, {"0.weight": torch.ones(6, 1, 3, 3)}, X)
+    with pytest.raises(InvalidValue, match="holds no parameter of the model"):
+        shrink(model, half(model, X), X, torch.optim.SGD(small_net().parameters(), lr=0.1))
