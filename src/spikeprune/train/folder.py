@@ -54,6 +54,8 @@ class RunFolder:
         self.model = path / "model.safetensors"
         self.masks = path / "masks.safetensors"
         self.dense = path / "dense.safetensors"
+        self.statistics = path / "statistics.json"
+        self.plan = path / "plan.json"
         self.report = path / "report.html"
         self.checkpoints = path / "checkpoint"
 
@@ -179,6 +181,10 @@ class RunFolder:
     def save_record(self, record: Mapping[str, Any]) -> None:
         """Write record.json: the run is finished from here on."""
         write_whole(self.record, json.dumps(record, indent=2, allow_nan=False).encode() + b"\n")
+
+    def save_statistics(self, statistics: Mapping[str, Any]) -> None:
+        """Write statistics.json: what the layers do, for the report."""
+        write_whole(self.statistics, json.dumps(statistics, indent=1, allow_nan=False).encode() + b"\n")
 
     def read_record(self) -> dict[str, Any]:
         """Raises: UserError if record.json is damaged or not ours."""
