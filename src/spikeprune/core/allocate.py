@@ -31,13 +31,21 @@ def check(name: str) -> str:
     return name
 
 
-def quotas(name: str, weights: Mapping[str, Tensor], keep: int, floor: Mapping[str, int]) -> dict[str, int]:
+def quotas(
+    name: str,
+    weights: Mapping[str, Tensor],
+    keep: int,
+    floor: Mapping[str, int],
+    room: Mapping[str, int] | None = None,
+) -> dict[str, int]:
     """Weights to keep in each layer, `keep` in all, for every allocation but "global" (which ranks scores).
 
         uniform  the same density everywhere
         erk      density ~ (sum of the weight's dimensions) / (product of them), capped at 1
         lamp     as many as a global ranking of w^2 / (sum of the w^2 not smaller) takes from the layer
 
+    Args:
+        floor, room: name -> the least and the most that the layer may keep; room is the layer's size if not given.
     Source: Evci et al. 2020, arXiv:1911.11134 (ERK); Lee et al. 2021, arXiv:2010.07611 (LAMP).
     Raises: UnknownName; InvalidValue if the floors alone exceed `keep`.
     """
@@ -51,7 +59,7 @@ def quotas(name: str, weights: Mapping[str, Tensor], keep: int, floor: Mapping[s
         wanted = {layer: float(torch.count_nonzero(mask)) for layer, mask in masks.items()}
     else:
         raise unknown("allocation with quotas", name, ("uniform", "erk", "lamp"))
-    return round_to(wanted, keep, floor, {layer: weight.numel() for layer, weight in weights.items()})
+    return round_to(wanted, keep, floor, room or {layer: weight.numel() for layer, weight in weights.items()})
 
 
 def _erk(weights: Mapping[str, Tensor], keep: int) -> dict[str, float]:

@@ -46,18 +46,18 @@ def keep_top(scores: Mapping[str, Tensor], k: int, among: Mapping[str, Tensor] |
     for name, score in candidates.items():
         if missing == 0:
             break
-        tied = torch.nonzero((score == cut).reshape(-1))[:missing, 0]
+        tied = score == cut if among is None else (score == cut) & among[name]
+        tied = torch.nonzero(tied.reshape(-1))[:missing, 0]
         masks[name].view(-1)[tied] = True
         missing -= tied.numel()
     return masks
 
 
 def kth_largest(values: list[Tensor], k: int) -> Tensor:
-    """The exact k-th largest value over a list of tensors (k from 1), without sorting or joining them.
+    """The exact k-th largest value (k from 1) over a list of tensors without nan, without sorting or joining them.
 
     A strided sample brackets the value; one pass counts what lies above the bracket, and only what lies inside it is
     searched. If the bracket misses, which an unlucky order can make it do, everything is searched.
-
     """
     flat = [value.reshape(-1) for value in values]
     total = sum(value.numel() for value in flat)
@@ -77,10 +77,6 @@ def kth_largest(values: list[Tensor], k: int) -> Tensor:
 
 
 def _kth(values: Tensor, k: int) -> Tensor:
-    if bool(torch.isnan(values).any()):
-        raise InvalidValue(
-            "a score is not a number (nan), so weights cannot be ranked; look at the loss for nan or inf"
-        )
     return values.kthvalue(values.numel() - k + 1).values
 
 

@@ -88,6 +88,8 @@ class SpikingJelly(Adapter):
     def _charged(self, neuron: Any, sequence: Tensor) -> Iterator[Tensor]:
         saved = dict(neuron._memories)
         try:
+            # Copies, because a charge step of the user's may write in place (self.v += x).
+            neuron._memories.update({k: v.detach().clone() for k, v in saved.items() if isinstance(v, Tensor)})
             for x in sequence:
                 with torch.no_grad():
                     if not isinstance(neuron.v, Tensor):

@@ -208,7 +208,7 @@ class Probe:
         """Goes on from (sum, count) of each weight's statistic, as `totals` gives them."""
         for name, (total, count) in totals.items():
             if total is not None and name in self.statistics:
-                self.statistics[name].add(total.to(self.sites[name].layer.weight.device), count)
+                self.statistics[name].add(total.to(next(self.sites[name].layer.parameters()).device), count)
 
     def totals(self) -> dict[str, tuple[Tensor | None, float]]:
         """Weight name -> (sum, count) recorded so far, for saving."""

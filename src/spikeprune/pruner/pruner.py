@@ -14,7 +14,6 @@ from spikeprune.core.errors import InvalidValue, MissingEvidence, unknown
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.core.mask import Masks, pack, unpack
 from spikeprune.core.schedule import Event, OneShot, Schedule
-from spikeprune.core.select import keep_quota, keep_top
 from spikeprune.methods.base import Method, check_choice, regrow_schedule
 from spikeprune.methods.dense import Dense
 from spikeprune.methods.registry import make_method, name_of
@@ -24,7 +23,7 @@ from spikeprune.pruner.pattern import nm_pattern
 from spikeprune.pruner.prunable import Names, eager, prunable
 from spikeprune.pruner.recorder import Recorder
 from spikeprune.pruner.table import Row, Table
-from spikeprune.pruner.update import Outcome, Target, authors_update, prefer_group, prune_and_regrow
+from spikeprune.pruner.update import Outcome, Target, authors_update, prune_and_regrow
 from spikeprune.pruner.upkeep import Upkeep
 
 _log = logging.getLogger("spikeprune")
@@ -88,12 +87,23 @@ class Pruner:
         self.start = start
         self._model = eager(model)
         self._nm = nm_pattern(pattern)
+        if self._nm is not None and (allocate in ("erk", "lamp") or budget != "weights"):
+            raise InvalidValue(
+                f"pattern {pattern!r} fixes what every layer keeps, so it takes allocate='global' or 'uniform' and "
+                f"budget='weights', not {allocate!r} and {budget!r}"
+            )
+        if self._authors and (allocate, pattern, budget) != ("global", "weight", "weights"):
+            raise InvalidValue(
+                "rule='authors' is their global ranking of single weights: leave allocate, pattern and budget at "
+                f"their defaults, got {allocate!r}, {pattern!r}, {budget!r}"
+            )
         self._parameters = prunable(self._model, include, exclude, self._nm)
         self._total = sum(p.numel() for p in self._parameters.values())
         self._floor = allocation.floors(self._parameters, floor)
         self._share = regrow_schedule(self.method)
         self._events = self._plan()
         self._by_step = {event.step: event for event in self._events}
+        self._looks = any(map(self._window, self._events))
         adapter = adapter_for(self._model) if self.method.needs & _MEMBRANE else find_adapter(self._model)
         self._recorder = Recorder(model, self._model, adapter, self.method, self._parameters)
         self._upkeep = Upkeep(self._parameters)
@@ -263,18 +273,16 @@ class Pruner:
         """Tells the recorder what the coming step is for; in steps far from events it has no hooks at all."""
         upcoming = self._step + 1
         event = next((e for e in self._events if e.step >= upcoming), None)
-        if event is None or not (self._window or self.budget in ("macs", "synops")):
+        if event is None or not (self._looks or self.budget in ("macs", "synops")):
             return
         self._recorder.prepare(
-            membrane=upcoming > event.step - self._window,
+            membrane=upcoming > event.step - self._window(event),
             rates=self.budget == "synops" and upcoming == event.step,
         )
 
-    @property
-    def _window(self) -> int:
-        """How many steps are recorded for an event, its own included; 0 if the method looks at no neuron."""
-        regrows = self.method.regrows and any(self._share_at(e) > 0 for e in self._events)
-        if not self.method.needs & _MEMBRANE or (self.method.regrows and not regrows):
+    def _window(self, event: Event) -> int:
+        """How many steps are recorded for an event, its own included; 0 if it looks at no neuron."""
+        if not self.method.needs & _MEMBRANE or (self.method.regrows and self._share_at(event) == 0):
             return 0
         return int(getattr(self.method, "batches", 1))
 
@@ -289,7 +297,7 @@ class Pruner:
             loss: loss(output, target), for methods that need gradients.
         Raises: MissingEvidence if the method needs what is not given.
         """
-        membrane, graph, rates = self._window > 0, self.budget in ("macs", "synops"), self.budget == "synops"
+        membrane, graph, rates = self._looks, self.budget in ("macs", "synops"), self.budget == "synops"
         differentiates = "grads" in self.method.needs
         if data is None:
             if membrane or graph or differentiates:
@@ -307,7 +315,7 @@ class Pruner:
     def _run_event(self, event: Event) -> None:
         share = self._share_at(event) if self.method.regrows else 0.0
         after = share > 0 and getattr(self.method, "measure", "before") == "after"
-        looks = bool(self.method.needs & _MEMBRANE) and (share > 0 or not self.method.regrows)
+        looks = self._window(event) > 0
         target = self._target(event, self._recorder.rates(_sum_over_ranks))
         evidence = self._evidence(event, membrane=looks and not after)
         scores = self.method.score(evidence)
@@ -335,8 +343,7 @@ class Pruner:
 
     def _target(self, event: Event, rates: Mapping[str, Tensor] | None = None) -> Target:
         if self.budget == "weights":
-            exact = self._nm is not None and event.target >= 1 - self._nm[0] / self._nm[1] - 1e-9
-            return Target(event.kept, self.allocate, self._floor, pattern=self._nm, exact=exact)
+            return Target(event.kept, self.allocate, self._floor, pattern=self._nm)
         cost, fixed = weight_costs(self.budget, self._model, self._parameters, self._recorder.graph, rates or {})
         whole = sum(float(torch.as_tensor(cost[n]).expand(p.shape).sum()) for n, p in self._parameters.items())
         allowed = (whole + fixed) * (1 - event.target) - fixed
@@ -427,13 +434,8 @@ class Pruner:
         keep = allocation.kept(self._total, self.schedule.initial)
         generator = torch.Generator().manual_seed(self.seed)
         noise = {n: torch.rand(p.shape, generator=generator).to(p.device) for n, p in self._parameters.items()}
-        if self._nm is not None:
-            noise = {n: prefer_group(s, self._upkeep.masks[n], *self._nm) for n, s in noise.items()}
-        if self.allocate == "global":
-            masks = keep_top(noise, keep)
-        else:
-            masks = keep_quota(noise, allocation.quotas(self.allocate, self._weights(), keep, self._floor))
-        self._upkeep.set(masks)
+        target = Target(keep, self.allocate, self._floor, pattern=self._nm)
+        self._upkeep.set(prune_and_regrow(noise, {}, self._upkeep.masks, self._weights(), target, share=0.0).alive)
         self._upkeep.hold()
 
     def _remove_hooks(self) -> None:
@@ -450,6 +452,7 @@ class Pruner:
             "allocate": self.allocate,
             "pattern": self.pattern,
             "budget": self.budget,
+            "floor": self._floor,
             "seed": self.seed,
             "start": self.start,
             "parameters": {n: list(p.shape) for n, p in self._parameters.items()},

@@ -24,7 +24,6 @@ class Target:
         cost: name -> cost of one weight (a number or a tensor that broadcasts), for a budget of cost; else None.
         budget: total cost allowed, if `cost` is given.
         pattern: (n, m) to keep at most n of m neighbouring inputs, else None.
-        exact: whether the pattern must hold now (at its final sparsity) or is only being approached.
     """
 
     keep: int
@@ -33,7 +32,6 @@ class Target:
     cost: Mapping[str, float | Tensor] | None = None
     budget: float = 0.0
     pattern: tuple[int, int] | None = None
-    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,8 @@ def prune_and_regrow(
     if protected is not None:
         scores = {n: s.masked_fill(protected[n] & alive[n], torch.inf) for n, s in scores.items()}
     if target.pattern is not None:
-        scores = {n: prefer_group(s, alive[n], *target.pattern) for n, s in scores.items()}
+        lift = _span(scores)
+        scores = {n: prefer_group(s, alive[n], *target.pattern, lift) for n, s in scores.items()}
     reference = _cut(scores, alive, weights, target, 0.0, frozenset())
     growing = frozenset(regrow_scores) if share > 0 else frozenset[str]()
     if not growing:
@@ -91,8 +90,11 @@ def prune_and_regrow(
     able = {
         n: (~survivors[n] & alive[n]) if candidates == "new" else ~survivors[n] for n in regrow_scores
     }  # fmt: skip
-    if target.pattern is not None and target.exact:
-        able = {n: able[n] & _room(survivors[n], regrow_scores[n], able[n], *target.pattern) for n in able}
+    if target.pattern is not None:
+        # Groups that have fewer than n are filled first, so that at the final sparsity each has n.
+        lift = _span(regrow_scores)
+        room = {n: _room(survivors[n], regrow_scores[n], able[n], *target.pattern) for n in able}
+        regrow_scores = {n: torch.where(room[n], s.double() + lift, s.double()) for n, s in regrow_scores.items()}
     regrown = _grow(regrow_scores, able, survivors, reference, target)
     regrown = {n: regrown[n] if n in regrown else torch.zeros_like(m) for n, m in survivors.items()}
     return Outcome({n: survivors[n] | regrown[n] for n in survivors}, survivors, regrown, reference)
@@ -114,7 +116,10 @@ def _cut(
     floor = {n: target.floor[n] for n in free}
     if target.cost is not None:
         budget = target.budget if reference is None else _cost(reference, target.cost, growing) * (1 - share)
+        least = {n: min(floor[n], _count({n: m})) for n, m in among.items()}
         worth = {n: _worth(s, target.cost[n]) for n, s in free.items()}
+        held = keep_quota(worth, least, among)
+        worth = {n: w.masked_fill(held[n], torch.inf) for n, w in worth.items()}
         kept = keep_cost(worth, {n: target.cost[n] for n in free}, budget, among)
     elif target.allocate == "global":
         if reference is None:
@@ -124,9 +129,14 @@ def _cut(
             keep = base - int(share * base)
         kept = _keep_floor(free, keep, among, floor)
     else:
-        quota = quotas(target.allocate, weights, target.keep, target.floor)
-        quota = {n: quota[n] - (int(share * quota[n]) if n in growing else 0) for n in free}
-        kept = keep_quota(free, {n: min(quota[n], int(among[n].sum())) for n in free}, among)
+        if reference is None:
+            room = {n: _count({n: m}) for n, m in among.items()}
+            least = {n: min(f, room[n]) for n, f in floor.items()}
+            quota = quotas(target.allocate, weights, min(target.keep, sum(room.values())), least, room)
+        else:
+            base = {n: _count({n: reference[n]}) for n in free}
+            quota = {n: count - int(share * count) for n, count in base.items()}
+        kept = keep_quota(free, quota, among)
     return {n: fixed[n] if n in fixed else kept[n] for n in scores}
 
 
@@ -159,8 +169,10 @@ def _grow(
     if target.allocate == "global":
         missing = target.keep - _count(survivors)
         return keep_top(scores, min(missing, _count(able)), able)
-    wanted = {n: int(reference[n].sum()) - int(survivors[n].sum()) for n in scores}
-    return keep_quota(scores, {n: min(wanted[n], int(able[n].sum())) for n in scores}, able)
+    wanted = {n: float(_count({n: reference[n]}) - _count({n: survivors[n]})) for n in scores}
+    room = {n: _count({n: able[n]}) for n in scores}
+    missing = min(target.keep - _count(survivors), sum(room.values()))
+    return keep_quota(scores, round_to(wanted, missing, dict.fromkeys(scores, 0), room), able)
 
 
 def _worth(scores: Tensor, cost: float | Tensor) -> Tensor:
@@ -191,13 +203,20 @@ def _ranks(rows: Tensor) -> Tensor:
     return rows.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1, stable=True)
 
 
-def prefer_group(scores: Tensor, alive: Tensor, n: int, m: int) -> Tensor:
-    """Scores in which the n best of every m come before all others: cut from the rest, the pattern follows."""
-    rows = _grouped(scores.masked_fill(~alive, -torch.inf), m)
-    best = _ungrouped(_ranks(rows) < n, scores.shape)
-    finite = scores[torch.isfinite(scores)]
-    lift = (finite.max() - finite.min() + 1).double() if finite.numel() else 1.0
-    return torch.where(best, scores.double() + lift, scores.double())
+def prefer_group(scores: Tensor, alive: Tensor, n: int, m: int, lift: float) -> Tensor:
+    """Scores in which the n best of every m come before all others: cut from the rest, the pattern follows.
+
+    `lift` is more than the finite scores differ by, the same for all layers that are ranked together.
+    """
+    best = _ungrouped(_ranks(_grouped(scores.masked_fill(~alive, -torch.inf), m)) < n, scores.shape)
+    finite = scores.double().nan_to_num(posinf=lift / 2)
+    return torch.where(best, scores.double() + lift, finite)
+
+
+def _span(scores: Scores) -> float:
+    """A number greater than the difference of any two finite scores."""
+    most = max((float(s.abs().nan_to_num(posinf=0.0).max()) for s in scores.values() if s.numel()), default=0.0)
+    return 2 * most + 1
 
 
 def _room(survivors: Tensor, scores: Tensor, able: Tensor, n: int, m: int) -> Tensor:
