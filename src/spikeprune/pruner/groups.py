@@ -90,7 +90,6 @@ class ChannelMap:
         self._table: Tensor | None = None  # atom -> root, None when out of date
         self._fresh: dict[tuple[str, int], Tensor] = {}
         self.layouts: dict[int, Tensor | None] = {}
-        self._users = graph.users()
         self._leads_on = _before_layers(graph)
         merged = -1
         while merged != (merged := self._merged()):  # a union found late may make an earlier reshape readable
@@ -100,6 +99,18 @@ class ChannelMap:
             layout = self.layouts[index]
             if layout is not None:
                 self.fixed.update(self.roots(layout).flatten().tolist())
+        self._refuse_unread()
+
+    def _refuse_unread(self) -> None:
+        """A layer whose channels nobody reads was followed up to a point only: an indexed write leaves no trace."""
+        read = [self.roots(atoms) for role, atoms in self.dims.values() if role == "in"]
+        read += [self.roots(before) for before, _ in self.gates.values()]
+        known = torch.cat([*read, torch.tensor(sorted(self.fixed_roots()), dtype=torch.long)])
+        for node in self.graph.nodes:
+            for dim in (0, 1):
+                role, atoms = self.dims.get((node.weight or "", dim), ("in", torch.zeros(0)))
+                if role == "out" and not bool(torch.isin(self.roots(atoms), known).any()):
+                    self._refuse(node, [atoms], "is read where the trace cannot follow (an indexed write?)")
 
     @property
     def size(self) -> int:
@@ -209,8 +220,6 @@ class ChannelMap:
         self.dims[node.weight, out_dim] = ("out", out)
         if module.bias is not None:
             self.dims[self.names[id(module.bias)], 0] = ("out", out)
-        if not self._users[node.index] and node.index not in self.graph.outputs:
-            self._refuse(node, [out], "writes where the trace cannot follow (an indexed write?)")
         return _along(out, axis, len(node.shape))
 
     def _read(self, node: Node, source: Tensor | None, axis: int, width: int, dim: int) -> None:
