@@ -13,6 +13,7 @@ from spikeprune.core.allocate import kept
 from spikeprune.core.errors import InvalidValue
 from spikeprune.pruner.groups import ChannelGroup
 from spikeprune.pruner.trace import Graph
+from spikeprune.pruner.update import Bools, Outcome, Target, prune_and_regrow
 
 Cost = Callable[[Mapping[str, Tensor]], float]
 
@@ -125,6 +126,80 @@ def check_budget(groups: Sequence[ChannelGroup], sparsity: float, floor: int = 1
             f"{len(groups)} groups, so a layer would vanish; the highest possible is {1 - least / total:.4f}"
         )
     return keep
+
+
+def channel_round(
+    scores: Mapping[str, Tensor],
+    regrow_scores: Mapping[str, Tensor],
+    alive: Bools,
+    target: Target,
+    *,
+    share: float,
+    candidates: str = "all",
+    cost: Cost | None = None,
+) -> Outcome:
+    """One round over channels: cut to the target less the regrow share, then bring back as much.
+
+    Without `cost` the target counts channels, and the round is `prune_and_regrow` on one vector per group. With it,
+    `target.budget` is the cost allowed: `1 - share` of it is filled by `scores`, the rest by `regrow_scores`.
+
+    Args:
+        scores: group name -> [C], what to keep.
+        regrow_scores: group name -> [C], what to bring back; groups that may not regrow are left out.
+        alive: group name -> bool [C], before the round.
+    """
+    if cost is None:
+        return prune_and_regrow(scores, regrow_scores, alive, scores, target, share=share, candidates=candidates)
+    floor = min(target.floor.values(), default=1)
+    able = {name: score.masked_fill(~alive[name], -torch.inf) for name, score in scores.items()}
+    reference = _like(keep_under_cost(able, cost, target.budget, floor), scores)
+    growing = regrow_scores if share > 0 else {}
+    if not growing:
+        none = {name: torch.zeros_like(mask) for name, mask in reference.items()}
+        return Outcome(reference, dict(reference), none, reference)
+    survivors = _like(keep_under_cost(able, cost, target.budget * (1 - share), floor), scores)
+    wanted: dict[str, Tensor] = {}
+    for name, score in scores.items():
+        barred = survivors[name] | ~alive[name] if candidates == "new" else survivors[name]
+        worth = growing.get(name, torch.full_like(score, -torch.inf))
+        wanted[name] = worth.masked_fill(barred, -torch.inf)
+    kept_all = _like(keep_under_cost(wanted, cost, target.budget, 0, base=survivors), scores)
+    regrown = {name: mask & ~survivors[name] for name, mask in kept_all.items()}
+    return Outcome(kept_all, survivors, regrown, reference)
+
+
+def _like(masks: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: mask.to(scores[name].device) for name, mask in masks.items()}
+
+
+def authors_channels(
+    scales: Mapping[str, Tensor], regrow_scores: Mapping[str, Tensor], percent: float, growth: float
+) -> Outcome:
+    """The authors' structured rule, ties and off-by-one included.
+
+        i = int(N * percent);  G = int((N - i) * growth);  t = sorted |gamma|[i + G]
+        survivors = |gamma| > t;  regrown = the G highest scores among the others, and all that tie with the last
+
+    It keeps N - i - 1 channels unless scores tie, and no layer is safe from losing all of its channels.
+
+    Args:
+        scales: group name -> |gamma|, [C].
+        regrow_scores: group name -> criticality, [C].
+        percent: share of the channels to cut.
+        growth: share of the channels kept to bring back; 0.05 in the paper's commands.
+    Source: read in the public code of arXiv:2311.16141 (commit ee3170e, channel pruning).
+    """
+    ordered = torch.cat([score.reshape(-1) for score in scales.values()]).sort().values
+    index = int(len(ordered) * percent)
+    grown = int((len(ordered) - index) * growth)
+    reference = {name: scale > ordered[index] for name, scale in scales.items()}
+    survivors = {name: scale > ordered[index + grown] for name, scale in scales.items()}
+    regrown = {name: torch.zeros_like(mask) for name, mask in survivors.items()}
+    if grown:
+        dead = {name: regrow_scores[name].masked_fill(mask, -torch.inf) for name, mask in survivors.items()}
+        cut = torch.cat(list(dead.values())).sort(descending=True).values[grown - 1]
+        regrown = {name: (score >= cut) & ~survivors[name] for name, score in dead.items()}
+    return Outcome({n: survivors[n] | regrown[n] for n in survivors}, survivors, regrown, reference)
 
 
 def network_cost(
