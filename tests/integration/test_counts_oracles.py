@@ -1,5 +1,6 @@
 """`count` against independent counters: NeuroBench's SynapticOperations, and SpikingJelly's SynOpCounter."""
 
+import norse.torch as norse
 import pytest
 import snntorch
 import torch
@@ -166,6 +167,36 @@ def test_snntorch_network_equals_neurobench(binary):
     c = count(OverTime(net), [x])
     agrees(c, x.transpose(0, 1), SNNTorchModel(net))
     assert (c.pruned.mac_ops == 0) == binary
+
+
+class NorseNet(nn.Module):
+    """A Norse network over [T, N, features]."""
+
+    def __init__(self):
+        super().__init__()
+        first, second = nn.Linear(5, 7), nn.Linear(7, 3)
+        self.net = norse.SequentialState(norse.Lift(first), norse.LIF(), norse.Lift(second), norse.LIF())
+        nn.init.uniform_(first.weight, 0, 4)
+        nn.init.uniform_(second.weight, 0, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)[0]
+
+
+def test_norse_network_equals_neurobench():
+    torch.manual_seed(0)
+    net = NorseNet()
+    prune_at_random(net, density=0.5)
+    x = (torch.rand(30, 4, 5) < 0.6).float()
+    c = count(net, [x])
+    model = TorchModel(BatchFirst(net))
+    model.register_hooks()
+    with torch.no_grad():
+        operations = SynapticOperations()(model, model(x.transpose(0, 1)), (x.transpose(0, 1), torch.zeros(4)))
+    model.cleanup_hooks()
+    assert c.samples == 4
+    assert c.pruned.acs == operations["Effective_ACs"] > 0
+    assert c.layers["net.2.lifted_module"].pruned.acs > 0
 
 
 @pytest.mark.parametrize("step_mode", ["s", "m"])
