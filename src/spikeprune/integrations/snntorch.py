@@ -33,10 +33,10 @@ class SnnTorch(Adapter):
             if self.is_neuron(module):
                 for name in _states(module):
                     # Empty, as after construction: the next forward makes zeros of its input's shape.
-                    module._buffers[name] = module._buffers[name].detach().new_zeros(0)
+                    module._buffers[name] = getattr(module, name).detach().new_zeros(0)
                 module.__dict__.pop("reset", None)  # the last step's reset signal hangs on the old graph
 
-    def begins(self, neuron: nn.Module, args: tuple[Any, ...]) -> bool:
+    def begins(self, neuron: Any, args: tuple[Any, ...]) -> bool:
         """True if the membrane potential that the call would start from is missing or 0 everywhere."""
         given = [value for value in args[1:] if isinstance(value, Tensor)]
         state = given[-1] if given else neuron.mem
@@ -45,7 +45,7 @@ class SnnTorch(Adapter):
     def multi_step(self, module: nn.Module) -> bool:
         return False
 
-    def drive(self, neuron: nn.Module, args: tuple[Any, ...]) -> Iterator[Tensor]:
+    def drive(self, neuron: Any, args: tuple[Any, ...]) -> Iterator[Tensor]:
         seen: list[Tensor] = []
         surrogate = neuron.spike_grad
 
@@ -83,7 +83,7 @@ class SnnTorch(Adapter):
             "which curve='value' needs; give one by name, for example surrogate='atan'"
         )
 
-    def describe(self, neuron: nn.Module) -> NeuronParams | None:
+    def describe(self, neuron: Any) -> NeuronParams | None:
         """Leaky with reset "zero", the one reset that comes to the same whether now or a step later.
 
         With "subtract", `reset_delay=True` takes the threshold off after the leak, and `False` takes it off a second

@@ -123,7 +123,7 @@ class ChannelPlan:
             for local in [*module._parameters, *module._buffers]
         ]
         for prefix, module, local in names:
-            held = module._parameters if local in module._parameters else module._buffers
+            held: dict[str, Any] = module._parameters if local in module._parameters else module._buffers
             old = held[local]
             name = f"{prefix}.{local}" if prefix else local
             if old is None:
