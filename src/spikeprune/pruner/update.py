@@ -1,6 +1,6 @@
 """One prune-and-regrow round as a pure function: scores and targets in, masks out. No model, no optimizer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from spikeprune.core.evidence import Scores
 from spikeprune.core.select import keep_cost, keep_quota, keep_top
 
 Bools = Mapping[str, Tensor]
+Exchange = Callable[[int, int], int]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def prune_and_regrow(
     share: float,
     candidates: str = "all",
     protected: Bools | None = None,
+    exchange: Exchange | None = None,
+    growth: Mapping[str, float] | None = None,
 ) -> Outcome:
     """Cut to the target less the regrow share, then bring back as many, so that the target is met exactly.
 
@@ -75,6 +78,9 @@ def prune_and_regrow(
         share: of the weights kept in the regrowing layers, the share that is regrown.
         candidates: "all" dead weights, or "new": those cut in this round.
         protected: name -> weights that may not be cut in this round (grace).
+        exchange: (kept, alive) -> how many of a layer's weights survive the cut; the layer then gets back what it
+            lost. Not given: the share is taken and given back as the allocation says. A budget of cost ignores it.
+        growth: name -> what part of all that is regrown the layer gets, if not what it lost.
     """
     if protected is not None:
         scores = {n: s.masked_fill(protected[n] & alive[n], torch.inf) for n, s in scores.items()}
@@ -86,7 +92,13 @@ def prune_and_regrow(
     if not growing:
         none = {n: torch.zeros_like(m) for n, m in reference.items()}
         return Outcome(reference, dict(reference), none, reference)
-    survivors = _cut(scores, alive, weights, target, share, growing, reference)
+    if target.cost is not None:
+        exchange = None
+    if exchange is None:
+        survivors = _cut(scores, alive, weights, target, share, growing, reference)
+    else:
+        kept = {n: exchange(_count({n: reference[n]}), _count({n: alive[n]})) for n in growing}
+        survivors = {**reference, **keep_quota({n: scores[n] for n in growing}, kept, alive)}
     able = {
         n: (~survivors[n] & alive[n]) if candidates == "new" else ~survivors[n] for n in regrow_scores
     }  # fmt: skip
@@ -95,7 +107,10 @@ def prune_and_regrow(
         lift = _span(regrow_scores)
         room = {n: _room(survivors[n], regrow_scores[n], able[n], *target.pattern) for n in able}
         regrow_scores = {n: torch.where(room[n], s.double() + lift, s.double()) for n, s in regrow_scores.items()}
-    regrown = _grow(regrow_scores, able, survivors, reference, target)
+    if exchange is None:
+        regrown = _grow(regrow_scores, able, survivors, reference, target)
+    else:
+        regrown = _grow_layers(regrow_scores, able, survivors, reference, target.keep, growth)
     regrown = {n: regrown[n] if n in regrown else torch.zeros_like(m) for n, m in survivors.items()}
     return Outcome({n: survivors[n] | regrown[n] for n in survivors}, survivors, regrown, reference)
 
@@ -131,8 +146,8 @@ def _cut(
     else:
         if reference is None:
             room = {n: _count({n: m}) for n, m in among.items()}
-            least = {n: min(f, room[n]) for n, f in floor.items()}
-            quota = quotas(target.allocate, weights, min(target.keep, sum(room.values())), least, room)
+            keep = min(target.keep, sum(room.values()))
+            quota = quotas(target.allocate, weights, keep, _affordable(floor, room, keep), room)
         else:
             base = {n: _count({n: reference[n]}) for n in free}
             quota = {n: count - int(share * count) for n, count in base.items()}
@@ -140,13 +155,18 @@ def _cut(
     return {n: fixed[n] if n in fixed else kept[n] for n in scores}
 
 
+def _affordable(floor: Mapping[str, int], room: Mapping[str, int], keep: int) -> dict[str, int]:
+    """The floors within what is alive; shrunk in proportion where `keep` is too little for all of them."""
+    least = {n: min(floor[n], room[n]) for n in room}
+    total = sum(least.values())
+    if total <= keep:
+        return least
+    return round_to({n: keep * f / total for n, f in least.items()}, keep, dict.fromkeys(least, 0), least)
+
+
 def _keep_floor(scores: Scores, keep: int, among: Bools, floor: Mapping[str, int]) -> dict[str, Tensor]:
     """`keep_top`, but no layer falls below its floor; the others give way, in the same order of scores."""
-    room = {n: int(among[n].sum()) for n in scores}
-    least = {n: min(floor[n], room[n]) for n in scores}
-    if sum(least.values()) > keep:  # too little for every floor: shrink the floors in proportion
-        total = sum(least.values())
-        least = round_to({n: keep * f / total for n, f in least.items()}, keep, dict.fromkeys(least, 0), least)
+    least = _affordable(floor, {n: _count({n: among[n]}) for n in scores}, keep)
     held: dict[str, Tensor] = {}
     while True:
         rest = {n: s for n, s in scores.items() if n not in held}
@@ -169,9 +189,19 @@ def _grow(
     if target.allocate == "global":
         missing = target.keep - _count(survivors)
         return keep_top(scores, min(missing, _count(able)), able)
-    wanted = {n: float(_count({n: reference[n]}) - _count({n: survivors[n]})) for n in scores}
+    return _grow_layers(scores, able, survivors, reference, target.keep, None)
+
+
+def _grow_layers(
+    scores: Scores, able: Bools, survivors: Bools, reference: Bools, keep: int, growth: Mapping[str, float] | None
+) -> dict[str, Tensor]:
+    """Brings back in each layer what it lost, or its part of the whole; what does not fit goes to the others."""
     room = {n: _count({n: able[n]}) for n in scores}
-    missing = min(target.keep - _count(survivors), sum(room.values()))
+    missing = min(keep - _count(survivors), sum(room.values()))
+    wanted = {
+        n: float(_count({n: reference[n]}) - _count({n: survivors[n]})) if growth is None else growth[n] * missing
+        for n in scores
+    }
     return keep_quota(scores, round_to(wanted, missing, dict.fromkeys(scores, 0), room), able)
 
 

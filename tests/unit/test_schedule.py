@@ -1,0 +1,47 @@
+"""Schedules as objects: when their events are, and what they refuse."""
+
+import pytest
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.core.schedule import SCHEDULES, Constant, Cubic, Linear, OneShot, duration, names
+
+
+def test_names():
+    assert names() == ["constant", "cosine", "cubic", "linear", "oneshot"]
+
+
+def test_events_count_from_begin():
+    assert Cubic(to=0.5, begin=100, end=200, every=30).steps() == (130, 160, 190)
+    assert OneShot(0.5, begin=7).steps() == (8,)
+    assert OneShot(0.5).steps() == (1,)
+
+
+@pytest.mark.parametrize("kind", sorted(SCHEDULES))
+def test_bad_values_are_refused_when_made(kind):
+    make = SCHEDULES[kind]
+    for to, hint in ((95, "for 95 % pass 0.95"), (1.0, "pass 0.8"), (-0.1, "pass 0.8"), (float("nan"), "pass 0.8")):
+        with pytest.raises(InvalidValue, match=hint) as caught:
+            make(to=to)
+        assert 20 <= len(str(caught.value)) <= 300
+    for arguments in ({"begin": -1}, {"every": 0}, {"begin": 10, "end": 10}, {"end": 5, "every": 6}):
+        with pytest.raises(InvalidValue) as caught:
+            make(to=0.5, **arguments)
+        assert 20 <= len(str(caught.value)) <= 300
+
+
+def test_no_events_without_end_and_every():
+    with pytest.raises(InvalidValue, match="needs begin, end and every"):
+        Constant(0.5).steps()
+
+
+def test_sparsity_may_start_above_zero():
+    assert Linear(to=0.9, initial=0.5).value(1, 2) == pytest.approx(0.7)
+
+
+def test_durations():
+    assert duration("200ep", 391) == 78_200
+    assert duration("2000it", 391) == 2000
+    assert duration("0.5ep", 391) == 196  # 195.5, to the nearest even
+    for text in ("200", "ep", "3 days", "-1it"):
+        with pytest.raises(InvalidValue, match="reads like"):
+            duration(text, 391)
