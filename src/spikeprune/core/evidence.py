@@ -21,6 +21,7 @@ class Evidence:
         generator: seeded CPU generator, the same on every rank; for methods that draw.
         number, count: this is event `number` of `count` (from 1).
         grads: parameter name -> gradient of the event's own step, dead weights included; if the method needs it.
+        before: parameter name -> the weights that `grads` belong to, from before the step's update.
         statistics: parameter name -> the method's statistic: [C] per neuron or of the weight's shape; only for
             weights that feed a neuron.
         state: parameter name -> the optimizer's state of it (momentum buffers), if the method needs it.
@@ -32,6 +33,7 @@ class Evidence:
     number: int = 1
     count: int = 1
     grads: Mapping[str, Tensor] | None = None
+    before: Mapping[str, Tensor] | None = None
     statistics: Mapping[str, Tensor] | None = None
     state: Mapping[str, Mapping[str, Tensor]] | None = None
 

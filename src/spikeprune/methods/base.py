@@ -1,9 +1,10 @@
 """What a method is: a score per weight. How much, where and in which pattern are other parts, shared by all methods."""
 
 import abc
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue
@@ -37,13 +38,18 @@ class Method(abc.ABC):
 
     Class attributes:
         needs: what it must be shown: any of "weights", "grads", "membrane", "spikes", "state".
-        regrows: whether it brings pruned weights back; then it has the fields `regrow` (a share of the weights kept),
-            `candidates` ("all" dead weights or those cut in this event: "new"), `momentum` ("clean" or the authors'
-            "warm") and `grace` (regrown weights cannot be cut by the next event).
+        regrows: whether it brings pruned weights back; then it has the field `regrow` (a share of the weights kept),
+            and may have `candidates` ("all" dead weights or those cut in this event: "new"), `momentum` ("clean" or the
+            authors' "warm": gradients of dead weights flow into the optimizer's state), `grace` (regrown weights cannot
+            be cut by the next event) and `start_value` (what regrown weights start with, see `check_regrowth`).
+        within_layers: whether each layer gets back what it lost (`survivors`, `growth`); else all layers compete.
+        defaults: keys of a recipe that this method sets unless the user does, such as {"start": "random"}.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"weights"})
     regrows: ClassVar[bool] = False
+    within_layers: ClassVar[bool] = False
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     @abc.abstractmethod
     def score(self, evidence: Evidence) -> Scores:
@@ -53,13 +59,35 @@ class Method(abc.ABC):
         """What to bring back: name -> scores, for the layers that may regrow."""
         return {}
 
+    def survivors(self, kept: int, alive: int, share: float) -> int:
+        """How many of a layer's weights the cut leaves, if `within_layers`.
+
+        Args:
+            kept: of the layer after this event, regrown included.
+            alive: before it.
+        """
+        return kept - int(share * kept)
+
+    def growth(self, evidence: Evidence) -> Mapping[str, float] | None:
+        """Name -> the layer's part of all that is regrown, if `within_layers`; None gives each what it lost."""
+        return None
+
     def statistic(self, layer: Layer) -> Statistic:
         """What to record at a layer's neuron; only asked if `needs` names "membrane" or "spikes"."""
         raise InvalidValue(f"{type(self).__name__} records no statistic")
 
 
-def check_regrowth(regrow: float | Schedule, candidates: str, momentum: str) -> None:
+def check_regrowth(
+    regrow: float | Schedule, candidates: str = "all", momentum: str = "clean", start_value: str = "zero"
+) -> None:
     """Checks the settings that regrowing methods share.
+
+    Args:
+        regrow: share of the weights kept; a number in [0, 1) or a schedule.
+        candidates: "all" dead weights, or "new": those cut in this event.
+        momentum: "clean" or "warm" optimizer state of regrown weights.
+        start_value: of regrown weights: "zero"; "kept", which spares those cut in this very event, value and optimizer
+            state; or "last", the value each had when it was cut, however long ago.
 
     Raises: InvalidValue naming the setting.
     """
@@ -67,12 +95,26 @@ def check_regrowth(regrow: float | Schedule, candidates: str, momentum: str) -> 
         raise InvalidValue(f"regrow must be in [0, 1), a share of the weights kept, got {regrow}; for 20 % pass 0.2")
     check_choice("candidates", candidates, ("all", "new"))
     check_choice("momentum", momentum, ("clean", "warm"))
+    check_choice("start_value", start_value, ("zero", "kept", "last"))
 
 
 def check_choice(setting: str, value: object, allowed: tuple[str | None, ...]) -> None:
     """Raises: InvalidValue if `value` is not one of `allowed`."""
     if value not in allowed:
         raise InvalidValue(f"{setting} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def magnitude(evidence: Evidence) -> Scores:
+    """|w| of every weight."""
+    return {name: weight.abs() for name, weight in evidence.weights.items()}
+
+
+def uniform(evidence: Evidence) -> Scores:
+    """A draw from U(0, 1) for every weight, on the CPU in one fixed order, so that all devices and ranks agree."""
+    return {
+        name: torch.rand(weight.shape, generator=evidence.generator).to(weight.device)
+        for name, weight in evidence.weights.items()
+    }
 
 
 def regrow_schedule(method: Method) -> Schedule:

@@ -11,7 +11,7 @@ from spikeprune.core.schedule import Schedule
 from spikeprune.core.select import draw
 from spikeprune.core.statistic import Statistic
 from spikeprune.core.surrogate import curve_named
-from spikeprune.methods.base import Layer, Method, check_choice, check_regrowth
+from spikeprune.methods.base import Layer, Method, check_choice, check_regrowth, magnitude
 from spikeprune.methods.registry import register
 
 
@@ -41,6 +41,7 @@ class Criticality(Method):
         momentum: "clean", regrown weights start with an empty optimizer state, or the authors' "warm": gradients of
             dead weights keep flowing into it.
         grace: regrown weights cannot be cut by the next event.
+        start_value: of regrown weights: "zero"; "kept", those cut in this very event go on as they were; or "last".
         rule: "exact" counts, or "authors": their thresholds with `>` and `>=`, mask for mask.
     Raises: InvalidValue or UnknownName for a setting outside this.
     Source: Chen et al. 2023, arXiv:2311.16141, and the authors' code; docs/decisions/0004-criticality.md tells where
@@ -59,12 +60,13 @@ class Criticality(Method):
     measure: str = "before"
     momentum: str = "clean"
     grace: bool = False
+    start_value: str = "zero"
     rule: str = "exact"
     needs: ClassVar[frozenset[str]] = frozenset({"weights", "membrane"})
     regrows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_regrowth(self.regrow, self.candidates, self.momentum)
+        check_regrowth(self.regrow, self.candidates, self.momentum, self.start_value)
         check_choice("unit", self.unit, ("neuron", "synapse"))
         check_choice("curve", self.curve, ("derivative", "value"))
         check_choice("space", self.space, ("max", "mean"))
@@ -78,7 +80,7 @@ class Criticality(Method):
             raise InvalidValue(f"batches must be 1 or more training steps, got {self.batches}")
 
     def score(self, evidence: Evidence) -> Scores:
-        return {name: weight.abs() for name, weight in evidence.weights.items()}
+        return magnitude(evidence)
 
     def regrow_score(self, evidence: Evidence) -> Scores:
         scores = evidence.per_weight()

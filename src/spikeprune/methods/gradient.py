@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.core.schedule import Schedule
-from spikeprune.methods.base import Method, check_regrowth
+from spikeprune.methods.base import Method, check_regrowth, magnitude
 from spikeprune.methods.registry import register
 
 
@@ -22,14 +22,15 @@ class Gradient(Method):
     candidates: str = "all"
     momentum: str = "clean"
     grace: bool = False
+    start_value: str = "zero"
     needs: ClassVar[frozenset[str]] = frozenset({"weights", "grads"})
     regrows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_regrowth(self.regrow, self.candidates, self.momentum)
+        check_regrowth(self.regrow, self.candidates, self.momentum, self.start_value)
 
     def score(self, evidence: Evidence) -> Scores:
-        return {name: weight.abs() for name, weight in evidence.weights.items()}
+        return magnitude(evidence)
 
     def regrow_score(self, evidence: Evidence) -> Scores:
         return {name: gradient.abs() for name, gradient in evidence.gradients().items()}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from spikeprune.core.evidence import Evidence, Scores
-from spikeprune.methods.base import Method
+from spikeprune.methods.base import Method, magnitude
 from spikeprune.methods.registry import register
 
 
@@ -18,4 +18,4 @@ class Magnitude(Method):
     """
 
     def score(self, evidence: Evidence) -> Scores:
-        return {name: weight.abs() for name, weight in evidence.weights.items()}
+        return magnitude(evidence)

@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
-
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.core.schedule import Schedule
-from spikeprune.methods.base import Method, check_regrowth
+from spikeprune.methods.base import Method, check_regrowth, magnitude, uniform
 from spikeprune.methods.registry import register
 
 
@@ -24,17 +22,14 @@ class Random(Method):
     candidates: str = "all"
     momentum: str = "clean"
     grace: bool = False
+    start_value: str = "zero"
     regrows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_regrowth(self.regrow, self.candidates, self.momentum)
+        check_regrowth(self.regrow, self.candidates, self.momentum, self.start_value)
 
     def score(self, evidence: Evidence) -> Scores:
-        return {name: weight.abs() for name, weight in evidence.weights.items()}
+        return magnitude(evidence)
 
     def regrow_score(self, evidence: Evidence) -> Scores:
-        # Drawn on the CPU in one fixed order, so that all devices and ranks agree.
-        return {
-            name: torch.rand(weight.shape, generator=evidence.generator).to(weight.device)
-            for name, weight in evidence.weights.items()
-        }
+        return uniform(evidence)

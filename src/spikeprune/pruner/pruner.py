@@ -53,7 +53,7 @@ class Pruner:
         floor: the least that every layer keeps: a count, or a share of the layer if below 1.
         seed: for methods that draw.
         start: "dense", or "random": begin with a random mask at the schedule's first sparsity, so that with a
-            `Constant` schedule training is never dense.
+            `Constant` schedule training is never dense; "erk": the same with layers as "erk" sizes them.
     Raises: InvalidValue or UnknownName (both ValueError or LookupError) for a bad setting, when the object is made.
     """
 
@@ -74,7 +74,7 @@ class Pruner:
     ) -> None:
         self.method = make_method(method) if isinstance(method, str) else method
         _check_types(self.method, schedule)
-        check_choice("start", start, ("dense", "random"))
+        check_choice("start", start, ("dense", "random", "erk"))
         if budget not in BUDGETS:
             raise unknown("budget", budget, BUDGETS)
         if budget != "weights" and allocate != "global":
@@ -87,10 +87,10 @@ class Pruner:
         self.start = start
         self._model = eager(model)
         self._nm = nm_pattern(pattern)
-        if self._nm is not None and (allocate in ("erk", "lamp") or budget != "weights"):
+        if self._nm is not None and ("erk" in (allocate, start) or allocate == "lamp" or budget != "weights"):
             raise InvalidValue(
-                f"pattern {pattern!r} fixes what every layer keeps, so it takes allocate='global' or 'uniform' and "
-                f"budget='weights', not {allocate!r} and {budget!r}"
+                f"pattern {pattern!r} fixes what every layer keeps, so it takes allocate='global' or 'uniform', no "
+                f"start='erk' and budget='weights'; got {allocate!r}, {start!r}, {budget!r}"
             )
         if self._authors and (allocate, pattern, budget) != ("global", "weight", "weights"):
             raise InvalidValue(
@@ -110,11 +110,13 @@ class Pruner:
         self._step = 0
         self._regrown: dict[str, Tensor] | None = None  # of the last event: for survival and grace
         self._grads: dict[str, Tensor] = {}  # of the coming event, dead weights included
+        self._before: dict[str, Tensor] = {}  # the weights that they belong to
+        self._last: dict[str, Tensor] = {}  # values that dead weights had when they were cut, for start_value="last"
         self._handles: list[Any] = []
         self._warned = False
         self.rounds: list[dict[str, Any]] = []
         self.seconds = 0.0
-        if start == "random":
+        if start != "dense":
             self._start_random()
 
     # ---- what it is -------------------------------------------------------------------------------------------
@@ -252,6 +254,7 @@ class Pruner:
         """Before an event, keeps the gradients of all weights for a method that regrows by them."""
         if "grads" in self.method.needs and self._step + 1 in self._by_step:
             self._grads = {n: p.grad.clone() for n, p in self._parameters.items() if p.grad is not None}
+            self._before = {n: p.detach().clone() for n, p in self._parameters.items()}
 
     def _hold_state(self) -> None:
         """Clears optimizer state that dead weights have from before the Pruner knew the optimizer or the masks."""
@@ -323,10 +326,11 @@ class Pruner:
             self._measure_after(event, scores, share, target)
             evidence = self._evidence(event, membrane=True)
         regrow_scores = self.method.regrow_score(evidence) if share > 0 else {}
-        outcome = self._select(event, scores, regrow_scores, share, target)
+        growth = self.method.growth(evidence) if share > 0 and self.method.within_layers else None
+        outcome = self._select(event, scores, regrow_scores, share, target, growth)
         self._record(event, outcome)
         self._apply(outcome)
-        self._grads = {}
+        self._grads, self._before = {}, {}
         self._recorder.forget()
 
     def _evidence(self, event: Event, *, membrane: bool) -> Evidence:
@@ -337,6 +341,7 @@ class Pruner:
             number=event.number,
             count=len(self._events),
             grads={n: _sum_over_ranks(g) for n, g in self._grads.items()},
+            before=self._before or self._weights(),
             statistics=self._recorder.statistics(_sum_over_ranks) if membrane else None,
             state=self._upkeep.state() if "state" in self.method.needs else None,
         )
@@ -353,7 +358,18 @@ class Pruner:
             )
         return Target(event.kept, self.allocate, self._floor, cost=cost, budget=allowed)
 
-    def _select(self, event: Event, scores: Scores, regrow_scores: Scores, share: float, target: Target) -> Outcome:
+    def _select(
+        self,
+        event: Event,
+        scores: Scores,
+        regrow_scores: Scores,
+        share: float,
+        target: Target,
+        growth: Mapping[str, float] | None = None,
+    ) -> Outcome:
+        def exchange(kept: int, alive: int) -> int:
+            return self.method.survivors(kept, alive, share)
+
         if self._authors:
             return authors_update(self._weights(), regrow_scores, int(self._total * (1 - event.target)), share)
         return prune_and_regrow(
@@ -365,6 +381,8 @@ class Pruner:
             share=share,
             candidates=getattr(self.method, "candidates", "all"),
             protected=self._regrown if getattr(self.method, "grace", False) else None,
+            exchange=exchange if self.method.within_layers else None,
+            growth=growth,
         )
 
     def _measure_after(self, event: Event, scores: Scores, share: float, target: Target) -> None:
@@ -379,11 +397,21 @@ class Pruner:
             p.data.copy_(before[name])
 
     def _apply(self, outcome: Outcome) -> None:
-        """Clears what did not survive the cut, so that regrown weights start at 0 with clean state; sets the masks."""
+        """Clears what did not survive the cut, so that regrown weights start anew; sets the masks."""
+        before = self._upkeep.masks
+        start = getattr(self.method, "start_value", "zero")
+        for name, p in self._parameters.items() if start == "last" else ():
+            last = self._last.get(name, torch.zeros_like(p))
+            self._last[name] = torch.where(before[name], p.detach(), last)
+        untouched = outcome.survivors
+        if start == "kept":
+            untouched = {n: m | (outcome.regrown[n] & before[n]) for n, m in untouched.items()}
         for name, p in self._parameters.items():
-            p.data.mul_(outcome.survivors[name].to(p.dtype))
+            p.data.mul_(untouched[name].to(p.dtype))
+            if start == "last":
+                p.data.add_(self._last[name] * outcome.regrown[name])
         if self._cold:
-            self._upkeep.hold_state(outcome.survivors)
+            self._upkeep.hold_state(untouched)
         self._upkeep.set(outcome.alive)
         self._regrown = outcome.regrown
 
@@ -434,7 +462,8 @@ class Pruner:
         keep = allocation.kept(self._total, self.schedule.initial)
         generator = torch.Generator().manual_seed(self.seed)
         noise = {n: torch.rand(p.shape, generator=generator).to(p.device) for n, p in self._parameters.items()}
-        target = Target(keep, self.allocate, self._floor, pattern=self._nm)
+        allocate = self.allocate if self.start == "random" else self.start
+        target = Target(keep, allocate, self._floor, pattern=self._nm)
         self._upkeep.set(prune_and_regrow(noise, {}, self._upkeep.masks, self._weights(), target, share=0.0).alive)
         self._upkeep.hold()
 
@@ -468,6 +497,7 @@ class Pruner:
             "regrown": None if self._regrown is None else {n: pack(m) for n, m in self._regrown.items()},
             "rounds": [dict(r) for r in self.rounds],
             "totals": self._recorder.totals(),
+            "last": dict(self._last),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
@@ -488,9 +518,10 @@ class Pruner:
             masks = self._unpacked(state["masks"])
             regrown = None if state["regrown"] is None else self._unpacked(state["regrown"])
             step, rounds, totals = int(state["step"]), [dict(r) for r in state["rounds"]], dict(state["totals"])
+            last = {n: v.to(self._parameters[n]) for n, v in state["last"].items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise InvalidValue(f"this is not a saved pruner.state_dict(), or it is damaged ({error!r})") from error
-        self._step, self._regrown, self.rounds = step, regrown, rounds
+        self._step, self._regrown, self.rounds, self._last = step, regrown, rounds, last
         self._upkeep.set(masks)
         self._upkeep.hold()
         self._hold_state()

@@ -1,0 +1,52 @@
+"""NDSNN: drop and grow with a falling number of weights, sparse from the start."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from spikeprune.core.evidence import Evidence, Scores
+from spikeprune.core.schedule import Schedule
+from spikeprune.methods.base import Method, check_regrowth, magnitude
+from spikeprune.methods.registry import register
+
+
+@register("ndsnn", source="Huang et al. 2023, arXiv:2304.12214")
+@final
+@dataclass(frozen=True)
+class Ndsnn(Method):
+    """Each event drops more than it grows, so that every layer shrinks from a sparse start to its final size.
+
+        drop[l] = share * alive[l], the smallest |w|;  grow[l] = kept[l] - (alive[l] - drop[l]), the largest |dL/dw|
+
+    with kept[l] the layer's size under the schedule (cubic, from `prune.initial`) and ERK, and `share` falling as a
+    cosine. Where that drop would leave more than kept[l], more is dropped and nothing grown.
+
+    Args:
+        regrow: first share of a layer's alive weights that is dropped; a number falls to 0 at the last event.
+        start_value: "kept": a weight dropped and grown in one event goes on as it was.
+    Source: Huang et al. 2023, arXiv:2304.12214. No public code; the abstract gives the falling number of non-zeros,
+        the rest is our reading of the method: ERK sizes, first share 0.5 without a lower bound (the paper's drop ratio
+        has a minimum that we do not know), initial sparsity 0.7 (the paper tries several), values as in RigL.
+    """
+
+    regrow: float | Schedule = 0.5
+    start_value: str = "kept"
+    needs: ClassVar[frozenset[str]] = frozenset({"weights", "grads"})
+    regrows: ClassVar[bool] = True
+    within_layers: ClassVar[bool] = True
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "regrow": 0.5, "regrow_schedule": "decay", "start": "random", "allocate": "erk",
+        "prune.schedule": "cubic", "prune.initial": 0.7,
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check_regrowth(self.regrow, start_value=self.start_value)
+
+    def survivors(self, kept: int, alive: int, share: float) -> int:
+        return min(kept, alive - int(share * alive))
+
+    def score(self, evidence: Evidence) -> Scores:
+        return magnitude(evidence)
+
+    def regrow_score(self, evidence: Evidence) -> Scores:
+        return {name: gradient.abs() for name, gradient in evidence.gradients().items()}

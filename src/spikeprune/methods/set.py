@@ -1,0 +1,49 @@
+"""SET: sparse from the start, the weakest connections replaced by random ones."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from spikeprune.core.evidence import Evidence, Scores
+from spikeprune.core.schedule import Constant, Schedule
+from spikeprune.methods.base import Method, check_regrowth, magnitude, uniform
+from spikeprune.methods.registry import register
+
+_ZETA = Constant(0.3)
+
+
+@register("set", source="Mocanu et al. 2018, arXiv:1707.04780")
+@final
+@dataclass(frozen=True)
+class Set(Method):
+    """Drop a constant share of each layer's weights, the smallest, and grow as many at random in the same layer.
+
+        score = |w|,  regrow_score ~ U(0, 1)
+
+    A recipe starts it from a random mask whose layers have Erdos-Renyi sizes, at constant sparsity.
+
+    Args:
+        regrow: share of each layer's weights that is replaced at an event; the paper's zeta = 0.3, held constant.
+        start_value: of grown weights. SET's own code draws it at random and may choose a weight that was just dropped;
+            here, as in RigL's SET, such a weight goes on as it was ("kept") and others start at 0.
+    Source: Mocanu et al. 2018, arXiv:1707.04780, algorithm 1, as Evci et al. 2020, arXiv:1911.11134, state and code it:
+        one ranking by |w|, where the original drops the share from positive and from negative weights apart.
+    """
+
+    regrow: float | Schedule = _ZETA
+    start_value: str = "kept"
+    regrows: ClassVar[bool] = True
+    within_layers: ClassVar[bool] = True
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "regrow": 0.3, "regrow_schedule": "constant", "start": "random", "allocate": "erk",
+        "prune.schedule": "constant",
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check_regrowth(self.regrow, start_value=self.start_value)
+
+    def score(self, evidence: Evidence) -> Scores:
+        return magnitude(evidence)
+
+    def regrow_score(self, evidence: Evidence) -> Scores:
+        return uniform(evidence)

@@ -1,0 +1,68 @@
+"""SNFS (sparse momentum): the optimizer's momentum says where to grow, and which layers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from torch import Tensor
+
+from spikeprune.core.evidence import Evidence, Scores
+from spikeprune.core.schedule import Schedule
+from spikeprune.methods.base import Method, check_regrowth, magnitude
+from spikeprune.methods.registry import register
+
+
+@register("snfs", source="Dettmers and Zettlemoyer 2019, arXiv:1907.04840")
+@final
+@dataclass(frozen=True)
+class Snfs(Method):
+    """Drop the smallest weights of each layer; grow the largest momentum, in layers with the largest mean momentum.
+
+        score = |w|,  regrow_score = |m|,  layer l gets mean(|m| of its alive weights) / (sum of these means) of all
+
+    with m the momentum buffer of SGD, or the ratio of Adam's moments. It must be known for dead weights, so their
+    gradients flow into the optimizer's state (`momentum` "warm"): dead weights are exactly 0, their momentum is not.
+    Before an optimizer has any momentum, and for one that has none, m is the event's gradient.
+
+    Args:
+        regrow: first share of each layer's weights that is dropped; falls to 0 as a cosine (the authors' rate, 0.5).
+        start_value: "kept", as in the authors' code: a weight dropped and grown in one event goes on as it was.
+    Source: Dettmers and Zettlemoyer 2019, arXiv:1907.04840, and their code; counts are exact here (theirs carry
+        rounding errors over to the next event), a layer may fill up to all of its weights (theirs to 99 %), and nearly
+        dense layers drop the same share as others (in theirs less).
+    """
+
+    regrow: float | Schedule = 0.5
+    start_value: str = "kept"
+    momentum: ClassVar[str] = "warm"
+    needs: ClassVar[frozenset[str]] = frozenset({"weights", "grads", "state"})
+    regrows: ClassVar[bool] = True
+    within_layers: ClassVar[bool] = True
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "regrow": 0.5, "regrow_schedule": "decay", "start": "random", "allocate": "global",
+        "prune.schedule": "constant",
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check_regrowth(self.regrow, start_value=self.start_value)
+
+    def score(self, evidence: Evidence) -> Scores:
+        return magnitude(evidence)
+
+    def regrow_score(self, evidence: Evidence) -> Scores:
+        state = evidence.state or {}
+        return {name: _momentum(state.get(name, {}), grad).abs() for name, grad in evidence.gradients().items()}
+
+    def growth(self, evidence: Evidence) -> dict[str, float]:
+        means = {
+            name: float(score[evidence.masks[name]].mean()) if bool(evidence.masks[name].any()) else 0.0
+            for name, score in self.regrow_score(evidence).items()
+        }
+        total = sum(means.values())
+        return {name: mean / total if total > 0 else 1 / len(means) for name, mean in means.items()}
+
+
+def _momentum(state: Mapping[str, Tensor], grad: Tensor) -> Tensor:
+    if "exp_avg" in state:
+        return state["exp_avg"] / (state["exp_avg_sq"].sqrt() + 1e-8)
+    return state.get("momentum_buffer", grad)

@@ -1,0 +1,35 @@
+"""SNIP: prune once, before training, by how much the loss feels each connection."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from spikeprune.core.evidence import Evidence, Scores
+from spikeprune.methods.base import Method
+from spikeprune.methods.registry import register
+
+
+@register("snip", source="Lee et al. 2019, arXiv:1810.02340")
+@final
+@dataclass(frozen=True)
+class Snip(Method):
+    """Keep the weights with the largest saliency; bring nothing back.
+
+        score = |w * dL/dw|,  both as they were before the event's own update
+
+    which is the derivative of the loss by a gate on the connection. A recipe prunes in the first step, by its one
+    batch: the scores are those of the untrained network, exactly; the kept weights have then made one step with
+    the dense network's gradient. `spikeprune.prune(model, "snip", data=..., loss=...)` prunes before any step.
+
+    Source: Lee et al. 2019, arXiv:1810.02340, eq. 6 and 7. Their score is divided by its sum, which changes no rank;
+        the network's own initial weights are scored, where the paper draws them with variance scaling.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"weights", "grads"})
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "prune.schedule": "oneshot", "prune.begin": "0it", "prune.every": "1it", "prune.events": 1,
+    }  # fmt: skip
+
+    def score(self, evidence: Evidence) -> Scores:
+        before = evidence.before or evidence.weights
+        return {name: (before[name] * gradient).abs() for name, gradient in evidence.gradients().items()}
