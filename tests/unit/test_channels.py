@@ -10,6 +10,7 @@ from torch import nn
 from spikeprune.core.errors import InvalidValue
 from spikeprune.pruner.adapter import find_adapter
 from spikeprune.pruner.channels import (
+    ChannelSpace,
     authors_channels,
     bn_scale,
     channel_masks,
@@ -23,8 +24,8 @@ from spikeprune.pruner.channels import (
     weight_norm,
 )
 from spikeprune.pruner.groups import channel_groups
-from spikeprune.pruner.trace import trace
-from spikeprune.pruner.update import Target
+from spikeprune.pruner.trace import pair, trace
+from spikeprune.pruner.update import Outcome, Target
 
 X = torch.rand(2, 1, 6, 6)
 
@@ -177,3 +178,68 @@ def test_the_floor_holds_whatever_the_scores():
     alive = {name: torch.ones(4, dtype=torch.bool) for name in scores}
     outcome = channel_round(scores, {}, alive, Target(4, "global", {"a": 1, "b": 1}), share=0.0)
     assert [int(outcome.alive[n].sum()) for n in scores] == [3, 1]
+
+
+def cut(space, **dead):
+    """An outcome in which just these channels are dead."""
+    alive = {n: torch.tensor([i not in dead.get(f"g{n}", ()) for i in range(len(m))]) for n, m in space.alive.items()}
+    return Outcome(alive, alive, {n: torch.zeros_like(m) for n, m in alive.items()}, alive)
+
+
+def test_channels_return_as_they_were_when_cut():
+    model, graph, _ = net()
+    space = ChannelSpace(graph, model, "channel", set(tensors(model)))
+    assert space.total == 10
+    before = {name: p.clone() for name, p in tensors(model).items()}
+    masks = space.apply(cut(space, g0=[1]))
+    assert all((p[~masks[name]] == 0).all() for name, p in tensors(model).items() if name in masks)
+    with torch.no_grad():
+        model[0].weight[2] += 1.0  # training goes on
+    later = model[0].weight.clone()
+    space.apply(cut(space, g0=[2]))  # 1 returns, 2 goes
+    assert torch.equal(model[0].weight[1], before["0.weight"][1])
+    assert torch.equal(model[1].bias[1], before["1.bias"][1])
+    assert (model[0].weight[2] == 0).all()
+    saved = space.state_dict()
+    again = ChannelSpace(graph, model, "channel", set(tensors(model)))
+    again.load_state_dict(saved)
+    again.apply(cut(again))
+    assert torch.equal(model[0].weight[2], later[2])
+    assert torch.equal(model[3].weight, before["3.weight"])
+    with pytest.raises(InvalidValue, match="another network"):
+        again.load_state_dict({"alive": {}, "stash": {}})
+
+
+def test_cut_channels_are_ranked_by_what_they_were():
+    model, graph, _ = net()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([0.5, -2.0, 0.25, 1.0]))
+    space = ChannelSpace(graph, model, "channel", set(tensors(model)))
+    space.apply(cut(space, g0=[1]))
+    assert space.weights()["0"].tolist() == [0.5, 2.0, 0.25, 1.0]
+
+
+def test_statistics_come_from_the_first_neuron():
+    model, graph, _ = net()
+    space = ChannelSpace(graph, model, "channel", set(tensors(model)))
+    found = {"0.weight": torch.arange(4.0), "3.weight": torch.arange(6.0), "7.weight": torch.zeros(3)}
+    result = space.statistics(pair(graph), found)
+    assert {name: v.tolist() for name, v in result.items()} == {"0": [0, 1, 2, 3], "3": [0, 1, 2, 3, 4, 5]}
+
+
+def test_every_gate_of_resnet19_has_a_statistic():
+    from spikeprune.zoo.registry import build
+
+    model = build("resnet19-channels", T=1)
+    graph = trace(model, torch.rand(1, 3, 32, 32), adapter=find_adapter(model))
+    space = ChannelSpace(graph, model, "gate", set(tensors(model)))
+    found = {n: torch.rand(p.shape[0]) for n, p in tensors(model).items() if p.dim() > 1}
+    assert space.statistics(pair(graph), found).keys() == space.alive.keys()
+    assert space.total == 4416
+
+
+def test_a_group_with_an_excluded_layer_stays_whole():
+    model, graph, _ = net()
+    assert [g.name for g in ChannelSpace(graph, model, "channel", {"3.weight"}).groups] == ["3"]
+    with pytest.raises(InvalidValue, match="no group of channels"):
+        ChannelSpace(graph, model, "channel", set())

@@ -4,15 +4,16 @@ With `pattern="channel"` and `"gate"` the rules of a round are those for weights
 vector per group, [C], in place of one tensor per layer. This file makes those vectors and turns the answer into masks.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from spikeprune.core.allocate import kept
 from spikeprune.core.errors import InvalidValue
-from spikeprune.pruner.groups import ChannelGroup
-from spikeprune.pruner.trace import Graph
+from spikeprune.pruner.groups import ChannelGroup, channel_groups
+from spikeprune.pruner.trace import Graph, Pairing
 from spikeprune.pruner.update import Bools, Outcome, Target, prune_and_regrow
 
 Cost = Callable[[Mapping[str, Tensor]], float]
@@ -200,6 +201,101 @@ def authors_channels(
         cut = torch.cat(list(dead.values())).sort(descending=True).values[grown - 1]
         regrown = {name: (score >= cut) & ~survivors[name] for name, score in dead.items()}
     return Outcome({n: survivors[n] | regrown[n] for n in survivors}, survivors, regrown, reference)
+
+
+class ChannelSpace:
+    """The channels of a model as a round sees them: one vector per group; the parameters follow its answer.
+
+    Channels that come back have the weights, scale and shift they had when they were cut.
+
+    Attributes:
+        groups: those whose layers may all be pruned.
+        alive: group name -> bool [C].
+        total: number of prunable channels.
+    """
+
+    def __init__(
+        self, graph: Graph, model: nn.Module, pattern: Literal["channel", "gate"], weights: Collection[str]
+    ) -> None:
+        """`weights`: names of the weights that may be pruned; a group with another one among its layers stays whole.
+
+        Raises: InvalidValue as `channel_groups`, and if no group is left.
+        """
+        self.model = model
+        found = channel_groups(graph, model, pattern)
+        parameters = dict(model.named_parameters())
+        filters = {g.name: [n for n in g.tensors("out") if parameters[n].dim() > 1] for g in found}
+        self.groups = [g for g in found if all(name in weights for name in filters[g.name])]
+        if not self.groups:
+            raise InvalidValue(f"pattern={pattern!r} finds no group of channels that may be cut; widen include=")
+        self.alive = {g.name: torch.ones(g.channels, dtype=torch.bool) for g in self.groups}
+        self.total = sum(g.channels for g in self.groups)
+        self._stash: dict[str, Tensor] = {}  # what cut entries were, by parameter
+
+    def masks(self, alive: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Parameter name -> bool, of `alive` or of the present channels."""
+        return channel_masks(self.groups, self.alive if alive is None else alive, self.model)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Group name -> what stands for its channels' weights, [C]: the BN scale; where there is none, the norm."""
+        tensors = self._tensors()
+        sizes: dict[str, Tensor] = {}
+        for group in self.groups:
+            scale = bn_scale(group, tensors)
+            found = weight_norm(group, tensors) if scale is None else scale
+            sizes[group.name] = torch.zeros(group.channels) if found is None else found
+        return sizes
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The parameters, with cut channels as they were: a zero would say nothing of them."""
+        masks = self.masks()
+        return {
+            name: torch.where(masks[name], p.detach(), self._stash[name]) if name in self._stash else p.detach()
+            for name, p in self.model.named_parameters()
+        }
+
+    def statistics(self, pairs: Mapping[str, Pairing], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Group name -> [C], from statistics by weight: those of the first neuron that fires for the channels."""
+        result: dict[str, Tensor] = {}
+        for group in self.groups:
+            weight = next(
+                (n for neuron in group.neurons for n, p in pairs.items() if p.neuron == neuron and n in found), None
+            )
+            if weight is None:
+                continue
+            own = [s.channels for s in group.slices if s.tensor == weight and s.role == "out"]
+            place = own[0] if own else torch.arange(group.channels)
+            if len(place) == len(found[weight]) and bool((place >= 0).all()):
+                vector = torch.zeros(group.channels, device=found[weight].device)
+                result[group.name] = vector.index_copy(0, place.to(vector.device), found[weight])
+        return result
+
+    @torch.no_grad()
+    def apply(self, outcome: Outcome) -> dict[str, Tensor]:
+        """Cuts and brings back; keeps what was cut. Returns: the masks of the parameters afterwards."""
+        before, after = self.masks(), self.masks(outcome.alive)
+        for name, mask in after.items():
+            parameter = self.model.get_parameter(name)
+            stash = self._stash.setdefault(name, torch.zeros_like(parameter))
+            stash.copy_(torch.where(before[name] & ~mask, parameter, stash))
+            parameter.copy_(torch.where(mask & ~before[name], stash, parameter) * mask)
+        self.alive = {name: mask.cpu() for name, mask in outcome.alive.items()}
+        return after
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Which channels are alive, and what the others were."""
+        return {"alive": dict(self.alive), "stash": {n: t.clone() for n, t in self._stash.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Takes up what `state_dict` gave.
+
+        Raises: InvalidValue if it belongs to other groups.
+        """
+        shapes = {name: mask.shape for name, mask in state["alive"].items()}
+        if shapes != {name: mask.shape for name, mask in self.alive.items()}:
+            raise InvalidValue("the saved channels are those of another network or pattern; make the Pruner alike")
+        self.alive = {name: mask.cpu().bool() for name, mask in state["alive"].items()}
+        self._stash = {n: t.to(self.model.get_parameter(n), copy=True) for n, t in state["stash"].items()}
 
 
 def network_cost(
