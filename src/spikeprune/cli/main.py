@@ -1,5 +1,6 @@
 """spikeprune: small, fast spiking neural networks."""
 
+import contextlib
 import importlib
 import logging
 import os
@@ -7,7 +8,7 @@ import pkgutil
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -32,9 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    _quieten(debug)
     try:
-        return _dispatch(words)
+        with _quiet(debug):
+            return _dispatch(words)
     except UserError as error:
         return _fail(error, 2, debug)
     except RunFailed as error:
@@ -89,23 +90,32 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _quieten(debug: bool) -> None:
+@contextlib.contextmanager
+def _quiet(debug: bool) -> Iterator[None]:
     """Lines that frameworks print by themselves are not ours to show; our own warnings are one line each."""
     os.environ.setdefault("LOGURU_AUTOINIT", "0")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if debug:
+        yield
         return
-    logging.getLogger("torch").setLevel(logging.ERROR)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("spikeprune: %(message)s"))
-    logging.getLogger("spikeprune").addHandler(handler)
 
     def show(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
         if "spikeprune" in Path(filename).parts:
             print(f"spikeprune: {' '.join(str(message).split())}", file=sys.stderr)
 
-    warnings.simplefilter("default")
-    warnings.showwarning = show
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("spikeprune: %(message)s"))
+    ours, torchs = logging.getLogger("spikeprune"), logging.getLogger("torch")
+    level = torchs.level
+    ours.addHandler(handler)
+    torchs.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.showwarning = show
+            yield
+    finally:
+        ours.removeHandler(handler)
+        torchs.setLevel(level)
 
 
 if __name__ == "__main__":

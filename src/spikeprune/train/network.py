@@ -3,8 +3,9 @@
 T time steps, N batch, C channels, H/W space, K classes.
 """
 
+import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -51,10 +52,27 @@ class Network:
         return _call(self.model, x, self.takes, self.T, recorded)
 
     def fed(self, x: Tensor, recorded: bool = False) -> Tensor:
-        """What one call of the model is given for a batch; of a model that takes single steps, the first one."""
-        if self.takes == "step":
-            return x[0] if recorded else x
+        """What the model is called with for a batch, inside `one_call`."""
         return x.expand(self.T, *x.shape) if self.takes == "sequence" and not recorded else x
+
+    @contextlib.contextmanager
+    def one_call(self, recorded: bool = False) -> Iterator[nn.Module]:
+        """The model, whose one call goes over all time steps even if it takes them one at a time: for counting."""
+        if self.takes != "step":
+            yield self.model
+            return
+        own, step = "forward" in vars(self.model), self.model.forward
+
+        def forward(x: Tensor) -> Tensor:
+            return torch.stack([step(at) for at in (x if recorded else x.expand(self.T, *x.shape))])
+
+        self.model.forward = forward
+        try:
+            yield self.model
+        finally:
+            del self.model.forward
+            if own:
+                self.model.forward = step
 
 
 def build(name: str, classes: int, T: int, shape: tuple[int, ...], seed: int) -> nn.Module:

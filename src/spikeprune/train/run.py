@@ -172,7 +172,8 @@ class _Job:
         pruner = make_pruner(self.recipe, setting.plan.schedule, network.model)
         if "grads" not in pruner.method.needs:
             x, _ = next(datasets.batches(setting.data, "train", min(4, self.recipe.batch), device=setting.device))
-            pruner.observe([network.fed(x, setting.data.time_first)])
+            recorded = setting.data.time_first
+            pruner.observe([x[0] if recorded and network.takes == "step" else network.fed(x, recorded)])
 
     def work(self) -> None:
         """All phases, from the last checkpoint on, to the finished record."""
@@ -250,17 +251,12 @@ class _Job:
         return score_test(phase.network, self.setting.data, self.recipe, self.setting.device)
 
     def finish_dense(self, phase: Phase) -> dict[str, Any]:
-        """The dense run's entry in the record; its weights are kept beside."""
+        """What the record says of the dense run; its weights are kept beside."""
         result = self.settle(phase)
         self.folder.save_tensors(self.folder.dense, phase.network.model.state_dict())
-        counts = self.count(phase.network, None)
-        statistics = layer_statistics(phase.network, self.counted(phase.network), counts)
-        return {
-            "accuracy": result.accuracy,
-            **_figures(counts.dense),
-            "seconds": phase.seconds,
-            "statistics": statistics,
-        }
+        counts, statistics = self.count(phase.network, None)
+        figures = {"accuracy": result.accuracy, **_figures(counts.dense)}
+        return {"figures": figures, "statistics": statistics, "seconds": phase.seconds}
 
     def finish(self, phase: Phase, dense: dict[str, Any] | None) -> None:
         """Masks, weights and record of the pruned run, and the report."""
@@ -274,15 +270,14 @@ class _Job:
                 f"{missed} pruning events did not happen, since fp16 skipped as many steps; let prune.end come earlier"
             )
         result = self.settle(phase)
-        counts = self.count(phase.network, masks)
+        counts, statistics = self.count(phase.network, masks)
         self.folder.save_tensors(self.folder.model, phase.network.model.state_dict())
         self.folder.save_tensors(self.folder.masks, masks)
+        self.folder.save_statistics(statistics_record(dense["statistics"] if dense else None, statistics))
         if dense is None:
+            # Without a dense run there is no accuracy of it; its size and operations are those of the same spikes.
             accuracy = result.accuracy if self.recipe.method == "dense" else None
-            dense = {"accuracy": accuracy, **_figures(counts.dense), "seconds": None, "statistics": None}
-        dense_seconds = dense.pop("seconds")
-        statistics = layer_statistics(phase.network, self.counted(phase.network), counts)
-        self.folder.save_statistics(statistics_record(dense.pop("statistics"), statistics))
+            dense = {"figures": {"accuracy": accuracy, **_figures(counts.dense)}, "seconds": None}
         self.folder.save_record(
             {
                 "schema": SCHEMA,
@@ -292,13 +287,13 @@ class _Job:
                 "seed": self.recipe.seed,
                 "environment": environment(self.setting.device, self.setting.precision),
                 "data": {**self.setting.data.record(), "counted": min(_COUNTED, len(self.setting.data.test))},
-                "dense": dense,
+                "dense": dense["figures"],
                 "pruned": {"accuracy": result.accuracy, **_figures(counts.pruned)},
                 "sparsity": pruner.sparsity,
                 "density": pruner.density,
                 "rounds": list(pruner.rounds),
                 "best_epoch": phase.best["epoch"] if phase.best else self.recipe.epochs,
-                "cost": self.cost(phase, counts, masks) | {"dense_seconds": dense_seconds},
+                "cost": self.cost(phase, counts, masks) | {"dense_seconds": dense["seconds"]},
                 "status": "finished",
             }
         )
@@ -323,16 +318,14 @@ class _Job:
             "search_seconds": phase.search_seconds,
         }
 
-    def count(self, network: Network, masks: Mapping[str, Tensor] | None) -> Counts:
-        """MACs, SynOps, energy and firing rates on the first test images."""
-        return count(network.model, self.counted(network), masks)
-
-    def counted(self, network: Network) -> list[Tensor]:
-        """The first test images, in batches as the model takes them."""
-        size, data = self.recipe.batch, self.setting.data
-        batches = datasets.batches(data, "test", size, device=self.setting.device)
-        few = [x for (x, _), _ in zip(batches, range(0, _COUNTED, size), strict=False)]
-        return [network.fed(x, data.time_first) for x in few]
+    def count(self, network: Network, masks: Mapping[str, Tensor] | None) -> tuple[Counts, dict[str, Any]]:
+        """MACs, SynOps, energy and firing rates on the first test images, and what each layer does on them."""
+        size, recorded = self.recipe.batch, self.setting.data.time_first
+        batches = datasets.batches(self.setting.data, "test", size, device=self.setting.device)
+        few = [(network.fed(x, recorded), y) for (x, y), _ in zip(batches, range(0, _COUNTED, size), strict=False)]
+        with network.one_call(recorded) as model:
+            counts = count(model, few, masks)
+            return counts, layer_statistics(network, [x for x, _ in few], counts)
 
 
 def score_test(network: Network, data: datasets.Dataset, recipe: Recipe, device: torch.device) -> Score:

@@ -52,6 +52,14 @@ def digits_conv(spec: Spec) -> "SpikingNet":
     return conv_net(spec, (32, 64, "P"))
 
 
+@register("digits-conv-wide", channels=1, min_size=4)
+def digits_conv_wide(spec: Spec) -> "SpikingNet":
+    """64-P-128-P-fc, for 8x8 images: as many neurons as `digits-conv`, with three times the weights."""
+    from spikeprune.zoo.small import conv_net
+
+    return conv_net(spec, (64, "P", 128, "P"))
+
+
 @register("fashion-conv", channels=1, min_size=4)
 def fashion_conv(spec: Spec) -> "SpikingNet":
     """32-P-64-P-fc, for 28x28 images."""

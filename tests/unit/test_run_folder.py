@@ -1,0 +1,156 @@
+"""The run folder: files appear whole or not at all, damage is seen, foreign folders are left alone."""
+
+import json
+
+import pytest
+import torch
+
+from spikeprune.core.errors import UserError
+from spikeprune.train.folder import RunFolder, read_safetensors, write_whole
+
+SETTINGS = {"name": "digits", "sparsity": 0.95, "out": "runs", "data": {"name": "digits", "root": None}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = RunFolder(tmp_path / "digits-0123456789")
+    made.open(SETTINGS)
+    return made
+
+
+def test_opening_again_is_the_same_run(folder):
+    folder.open({**SETTINGS, "out": "elsewhere", "data": {"name": "digits", "root": "/moved"}})
+    assert folder.recipe.is_file()
+
+
+def test_a_run_of_other_settings_is_refused_and_unharmed(folder):
+    before = folder.recipe.read_bytes()
+    with pytest.raises(UserError, match=r"other settings \(sparsity is 0.95 there and 0.9 here\)"):
+        folder.open({**SETTINGS, "sparsity": 0.9})
+    assert folder.recipe.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "sparsity: [", "\x00\x01"])
+def test_a_damaged_recipe_is_refused(folder, text):
+    folder.recipe.write_text(text)
+    with pytest.raises(UserError, match=r"recipe\.yaml is damaged|other settings"):
+        folder.open(SETTINGS)
+
+
+def test_a_foreign_folder_is_refused_and_unharmed(tmp_path):
+    (tmp_path / "digits-1").mkdir()
+    (tmp_path / "digits-1" / "thesis.txt").write_text("chapter 1")
+    with pytest.raises(UserError, match=r"is no run folder \(it holds thesis.txt\)"):
+        RunFolder(tmp_path / "digits-1").open(SETTINGS)
+    assert [path.name for path in (tmp_path / "digits-1").iterdir()] == ["thesis.txt"]
+
+
+def test_a_folder_that_a_kill_left_empty_is_taken(tmp_path):
+    (tmp_path / "digits-1").mkdir()
+    (tmp_path / "digits-1" / ".recipe.yaml.part").write_text("half")
+    RunFolder(tmp_path / "digits-1").open(SETTINGS)
+
+
+def test_only_one_process_works_in_a_folder(folder):
+    with folder.locked(), pytest.raises(UserError, match="another process is working"), RunFolder(folder.path).locked():
+        pass
+    with folder.locked():
+        pass
+
+
+def test_checkpoints_round_trip(folder):
+    assert folder.load_checkpoint("last") is None
+    state = {"hash": "a", "weights": torch.arange(3.0), "nested": [1, None, {"x": 0.5}]}
+    folder.save_checkpoint("last", state)
+    loaded = folder.load_checkpoint("last", hash="a")
+    assert loaded is not None
+    assert torch.equal(loaded["weights"], state["weights"])
+    assert loaded["nested"] == state["nested"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_the_checkpoint_before_stands_in_for_a_damaged_one(folder, damage):
+    folder.save_checkpoint("last", {"hash": "a", "epoch": 1})
+    folder.save_checkpoint("last", {"hash": "a", "epoch": 2})
+    path = folder.checkpoints / "last.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes({"flip": bytes(content), "cut": bytes(content[:-10]), "empty": b""}[damage])
+    state = folder.load_checkpoint("last")
+    assert state is not None
+    assert state["epoch"] == 1
+
+
+def test_when_no_checkpoint_is_whole_the_user_decides(folder):
+    folder.save_checkpoint("last", {"hash": "a"})
+    (folder.checkpoints / "last.pt").write_bytes(b"not ours")
+    with pytest.raises(UserError, match="damaged or of another run"):
+        folder.load_checkpoint("last")
+    assert (folder.checkpoints / "last.pt").read_bytes() == b"not ours"
+
+
+def test_a_checkpoint_of_other_settings_is_refused(folder):
+    folder.save_checkpoint("last", {"hash": "a"})
+    with pytest.raises(UserError, match="damaged or of another run"):
+        folder.load_checkpoint("last", hash="b")
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(folder):
+    known = folder.add_metrics({"epoch": 1})
+    folder.add_metrics({"epoch": 2})
+    folder.cut_metrics(known)
+    folder.add_metrics({"epoch": 2})
+    assert [json.loads(line)["epoch"] for line in folder.metrics.read_text().splitlines()] == [1, 2]
+
+
+def test_a_metric_that_is_not_a_number_is_never_written(folder):
+    with pytest.raises(ValueError, match="Out of range float"):
+        folder.add_metrics({"loss": float("nan")})
+
+
+def test_writing_leaves_the_old_file_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "record.json"
+    write_whole(path, b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x10\x00\x00\x00\x00\x00\x00\x00{}"])
+def test_damaged_tensors_are_named(tmp_path, content):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        read_safetensors(tmp_path / "model.safetensors")
+
+
+def test_masks_keep_bool_and_shape(folder):
+    masks = {"conv.weight": torch.tensor([[True, False], [False, True]])}
+    folder.save_tensors(folder.masks, masks)
+    loaded = read_safetensors(folder.masks)["conv.weight"]
+    assert loaded.dtype == torch.bool
+    assert torch.equal(loaded, masks["conv.weight"])
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (None, "no run folder"),
+        ({}, r"not a run folder: it has no recipe\.yaml"),
+        ({"recipe.yaml": "a: 1"}, "is not finished"),
+        ({"recipe.yaml": "a: 1", "record.json": "{"}, r"record\.json cannot be read"),
+        ({"recipe.yaml": "a: 1", "record.json": "[]"}, "is not a record of spikeprune"),
+    ],
+)
+def test_what_is_no_finished_run_is_refused(tmp_path, files, words):
+    path = tmp_path / "run"
+    if files is not None:
+        path.mkdir()
+        for name, text in files.items():
+            (path / name).write_text(text)
+    with pytest.raises(UserError, match=words):
+        RunFolder.existing(path)
