@@ -19,7 +19,7 @@ class GraNet(Method):
         score = |w|,  regrow_score = |dL/dw|;  the global ranking sizes the layers, regrowth leaves their sizes alone
 
     A recipe starts it half dense (a random mask with ERK layer sizes), the paper's sparse-to-sparse form;
-    `--start dense` is its dense-to-sparse form.
+    `--start dense --prune.initial 0` is its dense-to-sparse form.
 
     Args:
         regrow: first share of each layer's weights that is replaced; falls to 0 as a cosine at the last event. The

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import final
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.core.schedule import SCHEDULES, Schedule, duration
+from spikeprune.core.schedule import SCHEDULES, Constant, Schedule, duration
 from spikeprune.train.recipe import Recipe
 
 
@@ -51,7 +51,9 @@ def plan(recipe: Recipe, train_count: int) -> Plan:
         every = max(1, (end - begin) // recipe.prune.events)
         end = min(total, max(end, begin + recipe.prune.events * every))
         begin = max(0, min(begin, end - recipe.prune.events * every))
-    return Plan(per_epoch, recipe.epochs, SCHEDULES[recipe.prune.schedule](recipe.sparsity, begin, end, every))
+    make = SCHEDULES[recipe.prune.schedule]
+    rising = {} if make is Constant else {"initial": min(recipe.prune.initial, recipe.sparsity)}
+    return Plan(per_epoch, recipe.epochs, make(recipe.sparsity, begin, end, every, **rising))
 
 
 def learning_rate(recipe: Recipe, step: int, plan: Plan) -> float:

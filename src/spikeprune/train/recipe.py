@@ -105,6 +105,7 @@ class PruneSettings:
         end: when it has arrived, at the latest
         every: distance of two events
         events: at least so many events: `every` is shortened where needed
+        initial: sparsity that the schedule rises from (not constant or oneshot); that of a random start mask
     """
 
     schedule: Literal["cubic", "linear", "cosine", "constant", "oneshot"] = "cubic"
@@ -112,6 +113,7 @@ class PruneSettings:
     end: str = "10ep"
     every: str = "1ep"
     events: int = 1
+    initial: float = 0.0
 
     def __post_init__(self) -> None:
         _check_types(self, "prune.")
@@ -121,6 +123,7 @@ class PruneSettings:
             except InvalidValue as error:
                 raise InvalidValue(f"prune.{name}: {error}") from error
         _require(self.events >= 1, "prune.events", "a whole number of at least 1", self.events)
+        _require(0 <= self.initial < 1, "prune.initial", "a sparsity in [0, 1)", self.initial)
 
 
 @final
@@ -138,7 +141,7 @@ class Recipe:
         pattern: what is cut: weight, channel, gate, or N:M such as 2:4
         budget: what the sparsity is a share of
         floor: share of each layer that is never cut; null for the Pruner's own
-        start: dense, or a random start mask for training that is never dense
+        start: dense, or a random start mask for training that is never dense, spread as `allocate` or as erk says
         epochs: the whole length of the pruned run, and of the dense one; the phases scale with it
         seed: of initial weights, data order, augmentation and draws
         T: time steps
@@ -168,7 +171,7 @@ class Recipe:
     pattern: str = "weight"
     budget: Literal["weights", "parameters", "macs", "synops"] = "weights"
     floor: float | None = None
-    start: Literal["dense", "random"] = "dense"
+    start: Literal["dense", "random", "erk"] = "dense"
     epochs: int = 20
     seed: int = 0
     T: int = 4
@@ -213,7 +216,8 @@ def load(source: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe named `source`, or read from the YAML file `source`, with `--key value` overrides applied.
 
     Where `epochs` is overridden, the phases that are not overridden themselves scale with it, so that the recipe
-    keeps its shape: 200 of 500 epochs become 0.4 of 1.
+    keeps its shape: 200 of 500 epochs become 0.4 of 1. A method may set keys of its own (`Method.defaults`), such as
+    `start: random`: they fill what the recipe leaves open, and what it says for the sake of another method.
 
     Raises: UnknownName for an unknown recipe, key, method, model or dataset; InvalidValue for a value outside what is
         allowed.
@@ -221,20 +225,33 @@ def load(source: str, overrides: Sequence[str] = ()) -> Recipe:
     name, written = _read(source)
     given = _pairs(overrides)
     _refuse_unknown([*written, *given])
+    set_by_method = _method_defaults(written, given)
+    written |= set_by_method
     before = _build(written, {}, name)
     recipe = _build(written, given, name)
     if recipe.epochs != before.epochs:
         factor = Fraction(recipe.epochs, before.epochs)
-        phases = {
-            part: getattr(recipe.prune, part) for part in ("begin", "end", "every") if f"prune.{part}" not in given
-        }
-        scaled = {part: _scaled(text, factor) for part, text in phases.items()}
+        fixed = {*given, *set_by_method}
+        phases = [part for part in ("begin", "end", "every") if f"prune.{part}" not in fixed]
+        scaled = {part: _scaled(getattr(recipe.prune, part), factor) for part in phases}
         recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, **scaled))
     _check_names(recipe)
     recipe = dataclasses.replace(recipe, settings=_own_settings(recipe), weights=_absolute(recipe.weights))
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=_absolute(recipe.data.root)))
     make_method(recipe)
     return recipe
+
+
+def _method_defaults(written: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
+    """What the chosen method sets: all of it if the recipe was written for another one, else what it leaves open."""
+    from spikeprune.methods import names
+    from spikeprune.methods.registry import method_class
+
+    meant = written.get("method", Recipe.method)
+    chosen = given.get("method", meant)
+    if chosen not in names():  # refused later, with the nearest name
+        return {}
+    return {key: value for key, value in method_class(chosen).defaults.items() if chosen != meant or key not in written}
 
 
 def _absolute(path: str | None) -> str | None:
