@@ -4,7 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # uv does not read pip's settings: hand it pip's find-links (empty is fine).
 export UV_FIND_LINKS ?= $(shell $(PY) -m pip config get global.find-links 2>/dev/null || true)
-export PYTHONDONTWRITEBYTECODE = 1
 
 .PHONY: setup demo test lint types format bench test-compat clean
 
@@ -13,7 +12,7 @@ setup: $(VENV)/.ok
 $(VENV)/.ok: pyproject.toml constraints.txt
 	$(PY) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: setup

@@ -1,4 +1,4 @@
-"""Packages that answer a call, because a public function has the same name (docs/decisions/0003-callable-packages.md)."""
+"""Packages that answer a call: a public function has the same name (docs/decisions/0003-callable-packages.md)."""
 
 import importlib
 import sys
