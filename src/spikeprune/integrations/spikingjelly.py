@@ -116,24 +116,24 @@ class SpikingJelly(Adapter):
             ) from error
 
     def describe(self, neuron: nn.Module) -> NeuronParams | None:
-        if hasattr(neuron, "normal_form"):  # the zoo's own neurons tell it themselves
-            return neuron.normal_form()
-        kind = type(neuron)
-        common: dict[str, Any] = {}
-        if kind in _PLAIN:
-            common = {
-                "v_threshold": neuron.v_threshold, "v_reset": neuron.v_reset, "detach_reset": neuron.detach_reset
-            }  # fmt: skip
-        rest = 0.0 if getattr(neuron, "v_reset", None) is None else neuron.v_reset
-        if kind is _IF:
-            return NeuronParams(decay=1.0, gain=1.0, **common)
-        if kind is _LIF:
-            leak = 1.0 / neuron.tau
-        elif kind is _PLIF:
-            leak = neuron.w.detach().sigmoid().item()
-        else:
+        if type(neuron) not in (_IF, _LIF, _PLIF):  # a subclass may have dynamics of its own
             return None
-        return NeuronParams(decay=1.0 - leak, gain=leak if neuron.decay_input else 1.0, v_rest=rest, **common)
+        if type(neuron) is _IF:
+            decay = gain = 1.0
+        else:
+            leak = 1.0 / neuron.tau if type(neuron) is _LIF else neuron.w.detach().sigmoid().item()
+            decay, gain = 1.0 - leak, leak if neuron.decay_input else 1.0
+        with torch.no_grad():
+            at_threshold = neuron.surrogate_function(torch.zeros(1))
+        return NeuronParams(
+            decay=decay,
+            gain=gain,
+            v_threshold=neuron.v_threshold,
+            v_reset=neuron.v_reset,
+            v_rest=0.0 if neuron.v_reset is None else neuron.v_reset,
+            strict=bool(at_threshold == 0),
+            detach_reset=neuron.detach_reset,
+        )
 
     def states(self, model: nn.Module) -> Any:
         return [(m, dict(m._memories)) for m in model.modules() if isinstance(m, base.MemoryModule)]
@@ -144,7 +144,6 @@ class SpikingJelly(Adapter):
 
 
 _IF, _LIF, _PLIF = neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode
-_PLAIN = (_IF, _LIF, _PLIF)
 
 
 def _parameters(function: Any) -> dict[str, Any]:
