@@ -8,6 +8,8 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from spikeprune.core.errors import InvalidValue
+from spikeprune.core.schedule import Constant
+from spikeprune.pruner.pruner import Pruner
 from spikeprune.shrink.plan import ChannelPlan
 from spikeprune.shrink.shrink import shrink
 
@@ -143,6 +145,19 @@ def test_mode_and_state_are_kept():
     assert model[2].v is v
     assert small[2].step_mode == "m"
     assert not torch.is_tensor(small[2].v)
+
+
+def test_a_watching_pruner_stays_with_the_model():
+    model = small_net()
+    masks = half(model, X)
+    pruner = Pruner(model, "criticality", Constant(0.5, every=1, end=5), exclude="7")
+    pruner.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    model[0].register_forward_hook(lambda module, args, out: out + 0)
+    before = [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()]
+    small, _ = shrink(model, masks, X)
+    assert [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()] == before
+    assert [name for name, m in small.named_modules() if m._forward_hooks] == ["0"]
+    assert all(not m._forward_pre_hooks for m in small.modules())
 
 
 def test_plan_round_trip(tmp_path):

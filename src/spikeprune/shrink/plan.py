@@ -144,14 +144,25 @@ class ChannelPlan:
 
 
 def copy_without_state(model: nn.Module, adapter: Adapter | None) -> nn.Module:
-    """A copy whose neurons have forgotten everything; the model keeps its state."""
-    # Membrane state belongs to an autograd graph and cannot be copied, so it is put aside for the moment.
+    """A copy whose neurons have forgotten everything and that no Pruner watches; the model keeps its state and hooks."""
+    # Membrane state belongs to an autograd graph and cannot be copied; a Pruner's hooks would bring along the Pruner
+    # and its optimizer. Both are put aside for the moment. Hooks of the user's may be part of what the model computes.
     states = adapter.states(model) if adapter is not None else None
+    tables = [table for m in model.modules() for table in (m._forward_pre_hooks, m._forward_hooks)]
+    hooks = [dict(table) for table in tables]
     try:
+        for table in tables:
+            for key in [
+                k for k, hook in table.items() if str(getattr(hook, "__module__", "")).startswith("spikeprune.")
+            ]:
+                del table[key]
         if adapter is not None:
             adapter.reset(model)
         return copy.deepcopy(model)
     finally:
+        for table, saved in zip(tables, hooks, strict=True):
+            table.clear()
+            table.update(saved)
         if adapter is not None:
             adapter.restore(model, states)
 
