@@ -27,6 +27,8 @@ BUILT = KERNELS / "built"
 # -ffp-contract=off: a multiply and an add must round like the dense model's own two operations; kernels that want a
 # fused multiply-add ask for one.
 COMMON_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fno-math-errno")
+# The engine's vectors are written out, so that -O3 only doubles the time it takes to compile.
+KERNEL_FLAGS = {"engine": ("-O2",)}
 ISA_FLAGS: dict[str, tuple[str, ...]] = {
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"),
     "avx2": ("-mavx2", "-mfma"),
@@ -130,7 +132,16 @@ def build(name: str, target: Path, isa_name: str, cxx: str, extra: tuple[str, ..
     # Written beside the target and renamed: a process that is killed, or two at once, never leave half a library.
     handle, scratch = tempfile.mkstemp(prefix=target.stem, suffix=".tmp", dir=target.parent)
     os.close(handle)
-    command = [cxx, *COMMON_FLAGS, *ISA_FLAGS[isa_name], *extra, *map(str, sources(name)), "-o", scratch]
+    command = [
+        cxx,
+        *COMMON_FLAGS,
+        *KERNEL_FLAGS.get(name, ()),
+        *ISA_FLAGS[isa_name],
+        *extra,
+        *map(str, sources(name)),
+        "-o",
+        scratch,
+    ]
     try:
         result = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if result.returncode:
@@ -146,7 +157,9 @@ def _key(name: str, isa_name: str, cxx: str) -> str:
     for path in [*sources(name), *sorted(KERNELS.glob("*.h"))]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     version = subprocess.run([cxx, "--version"], capture_output=True).stdout
-    digest.update(version + repr((COMMON_FLAGS, ISA_FLAGS[isa_name], platform.machine())).encode())
+    digest.update(
+        version + repr((COMMON_FLAGS, KERNEL_FLAGS.get(name), ISA_FLAGS[isa_name], platform.machine())).encode()
+    )
     return digest.hexdigest()[:20]
 
 

@@ -1,1 +1,5 @@
-"""Sparse inference: `compile` turns a pruned model into a `CompiledSNN`."""
+"""Sparse inference: `compile` turns a pruned model into a `CompiledSNN`, `load` reads one that was saved."""
+
+from spikeprune.runtime.compile.compiled import CompiledSNN, Plan, PlanRow, compile, load
+
+__all__ = ["CompiledSNN", "Plan", "PlanRow", "compile", "load"]

@@ -1,74 +1,194 @@
 """`compile`: a pruned spiking network as a program of sparse native layers that keeps no state between calls."""
 
+import math
+import os
 import threading
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.runtime import native
-from spikeprune.runtime.compile.layers import Network
+from spikeprune.runtime.compile import cost, store
+from spikeprune.runtime.compile.layers import Network, quantize
 from spikeprune.runtime.compile.lower import lower
-from spikeprune.runtime.compile.program import declare
+from spikeprune.runtime.compile.program import CHUNK, declare
 from spikeprune.runtime.compile.schedule import Builder, Schedule, packings
+
+Precision = Literal["fp32", "int16"]
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One layer of a plan. Times are estimates in milliseconds for a batch on this machine, None where not needed."""
+
+    layer: str
+    kind: str
+    engine: str
+    sparsity: float | None
+    sparse_ms: float | None
+    dense_ms: float | None
+
+
+class Plan(tuple[PlanRow, ...]):
+    """The engine of every layer; prints as a table."""
+
+    def __str__(self) -> str:
+        def ms(value: float | None) -> str:
+            return "" if value is None else f"{value:.3f}"
+
+        head = f"{'layer':<28}{'kind':<9}{'engine':<30}{'sparsity':>9}{'sparse ms':>11}{'dense ms':>10}"
+        lines = [
+            f"{row.layer:<28}{row.kind:<9}{row.engine:<30}"
+            f"{'' if row.sparsity is None else f'{row.sparsity:.4f}':>9}{ms(row.sparse_ms):>11}{ms(row.dense_ms):>10}"
+            for row in self
+        ]
+        return "\n".join([head, *lines])
 
 
 class CompiledSNN:
-    """A compiled network: call it like the model it was made from."""
+    """A compiled network: call it like the model it was made from, in eval mode.
 
-    def __init__(self, network: Network, precision: str = "fp32", engines: dict[int, str] | None = None) -> None:
+    It keeps no state between calls, may be called from several threads, and takes any batch size, and any T where it
+    is given a sequence.
+    """
+
+    def __init__(self, network: Network, precision: str = "fp32") -> None:
         self.network = network
         self.precision = precision
         library = native.library("engine")
-        self.library = None if library is None else declare(library)
-        self._engines = engines
+        self._library = None if library is None else declare(library)
         self._lock = threading.Lock()
-        self._schedules: dict[Any, Schedule] = {}
+        self._schedules: dict[tuple[bool, int, bool, int], Schedule] = {}
+        self._choices: dict[tuple[bool, int, int], dict[int, cost.Choice]] = {}
 
-    def _schedule(self, still: bool, N: int, watched: frozenset[int] = frozenset()) -> Schedule:
-        key = (still, watched)
-        with self._lock:
-            if key not in self._schedules:
-                engines = self._engines or self._choose(still)
-                self._schedules[key] = Builder(self.network, self.library, engines, still, set(watched)).build()
-            return self._schedules[key]
+    def __call__(self, x: Tensor) -> Tensor:
+        """What the model gives for x, an image batch [N, C, H, W] or a sequence [T, N, C, H, W].
 
-    def _choose(self, still: bool) -> dict[int, str]:
-        static = self.network.static(still)
-        packed = packings(self.network, static)
-        out = {}
+        Raises: InvalidValue if the shape is not the compiled model's.
+        """
+        x, still, T, N = self._input(x)
+        with torch.no_grad():
+            values = self._schedule(still, T, N).run(x, T, N, torch.get_num_threads())
+        return values[self.network.output]
+
+    def trace(self, x: Tensor) -> dict[str, Tensor]:
+        """The spikes of every neuron, by its name as in `named_modules`, shaped as the model gives them."""
+        x, still, T, N = self._input(x)
+        with torch.no_grad():
+            values = self._schedule(still, T, N, watch=True).run(x, T, N, torch.get_num_threads())
+        return {layer.name: values[layer.output] for layer in self.network.layers if layer.kind == "neuron"}
+
+    def plan(self, N: int = 1) -> Plan:
+        """Which engine runs each layer for batches of about N images, and the estimated times that decided."""
+        still, T = self.network.still, self.network.T
+        schedule = self._schedule(still, T, N)
+        choices = self._choices.get((still, T, _regime(N)), {})
+
+        def ms(value: float) -> float | None:
+            return value / 1e6 if math.isfinite(value) and value > 0 else None
+
+        rows: list[PlanRow] = []
         for place, layer in enumerate(self.network.layers):
-            if layer.kind == "conv":
-                src = layer.inputs[0]
-                out[place] = "lookup" if src in packed else "real"
-        return out
+            choice = choices.get(place)
+            weight = layer.tensors.get("weight")
+            engine = schedule.notes.get(place, "PyTorch")
+            if self._library is None:
+                engine = "PyTorch (no C++ compiler)"
+            elif layer.output in self.network.static(still):
+                engine = "PyTorch, once per image"
+            rows.append(
+                PlanRow(
+                    layer.name, layer.kind, engine,
+                    None if weight is None else 1 - int(torch.count_nonzero(weight)) / weight.numel(),
+                    None if choice is None else ms(min(choice.lookup, choice.real)),
+                    None if choice is None else ms(choice.dense),
+                )
+            )  # fmt: skip
+        return Plan(rows)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one checksummed file at exactly `path`; `load` reads it, on any machine."""
+        store.save(path, self.network, self.precision)
 
     def _input(self, x: Tensor) -> tuple[Tensor, bool, int, int]:
         network = self.network
         dims = len(network.input_shape)
-        if x.dim() == dims + 1 and network.still and tuple(x.shape[1:]) == network.input_shape:
+        x = x.detach().to("cpu", torch.float32)
+        if x.dim() == dims + 1 and network.still and tuple(x.shape[1:]) == network.input_shape and len(x):
             return x, True, network.T, x.shape[0]
-        if x.dim() == dims + 2 and tuple(x.shape[2:]) == network.input_shape:
+        if x.dim() == dims + 2 and tuple(x.shape[2:]) == network.input_shape and x.numel():
             return x, False, x.shape[0], x.shape[1]
         shape = ", ".join(map(str, network.input_shape))
-        raise InvalidValue(
-            f"this network takes [T, N, {shape}]{f' or [N, {shape}]' if network.still else ''}, got {list(x.shape)}"
-        )
+        forms = [f"[N, {shape}]"] * network.still + [f"[T, N, {shape}]"]
+        raise InvalidValue(f"this compiled model takes {' or '.join(forms)}, got {list(x.shape)}")
 
-    @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
-        x, still, T, N = self._input(x.float())
-        values = self._schedule(still, N).run(x, T, N, torch.get_num_threads())
-        return values[self.network.output]
+    def _schedule(self, still: bool, T: int, N: int, watch: bool = False) -> Schedule:
+        regime = _regime(N)
+        key = (still, T, watch, regime)
+        with self._lock:
+            if key not in self._schedules:
+                engines: dict[int, str] = {}
+                if self._library is not None:
+                    choices = cost.choose(self.network, self._library, still, T, regime)
+                    self._choices[still, T, regime] = choices
+                    engines = {place: choice.engine for place, choice in choices.items()}
+                watched = {layer.output for layer in self.network.layers if layer.kind == "neuron"} if watch else set()
+                self._schedules[key] = Builder(self.network, self._library, engines, still, watched).build()
+            return self._schedules[key]
 
-    @torch.no_grad()
-    def trace(self, x: Tensor) -> dict[str, Tensor]:
-        x, still, T, N = self._input(x.float())
-        neurons = {layer.name: layer.output for layer in self.network.layers if layer.kind == "neuron"}
-        values = self._schedule(still, N, frozenset(neurons.values())).run(x, T, N, torch.get_num_threads())
-        return {name: values[value] for name, value in neurons.items()}
+
+def _regime(N: int) -> int:
+    """Batches are planned for as one image, or as a full chunk of them."""
+    return 1 if N < CHUNK // 2 else CHUNK
 
 
-def compile(model: nn.Module, example: Tensor, precision: str = "fp32") -> CompiledSNN:
-    return CompiledSNN(lower(model, example), precision)
+def compile(model: nn.Module, example: Tensor, precision: Precision = "fp32") -> CompiledSNN:
+    """A fast inference version of a pruned spiking model: same spikes, same output, zeros cost nothing.
+
+    Folds BatchNorm, computes what is the same at every step once, keeps spikes packed in bits, and chooses for each
+    layer between sparse and dense kernels by a cost model measured on this machine.
+
+    Args:
+        model: multi-step, with neurons that an adapter knows; left as it was. Pruned weights are zeros.
+        example: an input as the model takes it, [N, C, H, W] or [T, N, C, H, W]; small is enough.
+        precision: "fp32" gives the dense model's spikes except where rounding breaks a tie at the threshold; "int16"
+            rounds weights per output channel so that every sum fits 16 bits whatever the spikes are.
+
+    Returns: a callable without state; see `CompiledSNN`.
+
+    Raises: InvalidValue, naming the module, for a layer that cannot be compiled.
+    """
+    if precision not in ("fp32", "int16"):
+        raise InvalidValue(f"precision must be 'fp32' or 'int16', got {precision!r}")
+    network = lower(model, example)
+    if precision == "int16":
+        _quantize(network)
+    return CompiledSNN(network, precision)
+
+
+def load(path: str | os.PathLike[str]) -> CompiledSNN:
+    """The compiled model that `.save(path)` wrote.
+
+    Raises: InvalidValue for a missing, cut, changed or foreign file.
+    """
+    network, precision = store.load(path)
+    return CompiledSNN(network, precision)
+
+
+def _quantize(network: Network) -> None:
+    """Rounds the weights of every layer whose input is spikes, or a mean of few spikes."""
+    static = network.static(network.still)
+    packed = packings(network, static)
+    flat = {layer.output: layer.inputs[0] for layer in network.layers if layer.kind == "flatten"}
+    for place, layer in enumerate(network.layers):
+        source = layer.inputs[0]
+        planes = packed.get(source) or packed.get(flat.get(source, source))
+        if layer.kind in ("conv", "linear") and planes is not None:
+            units = 1 if len(planes.planes) == 1 else round(1 / planes.planes[0][0])
+            network.layers[place] = quantize(layer, units)
+
+
+__all__ = ["CompiledSNN", "Plan", "PlanRow", "Precision", "compile", "load"]

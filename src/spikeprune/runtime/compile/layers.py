@@ -6,14 +6,19 @@ Values are numbered; value 0 is the input. A value is static (the same at every 
 T time steps, N batch, C channels, H/W space.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spikeprune.core.errors import InvalidValue
+
 KINDS = ("conv", "linear", "affine", "neuron", "pool", "add", "flatten", "select", "reduce", "repeat")
+
+
+INT16_MAX = 32767
 
 
 @dataclass
@@ -47,8 +52,6 @@ class Network:
     input_shape: tuple[int, ...]
     T: int
     still: bool
-    sequence: bool
-    activity: dict[int, float] = field(default_factory=dict)  # share of values that are not zero, on the example
 
     def readers(self) -> dict[int, list[int]]:
         """Value -> places of the layers that read it."""
@@ -75,10 +78,12 @@ def channelwise(vector: Tensor, dims: int) -> Tensor:
 
 def conv(x: Tensor, layer: Layer) -> Tensor:
     """Convolution of [M, C, H, W] with the folded weights."""
-    o = layer.options
-    return F.conv2d(
-        x, layer.tensors["weight"], layer.tensors["bias"], o["stride"], o["padding"], o["dilation"], o["groups"]
-    )
+    o, bias = layer.options, layer.tensors["bias"]
+    settings = (o["stride"], o["padding"], o["dilation"], o["groups"])
+    scale = layer.tensors.get("scale")
+    if scale is None:
+        return F.conv2d(x, layer.tensors["weight"], bias, *settings)
+    return F.conv2d(x, layer.tensors["weight"], None, *settings) * channelwise(scale, 3) + channelwise(bias, 3)
 
 
 def pool(x: Tensor, layer: Layer) -> Tensor:
@@ -117,7 +122,10 @@ def compute(layer: Layer, values: list[Tensor], static: bool, T: int) -> Tensor:
             return function(x, layer)
         return function(x.flatten(0, 1), layer).unflatten(0, x.shape[:2])
     if layer.kind == "linear":
-        return F.linear(x, layer.tensors["weight"], layer.tensors["bias"])
+        scale, bias = layer.tensors.get("scale"), layer.tensors["bias"]
+        if scale is None:
+            return F.linear(x, layer.tensors["weight"], bias)
+        return F.linear(x, layer.tensors["weight"]) * scale + bias
     if layer.kind == "affine":
         dims = x.dim() - (1 if static else 2)
         return x * channelwise(layer.tensors["scale"], dims) + channelwise(layer.tensors["bias"], dims)
@@ -133,3 +141,40 @@ def compute(layer: Layer, values: list[Tensor], static: bool, T: int) -> Tensor:
         return x.expand(T, *x.shape) if static else x
     scale = 1.0 if layer.options["mode"] == "sum" else 1.0 / T  # reduce over time
     return x * (scale * T) if static else x.sum(0) * scale
+
+
+def interpret(network: Network, x: Tensor, still: bool) -> dict[int, Tensor]:
+    """All values of the network for the input x (an image batch if `still`, else a sequence), in PyTorch alone."""
+    T = network.T if still else len(x)
+    static = network.static(still)
+    values = {0: x}
+    for layer in network.layers:
+        inputs = [values[value] for value in layer.inputs]
+        values[layer.output] = compute(layer, inputs, all(v in static for v in layer.inputs), T)
+    return values
+
+
+def quantize(layer: Layer, units: int) -> Layer:
+    """A conv or linear layer with whole-number weights whose sums fit 16 bits, whatever the input.
+
+        w = scale[c] * q,  sum |q| * units <= 32767 for every output channel c
+
+    Overflow is impossible by construction: each channel's scale leaves room for all of its inputs at their largest.
+
+    Args:
+        units: the largest input, in the steps that inputs come in: 1 for spikes, 4 for the mean of 4 spikes.
+    """
+    weight = layer.tensors["weight"].double()
+    rows = weight.flatten(1).abs()
+    room = INT16_MAX // units
+    # Rounding moves each weight by half a step at most, so this many steps are kept free.
+    free = (rows > 0).sum(1).double() / 2
+    total = rows.sum(1)
+    steps = torch.where(total > 0, (room - free).clamp(min=1) / total.clamp(min=1e-300), torch.ones_like(total))
+    whole = (weight * steps.view(-1, *[1] * (weight.dim() - 1))).round()
+    if bool((whole.flatten(1).abs().sum(1) > room).any()):
+        raise InvalidValue(
+            f"{layer.name!r} has more weights per channel than 16-bit sums can hold; compile with precision='fp32'"
+        )
+    tensors = {"weight": whole.float(), "bias": layer.tensors["bias"], "scale": (1 / steps).float()}
+    return replace(layer, tensors=tensors)

@@ -1,5 +1,7 @@
 """From the user's model to a `Network`: trace one forward, fold BatchNorm, name what cannot be compiled."""
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,8 +9,8 @@ from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.pruner.adapter import Adapter, adapter_for
-from spikeprune.pruner.trace import Graph, Node, Tracer, _Recorder, _tensors, undisturbed
-from spikeprune.runtime.compile.layers import Layer, Network
+from spikeprune.pruner.trace import ChannelGate, Graph, Node, Tracer, _Recorder, _tensors, undisturbed
+from spikeprune.runtime.compile.layers import Layer, Network, interpret
 
 
 class _WithConstants(_Recorder):
@@ -27,22 +29,67 @@ class _WithConstants(_Recorder):
         return result
 
 
-def _trace(model: nn.Module, example: Tensor, adapter: Adapter) -> tuple[Graph, dict[int, list[Tensor]]]:
+def _keep(spikes: dict[str, Tensor], name: str, _: nn.Module, __: Any, result: Tensor) -> None:
+    spikes[name] = result
+
+
+@dataclass
+class _Recorded:
+    graph: Graph
+    constants: dict[int, list[Tensor]]
+    spikes: dict[str, Tensor]  # of every neuron, by name
+    output: Tensor
+
+
+def _trace(model: nn.Module, example: Tensor, adapter: Adapter) -> _Recorded:
     graphs: list[Graph] = []
+    spikes: dict[str, Tensor] = {}
     tracer = Tracer(model, adapter, graphs.append)
     recorder = tracer.recorder = _WithConstants(tracer.graph, tracer.recorder.weights)
     training = {module: module.training for module in model.modules()}
+    hooks = [
+        neuron.register_forward_hook(partial(_keep, spikes, name)) for name, neuron in adapter.neurons(model).items()
+    ]
     try:
         model.eval()
         with torch.no_grad(), undisturbed(model, adapter):
-            model(example)
+            output = model(example)
     finally:
         tracer.remove()
+        for hook in hooks:
+            hook.remove()
         for module, mode in training.items():
             module.training = mode
     if not graphs:
         raise InvalidValue("the model's output does not depend on its input, so there is nothing to compile")
-    return graphs[0], recorder.constants
+    return _Recorded(graphs[0], recorder.constants, spikes, output)
+
+
+def _check(network: Network, recorded: _Recorded, example: Tensor) -> None:
+    """Compares the lowered network with the model on the example: a subclass may compute what its base does not.
+
+    The first neuron that differs decides; behind it, differences only spread.
+    """
+    with torch.no_grad():
+        values = interpret(network, example.detach().float().cpu(), network.still)
+    for layer in network.layers:
+        if layer.kind != "neuron":
+            continue
+        expected = recorded.spikes[layer.name].cpu()
+        differ = int((values[layer.output] != expected).sum())
+        if differ > max(2, 1e-4 * expected.numel()):
+            raise InvalidValue(
+                f"cannot compile the layers up to {layer.name!r}: {differ} of {expected.numel()} spikes differ from "
+                "the model's; some module there computes something else than the class that it derives from"
+            )
+        if differ:
+            return
+    output, expected = values[network.output], recorded.output.float().cpu()
+    if output.shape != expected.shape or not torch.allclose(output, expected, rtol=1e-3, atol=1e-4):
+        raise InvalidValue(
+            "cannot compile what follows the last neuron: the output differs from the model's; "
+            "let the model return what its readout reads"
+        )
 
 
 def _refuse(node: Node, why: str) -> InvalidValue:
@@ -86,8 +133,7 @@ class _Lowering:
         value = self.value[output]
         if self.form[output] == "sequence" and self.static[value]:
             value = self._add(Layer("repeat", "output", (value,), 0, self.shape[value]), static=False)
-        still = not sequence
-        return Network(self.layers, value, self.shape[0], self.T, still, sequence)
+        return Network(self.layers, value, self.shape[0], self.T, still=not sequence)
 
     def _repeats(self) -> int:
         """How often a still image is shown: the length of the first time axis that the trace meets."""
@@ -112,7 +158,9 @@ class _Lowering:
         per_image = tuple(node.shape[2:] if form == "sequence" else node.shape[1:])
         inputs = tuple(self.value[i] for i in node.inputs)
         static = kind != "neuron" and all(self.static[value] for value in inputs)
-        layer = Layer(kind, node.name, inputs, 0, per_image, options or {}, {k: v.detach() for k, v in tensors.items()})
+        layer = Layer(
+            kind, node.name, inputs, 0, per_image, options or {}, {k: v.detach().cpu() for k, v in tensors.items()}
+        )
         self.value[node.index] = self._add(layer, static)
         self.form[node.index] = form
 
@@ -160,7 +208,7 @@ class _Lowering:
 
     def lower_norm(self, node: Node) -> None:
         m: Any = node.module
-        if not isinstance(m, nn.modules.batchnorm._BatchNorm) or m.running_mean is None:
+        if not isinstance(m, nn.modules.batchnorm._BatchNorm) or m.running_mean is None or m.running_var is None:
             raise _refuse(node, "only BatchNorm with running statistics can be folded")
         scale = (m.running_var.double() + m.eps).rsqrt()
         if m.weight is not None:
@@ -258,6 +306,14 @@ class _Lowering:
             return self._same(node)
         raise _refuse(node, f"reshaping {list(self.graph.nodes[source].shape)} to {list(node.shape)} is not supported")
 
+    def lower_select(self, node: Node) -> None:
+        index = getattr(node.module, "index", None)
+        if not isinstance(node.module, ChannelGate) or not isinstance(index, Tensor):
+            raise _refuse(node, "only channel gates select")
+        if len(index) == self.shape[self.value[node.inputs[0]]][0]:
+            return self._same(node)
+        self._put(node, "select", {}, index=index.long())
+
     def lower_stack(self, node: Node) -> None:
         source = node.inputs[0]
         if (
@@ -311,16 +367,35 @@ def _is_channel_vector(tensor: Tensor, dims: int) -> bool:
 
 
 def _fold(network: Network) -> None:
-    """Folds every affine layer into the conv or linear layer before it, if nothing else reads that one's output."""
+    """Folds what only scales or selects channels into the conv or linear layer before it, where nothing else reads it.
+
+    A selection behind an affine layer moves before it, so that both can be folded.
+    """
     readers = network.readers()
     made = {layer.output: layer for layer in network.layers}
     kept: list[Layer] = []
     for layer in network.layers:
         before = made.get(layer.inputs[0])
-        if (
-            layer.kind == "affine" and before is not None and before.kind in ("conv", "linear")
-            and len(readers[before.output]) == 1 and before.output != network.output
-        ):  # fmt: skip
+        alone = before is not None and len(readers[before.output]) == 1 and before.output != network.output
+        if before is None or not alone or layer.kind not in ("affine", "select"):
+            kept.append(layer)
+        elif layer.kind == "select" and before.kind in ("conv", "linear", "affine"):
+            if before.kind == "conv" and before.options["groups"] > 1:
+                kept.append(layer)
+                continue
+            index = layer.tensors["index"]
+            before.tensors = {name: t[index] for name, t in before.tensors.items()}
+            if before.kind == "affine":  # affine, select -> select, affine
+                layer.inputs, before.inputs = before.inputs, (before.output,)
+                layer.output, before.output = before.output, layer.output
+                kept.insert(kept.index(before), layer)
+                made[layer.output] = layer
+            else:
+                before.output = layer.output
+            before.shape = layer.shape
+            made[before.output] = before
+            readers = Network(network.layers, network.output, network.input_shape, 1, True).readers()
+        elif before.kind in ("conv", "linear"):
             scale, weight = layer.tensors["scale"], before.tensors["weight"]
             before.tensors["weight"] = weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))
             before.tensors["bias"] = before.tensors["bias"].double() * scale + layer.tensors["bias"]
@@ -346,14 +421,15 @@ def lower(model: nn.Module, example: Tensor) -> Network:
     Raises: InvalidValue, naming the module, for what cannot be compiled.
     """
     adapter = adapter_for(model)
-    graph, constants = _trace(model, example, adapter)
-    lowering = _Lowering(graph, constants, adapter)
-    network = lowering.run(example, _image_dims(graph, example, adapter))
+    recorded = _trace(model, example, adapter)
+    lowering = _Lowering(recorded.graph, recorded.constants, adapter)
+    network = lowering.run(example, _image_dims(recorded.graph, example))
     _fold(network)
+    _check(network, recorded, example)
     return network
 
 
-def _image_dims(graph: Graph, example: Tensor, adapter: Adapter) -> int:
+def _image_dims(graph: Graph, example: Tensor) -> int:
     """Axes of one image batch: an example with one more is a sequence. Told by whether the model adds a time axis."""
     for node in graph.nodes:
         if node.kind in ("conv", "linear", "neuron") and node.module is not None:

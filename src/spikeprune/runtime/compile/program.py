@@ -22,13 +22,13 @@ _float_p = ctypes.POINTER(ctypes.c_float)
 
 class Buffer(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p)] + [
-        (name, ctypes.c_int32) for name in ("kind", "channels", "height", "width", "pad")
+        (name, ctypes.c_int32) for name in ("kind", "channels", "height", "width", "pad", "channels_last")
     ]
 
 
 class Neuron(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("decay", "threshold", "reset", "start")] + [
-        (name, ctypes.c_int32) for name in ("present", "soft", "strict", "unused")
+        (name, ctypes.c_int32) for name in ("soft", "unused")
     ]
 
 
@@ -36,7 +36,7 @@ _OP_INTS = (
     "code", "input", "spikes", "real", "residual", "pool_kind", "kernel_h", "kernel_w", "stride_h", "stride_w",
     "pad_h", "pad_w", "dilation_h", "dilation_w", "channels", "height", "width", "unused",
 )  # fmt: skip
-_OP_POINTERS = ("scale", "bias", "post_scale", "post_bias", "starts", "pairs", "weights")
+_OP_POINTERS = ("scale", "bias", "post_scale", "post_bias", "starts", "map", "pairs", "weights")
 
 
 class Op(ctypes.Structure):
@@ -47,7 +47,8 @@ class Op(ctypes.Structure):
     )
 
 
-PAIR = np.dtype([("table", np.float32, 4), ("first", np.int32), ("second", np.int32)])
+PAIR = np.dtype([("a", np.float32), ("b", np.float32), ("first", np.uint16), ("second", np.uint16)])
+MAX_COLUMNS = 65535  # what fits in a pair's 16-bit places
 WEIGHT = np.dtype([("value", np.float32), ("column", np.int32)])
 
 
@@ -97,36 +98,33 @@ def lookup_pairs(s: Sparse, planes: Sequence[tuple[float, int]]) -> tuple[np.nda
 
     Args:
         planes: (factor, largest value) of each plane; the input is the sum of factor * value. Spikes are [(1, 1)].
-            Values of one bit go two weights at a time; values up to 3 fill the table's index alone.
+            Values of one bit go two weights at a time; a value up to 3 fills the index alone, as weights w and 2 w.
     """
     zero = s.n_columns * len(planes)
-    rows = np.repeat(np.arange(len(s.starts) - 1), np.diff(s.starts))
+    counts = np.diff(s.starts)
+    rows = np.repeat(np.arange(len(counts)), counts)
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     for place, (factor, largest) in enumerate(planes):
         values = (s.values * np.float32(factor)).astype(np.float32)
         columns = s.columns + place * s.n_columns
         if largest > 1:
             pairs = np.zeros(len(values), PAIR)
-            pairs["table"] = values[:, None] * np.arange(4, dtype=np.float32)
+            pairs["a"], pairs["b"] = values, 2 * values
             pairs["first"], pairs["second"] = columns, zero
             parts.append((rows, pairs))
             continue
-        counts = np.diff(s.starts)
         pair_starts = np.concatenate([[0], np.cumsum((counts + 1) // 2)])
         within = np.arange(len(values)) - np.repeat(s.starts[:-1], counts)
         at, second = pair_starts[rows] + within // 2, within % 2 == 1
         pairs = np.zeros(pair_starts[-1], PAIR)
         pairs["second"] = zero
-        pairs["first"][at[~second]] = columns[~second]
-        pairs["table"][at[~second], 1] = values[~second]
-        pairs["second"][at[second]] = columns[second]
-        pairs["table"][at[second], 2] = values[second]
-        pairs["table"][:, 3] = pairs["table"][:, 1] + pairs["table"][:, 2]
+        pairs["first"][at[~second]], pairs["a"][at[~second]] = columns[~second], values[~second]
+        pairs["second"][at[second]], pairs["b"][at[second]] = columns[second], values[second]
         parts.append((np.repeat(np.arange(len(counts)), (counts + 1) // 2), pairs))
     all_rows = np.concatenate([rows for rows, _ in parts])
     order = np.argsort(all_rows, kind="stable")
     pairs = np.concatenate([pairs for _, pairs in parts])[order]
-    starts = np.concatenate([[0], np.cumsum(np.bincount(all_rows, minlength=len(s.starts) - 1))])
+    starts = np.concatenate([[0], np.cumsum(np.bincount(all_rows, minlength=len(counts)))])
     return starts.astype(np.int32), pairs
 
 
@@ -139,6 +137,7 @@ class BufferSpec:
     shape: tuple[int, int, int]
     pad: int = 0
     output: bool = False  # external: allocated by the call and handed back
+    channels_last: bool = False
 
 
 @dataclass
@@ -160,7 +159,6 @@ class OpSpec:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     neuron: dict[str, np.ndarray] = field(default_factory=dict)
     soft: bool = False
-    strict: bool = False
     sparse: Sparse | None = None  # a conv's kept weights and its input's planes, until they are packed for the kernel
     planes: tuple[tuple[float, int], ...] = ()
 
@@ -176,7 +174,7 @@ class OpSpec:
             setattr(op, name, array.ctypes.data)
         for name, array in self.neuron.items():
             setattr(op.neuron, name, array.ctypes.data)
-        op.neuron.present, op.neuron.soft, op.neuron.strict = bool(self.neuron), self.soft, self.strict
+        op.neuron.soft = self.soft
 
 
 class Program:
@@ -217,16 +215,31 @@ class Program:
     def run(self, values: dict[int, Tensor], T: int, N: int, threads: int) -> None:
         """Reads and writes external tensors in `values` (number -> [T, N, C, H, W], or [N, C, H, W] if static)."""
         chunk = min(CHUNK, N)
-        structs, memory = workspace = self._workspace(T, chunk)
+        structs, _ = workspace = self._workspace(T, chunk)
+        held: list[Tensor] = []
         for struct, spec in zip(structs, self.buffers, strict=True):
+            if spec.kind not in (EXTERNAL, STATIC):
+                continue
             if spec.output:
-                values[spec.value] = torch.empty((T, N, *spec.shape))
-            elif spec.kind in (EXTERNAL, STATIC):
-                values[spec.value] = values[spec.value].contiguous()
-            if spec.kind in (EXTERNAL, STATIC):
-                struct.data = values[spec.value].data_ptr()
+                c, h, w = spec.shape
+                shape = (T, N, h, w, c) if spec.channels_last else (T, N, c, h, w)
+                tensor = torch.empty(shape)
+                values[spec.value] = tensor.movedim(-1, -3) if spec.channels_last else tensor
+                struct.channels_last = spec.channels_last
+            else:
+                tensor = values[spec.value]
+                struct.channels_last = len(tensor.shape) > 3 and not tensor.is_contiguous() and last(tensor)
+                if not struct.channels_last:
+                    tensor = tensor.contiguous()
+            held.append(tensor)
+            struct.data = tensor.data_ptr()
         failed = self.library.sp_run(self.structs, len(self.ops), structs, T, N, chunk, threads)
         with self.lock:
             self.free[T, chunk].append(workspace)
         if failed:
             raise RunFailed("not enough memory for the compiled model's buffers; give it smaller batches")
+
+
+def last(tensor: Tensor) -> bool:
+    """Whether [..., C, H, W] lies in memory as [..., H, W, C]."""
+    return tensor.movedim(-3, -1).is_contiguous()

@@ -8,18 +8,16 @@ Engines of a conv or linear layer:
 
 import ctypes
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spikeprune.runtime.compile import layers as L
+from spikeprune.runtime.compile import program as P
 from spikeprune.runtime.compile.layers import Layer, Network
-from spikeprune.runtime.compile.program import (
-    CONV_LOOKUP, CONV_REAL, EXTERNAL, POINTWISE, POOL, POOL_AVERAGE, POOL_MAX, POOL_PLANES, REAL, STATIC, WORDS,
-    BufferSpec, OpSpec, Program, lookup_pairs, real_weights, sparse,
-)  # fmt: skip
+from spikeprune.runtime.compile.program import BufferSpec, OpSpec, Program
 
 ENGINES = ("lookup", "real", "dense")
 MAX_PLANE_SUM = 15  # two planes of two bits
@@ -67,16 +65,33 @@ def spatial(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return shape if len(shape) == 3 else (shape[0], 1, 1)  # pyright: ignore[reportReturnType]
 
 
+def channels_last(layer: Layer) -> bool:
+    """Whether PyTorch's convolution is faster on this layer with channels last: all but thin inputs and tiny maps."""
+    _, h, w = spatial(layer.shape)
+    return layer.kind == "conv" and layer.tensors["weight"].shape[1] >= 8 and h * w > 4
+
+
 @dataclass
 class DenseStage:
     """A layer that PyTorch computes."""
 
     layer: Layer
     static: bool
-    weight: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.last = channels_last(self.layer)
+        if self.last:
+            weight = self.layer.tensors["weight"].contiguous(memory_format=torch.channels_last)
+            self.layer = replace(self.layer, tensors={**self.layer.tensors, "weight": weight})
 
     def run(self, values: dict[int, Tensor], T: int, N: int, threads: int) -> None:
-        values[self.layer.output] = L.compute(self.layer, [values[i] for i in self.layer.inputs], self.static, T)
+        inputs = [values[i] for i in self.layer.inputs]
+        if self.last:
+            x = inputs[0] if self.static else inputs[0].flatten(0, 1)
+            y = L.conv(x.contiguous(memory_format=torch.channels_last), self.layer)
+            values[self.layer.output] = y if self.static else y.unflatten(0, (T, N))
+        else:
+            values[self.layer.output] = L.compute(self.layer, inputs, self.static, T)
 
 
 @dataclass
@@ -90,7 +105,8 @@ class NativeStage:
     def run(self, values: dict[int, Tensor], T: int, N: int, threads: int) -> None:
         self.program.run(values, T, N, threads)
         for value, shape in self.shapes.items():
-            values[value] = values[value].view(T, N, *shape)
+            if len(shape) == 1:
+                values[value] = values[value].view(T, N, *shape)
 
 
 Stage = DenseStage | NativeStage
@@ -149,7 +165,11 @@ class Builder:
             if place in self.done:
                 continue
             if not self._native(place, layer):
-                self._flush({*layer.inputs})
+                self._flush({self.flat.get(v, v) for v in layer.inputs})
+                for value in layer.inputs:  # a flatten that was left to a native layer, which then could not run
+                    if value in self.flat and value not in self.tensors:
+                        self.schedule.stages.append(DenseStage(self.network.layers[self.maker[value]], False))
+                        self.tensors.add(value)
                 self.schedule.stages.append(DenseStage(layer, all(v in self.static for v in layer.inputs)))
                 self.schedule.notes[place] = "dense" if layer.kind in ("conv", "linear") else "PyTorch"
                 self.tensors.add(layer.output)
@@ -160,7 +180,7 @@ class Builder:
     # Which layers go together ------------------------------------------------------------------------------------
 
     def _native(self, place: int, layer: Layer) -> bool:
-        if self.library is None or layer.output in self.static or layer.kind in ("reduce", "repeat", "select"):
+        if self.library is None or layer.output in self.static or layer.kind in ("reduce", "repeat"):
             return False
         if layer.kind in ("conv", "linear"):
             engine = self.engines.get(place, "dense")
@@ -169,7 +189,7 @@ class Builder:
             return self._pool(place, layer)
         if layer.kind == "flatten":
             return self._flatten(place, layer)
-        if layer.kind in ("affine", "neuron", "add"):
+        if layer.kind in ("affine", "neuron", "add", "select"):
             return self._pointwise(place, layer)
         return False
 
@@ -210,13 +230,12 @@ class Builder:
         p = neuron[1].tensors
         gain, shift = p["gain"].double(), p["shift"].double()
         scale, bias = (gain, shift) if scale is None or bias is None else (gain * scale, gain * bias + shift)
-        if alone and op.residual < 0 and op.code != POOL:
+        if alone and op.residual < 0 and op.code != P.POOL:
             op.arrays = _scaled(op, scale, bias)
         elif not (bool((scale == 1).all()) and bool((bias == 0).all())):
             op.arrays |= {"post_scale": _array(scale), "post_bias": _array(bias)}
         self._join(op, *neuron)
-        op.neuron = {name: _array(p[name]) for name in ("decay", "threshold", "reset", "start")}
-        op.soft, op.strict = neuron[1].options["soft"], neuron[1].options["strict"]
+        op.neuron, op.soft = _neuron(neuron[1]), neuron[1].options["soft"]
         op.spikes = self._words(neuron[1].output)
 
     def _join(self, op: OpSpec, place: int, layer: Layer) -> None:
@@ -234,19 +253,26 @@ class Builder:
             o = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
             source = base
         lookup = engine == "lookup"
-        if lookup and (source not in self.packed or not self._available(source)):
+        packed = self.packed.get(source)
+        if lookup and (packed is None or not self._available(source)):
             return False
-        s = sparse(weight, o["groups"])
+        if lookup and packed is not SPIKES and source not in self.words:
+            return False  # sums that were already unpacked
+        s = P.sparse(weight, o["groups"])
+        if lookup and s.n_columns * len(self.packed[source].planes) >= P.MAX_COLUMNS:
+            return False
         op = OpSpec(
-            CONV_LOOKUP if lookup else CONV_REAL, self._input(source, words=lookup, pad=o["padding"]),
-            spatial(layer.shape), (layer.name,), kernel=tuple(weight.shape[2:]), stride=o["stride"], pad=o["padding"],
-            dilation=o["dilation"],
+            P.CONV_LOOKUP if lookup else P.CONV_REAL, self._input(source, words=lookup, pad=o["padding"]),
+            spatial(layer.shape), (layer.name,), kernel=(weight.shape[2], weight.shape[3]), stride=o["stride"],
+            pad=o["padding"], dilation=o["dilation"],
         )  # fmt: skip
         op.sparse, op.planes = s, self.packed[source].planes if lookup else ()
         op.arrays = {"bias": _array(layer.tensors["bias"])}
         self.schedule.notes[place] = engine
+        if "scale" in layer.tensors:  # whole numbers: summed exactly, scaled behind the sum
+            op.arrays["scale"] = _array(layer.tensors["scale"])
         self._finish(place, layer, op)
-        starts, entries = lookup_pairs(op.sparse, op.planes) if lookup else real_weights(op.sparse)
+        starts, entries = P.lookup_pairs(op.sparse, op.planes) if lookup else P.real_weights(op.sparse)
         op.arrays |= {"starts": starts, "pairs" if lookup else "weights": entries}
         self.ops.append(op)
         return True
@@ -259,19 +285,20 @@ class Builder:
             return False
         channels = layer.shape[0]
         shape = spatial(layer.shape)
-        op = OpSpec(POINTWISE, self._input(layer.inputs[0]), shape, (layer.name,))
+        op = OpSpec(P.POINTWISE, self._input(layer.inputs[0]), shape, (layer.name,))
         one, zero = torch.ones(channels), torch.zeros(channels)
         op.arrays = {"scale": _array(one), "bias": _array(zero)}
         self.schedule.notes[place] = "native"
         if layer.kind == "neuron":
             p = layer.tensors
             op.arrays = {"scale": _array(p["gain"]), "bias": _array(p["shift"])}
-            op.neuron = {name: _array(p[name]) for name in ("decay", "threshold", "reset", "start")}
-            op.soft, op.strict = layer.options["soft"], layer.options["strict"]
+            op.neuron, op.soft = _neuron(layer), layer.options["soft"]
             op.spikes = self._words(layer.output)
         else:
             if layer.kind == "affine":
                 op.arrays = {"scale": _array(layer.tensors["scale"]), "bias": _array(layer.tensors["bias"])}
+            elif layer.kind == "select":
+                op.arrays["map"] = layer.tensors["index"].numpy().astype(np.int32)
             else:
                 op.residual = self._input(layer.inputs[1])
             self._finish(place, layer, op)
@@ -285,21 +312,19 @@ class Builder:
             return False
         packed = self.packed.get(source) is SPIKES
         maximum = o["mode"] == "max"
-        if math.prod(o["kernel"]) > 255 and packed and not maximum:
-            return False
         if packed and maximum:
-            kind = POOL_MAX
+            kind = P.POOL_MAX
         elif packed and layer.output in self.packed and self._wanted_packed(layer.output):
-            kind = POOL_PLANES
+            kind = P.POOL_PLANES
         else:
-            kind = POOL_MAX if maximum else POOL_AVERAGE
+            kind = P.POOL_MAX if maximum else P.POOL_AVERAGE
         divisor = o["divisor"] or math.prod(o["kernel"])
         op = OpSpec(
-            POOL, self._input(source, words=packed), layer.shape, (layer.name,), pool_kind=kind, kernel=o["kernel"],
-            stride=o["stride"], pad=o["padding"],
+            P.POOL, self._input(source, words=packed, pad=o["padding"]), layer.shape, (layer.name,), pool_kind=kind,
+            kernel=o["kernel"], stride=o["stride"], pad=o["padding"],
         )  # fmt: skip
         op.arrays = {"scale": np.full(layer.shape[0], 1.0 / divisor, np.float32)}
-        if packed and kind != POOL_AVERAGE:
+        if packed and kind != P.POOL_AVERAGE:
             op.spikes = self._words(layer.output)
         else:
             op.real = self._real(layer.output)
@@ -311,9 +336,11 @@ class Builder:
         """Whether every reader of a pooled value takes it packed."""
         if value == self.network.output or value in self.watched:
             return False
+        readers = [p for v in (value, *(f for f, base in self.flat.items() if base == value)) for p in self.readers[v]]
         return all(
-            self.network.layers[p].kind in ("conv", "linear") and self.engines.get(p) == "lookup"
-            for p in self.readers[value]
+            self.network.layers[p].kind == "flatten"
+            or (self.network.layers[p].kind in ("conv", "linear") and self.engines.get(p) == "lookup")
+            for p in readers
         )
 
     def _flatten(self, place: int, layer: Layer) -> bool:
@@ -339,11 +366,11 @@ class Builder:
     def _words(self, value: int) -> int:
         c, h, w = spatial(self.shapes[value])
         planes = len(self.packed[value].planes)
-        self.words[value] = self._new(BufferSpec(value, WORDS, (c * planes, h, w)))
+        self.words[value] = self._new(BufferSpec(value, P.WORDS, (c * planes, h, w)))
         return self.words[value]
 
     def _real(self, value: int) -> int:
-        self.reals[value] = self._new(BufferSpec(value, REAL, spatial(self.shapes[value])))
+        self.reals[value] = self._new(BufferSpec(value, P.REAL, spatial(self.shapes[value])))
         return self.reals[value]
 
     def _output(self, op: OpSpec, value: int) -> None:
@@ -365,14 +392,14 @@ class Builder:
 
     def _external(self, value: int) -> int:
         if value not in self.outside:
-            kind = STATIC if value in self.static else EXTERNAL
+            kind = P.STATIC if value in self.static else P.EXTERNAL
             self.outside[value] = self._new(BufferSpec(value, kind, spatial(self.shapes[value])))
         return self.outside[value]
 
     def _convert(self, value: int, words: bool) -> int:
         """Copies a value between its forms: a tensor's spikes are packed by a neuron that fires where x >= 1/2."""
         shape = spatial(self.shapes[value])
-        op = OpSpec(POINTWISE, self._input(value), shape, ())
+        op = OpSpec(P.POINTWISE, self._input(value), shape, ())
         ones = np.ones(shape[0], np.float32)
         op.arrays = {"scale": ones, "bias": 0 * ones}
         if words:
@@ -390,9 +417,11 @@ class Builder:
             leaving = [v for v in made if v in wanted or v in self.watched or self._read_later(v)]
             for value in leaving:
                 shape = spatial(self.shapes[value])
-                op = OpSpec(POINTWISE, self._input(value), shape, ())
+                op = OpSpec(P.POINTWISE, self._input(value), shape, ())
                 op.arrays = {"scale": np.ones(shape[0], np.float32), "bias": np.zeros(shape[0], np.float32)}
-                op.real = self._new(BufferSpec(value, EXTERNAL, shape, output=True))
+                dense = [self.network.layers[p] for p in self.readers[value] if p not in self.done]
+                last = any(channels_last(layer) for layer in dense)
+                op.real = self._new(BufferSpec(value, P.EXTERNAL, shape, output=True, channels_last=last))
                 self.ops.append(op)
             self._direct()
             program = Program(self.library, self.ops, self.buffers)  # pyright: ignore[reportArgumentType]
@@ -418,9 +447,19 @@ class Builder:
             makers = [op for op in self.ops if op.real == copy.input and op is not copy]
             if len(makers) == 1 and readers[copy.input] == 1 and self.buffers[copy.real].output:
                 makers[0].real = copy.real
-                self.buffers[copy.input].kind = EXTERNAL  # unused from now on
-                self.buffers[copy.input] = BufferSpec(-1, WORDS, (0, 0, 0))
+                self.buffers[copy.input].kind = P.EXTERNAL  # unused from now on
+                self.buffers[copy.input] = BufferSpec(-1, P.WORDS, (0, 0, 0))
                 self.ops.remove(copy)
+
+
+def _neuron(layer: Layer) -> dict[str, np.ndarray]:
+    """The neuron's vectors in the kernels' form."""
+    vectors = {name: _array(layer.tensors[name]) for name in ("decay", "threshold", "reset", "start")}
+    if layer.options["soft"]:
+        vectors["reset"] = -vectors["threshold"]
+    if layer.options["strict"]:
+        vectors["threshold"] = np.nextafter(vectors["threshold"], np.float32(np.inf))
+    return vectors
 
 
 def _array(vector: Tensor) -> np.ndarray:
@@ -432,9 +471,9 @@ def _scaled(op: OpSpec, scale: Tensor, bias: Tensor) -> dict[str, np.ndarray]:
     arrays = dict(op.arrays)
     k, b = scale.numpy(), bias.numpy()
     arrays["bias"] = np.ascontiguousarray((arrays["bias"].astype(np.float64) * k + b).astype(np.float32))
-    if op.sparse is not None:
+    if "scale" in arrays or op.sparse is None:
+        arrays["scale"] = np.ascontiguousarray((arrays["scale"].astype(np.float64) * k).astype(np.float32))
+    else:
         rows = np.repeat(np.arange(len(op.sparse.starts) - 1), np.diff(op.sparse.starts))
         op.sparse.values = (op.sparse.values.astype(np.float64) * k[rows]).astype(np.float32)
-    else:
-        arrays["scale"] = np.ascontiguousarray((arrays["scale"].astype(np.float64) * k).astype(np.float32))
     return arrays

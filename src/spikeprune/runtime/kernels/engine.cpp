@@ -34,7 +34,7 @@ int block_steps(int64_t T) {
 struct View {
   char* data;
   int kind, channels, height, width, pad;
-  int64_t row, image, step, channel;  // strides in elements; `step` is one time step, or one block of time for words
+  int64_t pixel = 1, row, image, step, channel;  // strides in elements; `step`: a time step, of words a block of them
   // n: images that the buffer has room for; first: the chunk's first image, of `images`, in an external tensor.
   View(const SpBuffer& b, int64_t T, int64_t n, int64_t first, int64_t images)
       : data((char*)b.data), kind(b.kind), channels(b.channels), height(b.height), width(b.width), pad(b.pad) {
@@ -50,10 +50,11 @@ struct View {
       image = plane * channels;
       step = kind == SP_STATIC ? 0 : image * images;
       data += sizeof(float) * image * first;
+      if (b.channels_last) pixel = channels, row *= channels, channel = 1;
     }
   }
   // Offset of output position (image, y, x) inside one channel and step.
-  int64_t at(int64_t i, int64_t y, int64_t x) const { return i * image + (y + pad) * row + x + pad; }
+  int64_t at(int64_t i, int64_t y, int64_t x) const { return i * image + (y + pad) * row + (x + pad) * pixel; }
 };
 
 // Neighbouring output positions that are also neighbours in a buffer.
@@ -64,8 +65,8 @@ struct Segment {
 
 struct Tile {
   int filled;                       // positions in use, the rest is padding of the last tile
-  int n_in = 0, n_out = 0, n_other = 0;
-  Segment in[kTile], out[kTile], other[kTile];
+  int n_in = 0, n_out = 0, n_real = 0, n_other = 0;
+  Segment in[kTile], out[kTile], real[kTile], other[kTile];  // of the input, the spikes, the real output, the residual
 };
 
 template <class At>
@@ -82,18 +83,20 @@ int segments(const View& view, int64_t start, int filled, int64_t height, int64_
   return n;
 }
 
-// Copies the segments of one channel and step to kTile consecutive elements. A segment is copied as a whole vector
-// wherever that is cheaper; what it writes too much is overwritten by the next segment or the next column.
+// Copies the segments of one channel and step to kTile consecutive elements. A segment is copied as whole vectors; what
+// that writes too much is overwritten by the next segment or the next column.
 template <class E>
 ENGINE_INLINE void gather(const E* from, const Segment* s, int n, E* to) {
-  if (n == kTile) {
+  constexpr int kPerVector = int(sizeof(Floats) / sizeof(E));
+  if (n == kTile) {  // a stride, or a map one position wide
     for (int i = 0; i < n; ++i) to[i] = from[s[i].offset];
     return;
   }
-  for (int i = 0; i < n; ++i)
-    for (size_t done = 0; done < sizeof(E) * kTile; done += sizeof(Floats))
-      if (int(done / sizeof(E)) < s[i].length)
-        store(to + s[i].lane + done / sizeof(E), load<Floats>((const char*)(from + s[i].offset) + done));
+  for (int i = 0; i < n; ++i) {
+    store(to + s[i].lane, load<Floats>(from + s[i].offset));
+    if (kPerVector < kTile && s[i].length > kPerVector)
+      store(to + s[i].lane + kPerVector, load<Floats>(from + s[i].offset + kPerVector));
+  }
 }
 template <class E>
 ENGINE_INLINE void scatter(const E* from, const Segment* s, int n, E* to) {
@@ -105,32 +108,21 @@ ENGINE_INLINE void scatter(const E* from, const Segment* s, int n, E* to) {
     for (int j = 0; j < s[i].length; ++j) to[s[i].offset + j] = from[s[i].lane + j];
 }
 
-// Even and odd positions <-> kTile floats in order.
-ENGINE_INLINE void split(const float* from, Floats& even, Floats& odd) {
-  float e[kLanes], o[kLanes];
-  for (int i = 0; i < kLanes; ++i) e[i] = from[2 * i], o[i] = from[2 * i + 1];
-  even = load<Floats>(e), odd = load<Floats>(o);
-}
-ENGINE_INLINE void join(Floats even, Floats odd, float* to) {
-  for (int i = 0; i < kLanes; ++i) to[2 * i] = even[i], to[2 * i + 1] = odd[i];
-}
-
 struct Membrane {
   Floats even, odd;
 };
 
 // The neuron over up to B steps; returns the packed spikes of the tile.
-template <int B>
+template <int B, bool Soft>
 ENGINE_INLINE Ints fire(const SpNeuron& neuron, int c, int steps, const Floats* even, const Floats* odd, Membrane& v) {
   const Floats decay = splat(neuron.decay[c]), threshold = splat(neuron.threshold[c]), reset = splat(neuron.reset[c]);
-  const bool soft = neuron.soft, strict = neuron.strict;
   Ints low{}, high{};
 #pragma GCC unroll 8
   for (int t = 0; t < B; ++t) {
     const Floats h = decay * v.even + even[t], g = decay * v.odd + odd[t];
-    const Ints a = strict ? h > threshold : h >= threshold, b = strict ? g > threshold : g >= threshold;
-    v.even = soft ? (a ? h - threshold : h) : (a ? reset : h);
-    v.odd = soft ? (b ? g - threshold : g) : (b ? reset : g);
+    const Ints a = h >= threshold, b = g >= threshold;
+    v.even = a ? (Soft ? h + reset : reset) : h;
+    v.odd = b ? (Soft ? g + reset : reset) : g;
     low |= a & (1 << 2 * t);
     high |= b & (1 << 2 * t);
   }
@@ -165,10 +157,10 @@ struct Job {
     t.filled = int(std::min<int64_t>(kTile, positions() - start));
     const auto plain = [](const View& v, int64_t i, int64_t y, int64_t x) { return v.at(i, y, x); };
     t.n_in = segments(in, start, t.filled, op.height, op.width, t.in, [&](const View& v, int64_t i, int64_t y, int64_t x) {
-      return i * v.image + (y * op.stride_h - op.pad_h + v.pad) * v.row + x * op.stride_w - op.pad_w + v.pad;
+      return v.at(i, y * op.stride_h - op.pad_h, x * op.stride_w - op.pad_w);
     });
-    const View& out = op.spikes >= 0 ? spikes : real;
-    t.n_out = segments(out, start, t.filled, op.height, op.width, t.out, plain);
+    if (op.spikes >= 0) t.n_out = segments(spikes, start, t.filled, op.height, op.width, t.out, plain);
+    if (op.real >= 0) t.n_real = segments(real, start, t.filled, op.height, op.width, t.real, plain);
     if (op.residual >= 0) t.n_other = segments(residual, start, t.filled, op.height, op.width, t.other, plain);
     return t;
   }
@@ -186,7 +178,11 @@ ENGINE_INLINE void read_step(const View& v, const Segment* s, int n, int64_t c, 
     odd = __builtin_convertvector((x >> 16) & 3, Floats);
     return;
   }
-  gather((const float*)v.data + c * v.channel + t * v.step, s, n, plain);
+  const float* from = (const float*)v.data + c * v.channel + t * v.step;
+  if (v.kind == SP_REAL)
+    gather(from, s, n, plain);
+  else  // nothing may be read past the end of somebody else's tensor
+    for (int i = 0; i < n; ++i) std::memcpy(plain + s[i].lane, from + s[i].offset, sizeof(float) * s[i].length);
   split(plain, even, odd);
 }
 
@@ -196,27 +192,20 @@ ENGINE_INLINE void finish(const Job& job, const Tile& tile, int c, int k, Floats
   const SpOp& op = job.op;
   const int steps = int(std::min<int64_t>(B, job.T - int64_t(k) * B));
   if (op.residual >= 0)
-    for (int t = 0; t < steps; ++t) {
+#pragma GCC unroll 8
+    for (int t = 0; t < B; ++t) {  // constant bounds and indices keep the sums in registers
+      if (t >= steps) break;
       Floats e, o;
       read_step(job.residual, tile.other, tile.n_other, c, int64_t(k) * B + t, B, e, o);
       even[t] += e, odd[t] += o;
     }
   if (op.real >= 0) {
-    Segment places[kTile];  // the real output may lie in another buffer with other padding than the spikes
-    int n = tile.n_out;
-    const Segment* out = tile.out;
-    if (op.spikes >= 0) {
-      for (n = 0; n < tile.n_out; ++n) {
-        places[n] = tile.out[n];
-        const int64_t image = places[n].offset / job.spikes.image, rest = places[n].offset % job.spikes.image;
-        places[n].offset = job.real.at(image, rest / job.spikes.row - job.spikes.pad, rest % job.spikes.row - job.spikes.pad);
-      }
-      out = places;
-    }
-    for (int t = 0; t < steps; ++t) {
+#pragma GCC unroll 8
+    for (int t = 0; t < B; ++t) {
+      if (t >= steps) break;
       float plain[kTile];
       join(even[t], odd[t], plain);
-      scatter(plain, out, n, (float*)job.real.data + c * job.real.channel + (int64_t(k) * B + t) * job.real.step);
+      scatter(plain, tile.real, tile.n_real, (float*)job.real.data + c * job.real.channel + (int64_t(k) * B + t) * job.real.step);
     }
   }
   if (op.spikes >= 0) {
@@ -226,9 +215,27 @@ ENGINE_INLINE void finish(const Job& job, const Tile& tile, int c, int k, Floats
       for (int t = 0; t < B; ++t) even[t] = even[t] * scale + bias, odd[t] = odd[t] * scale + bias;
     }
     Word words[kTile];
-    store(words, fire<B>(op.neuron, c, steps, even, odd, v));
+    if (op.neuron.soft)
+      store(words, fire<B, true>(op.neuron, c, steps, even, odd, v));
+    else
+      store(words, fire<B, false>(op.neuron, c, steps, even, odd, v));
     scatter(words, tile.out, tile.n_out, (Word*)job.spikes.data + c * job.spikes.channel + k * job.spikes.step);
   }
+}
+
+// A conv's sums start at the bias, unless they are scaled first.
+template <int B>
+ENGINE_INLINE void begin_sums(const SpOp& op, int c, Floats* even, Floats* odd) {
+  const Floats start = splat(op.scale ? 0.f : op.bias[c]);
+#pragma GCC unroll 8
+  for (int t = 0; t < B; ++t) even[t] = odd[t] = start;
+}
+template <int B>
+ENGINE_INLINE void end_sums(const SpOp& op, int c, Floats* even, Floats* odd) {
+  if (!op.scale) return;
+  const Floats scale = splat(op.scale[c]), bias = splat(op.bias[c]);
+#pragma GCC unroll 8
+  for (int t = 0; t < B; ++t) even[t] = even[t] * scale + bias, odd[t] = odd[t] * scale + bias;
 }
 
 ENGINE_INLINE Membrane rest(const SpOp& op, int c) {
@@ -236,19 +243,55 @@ ENGINE_INLINE Membrane rest(const SpOp& op, int c) {
   return {start, start};
 }
 
+// Sums of S steps over the kept weights of one output channel.
+template <int S>
+ENGINE_INLINE void look_up(const SpPair* pair, const SpPair* end, const Word* base, Floats* even, Floats* odd) {
+  for (; pair < end; ++pair) {
+    const Table table(pair->a, pair->b);
+    const Ints index = (Ints)(load<Shorts>(base + int64_t(pair->second) * kTile) << 1) |
+                       load<Ints>(base + int64_t(pair->first) * kTile);
+#pragma GCC unroll 8
+    for (int t = 0; t < S; ++t) {
+      even[t] += table.pick(index >> (2 * t));
+      odd[t] += table.pick(index >> (2 * t + 16));
+    }
+  }
+}
+
+// Where the last tile (or a small map) fills at most half of the lanes, later time steps move into the idle ones:
+// lane = part * filled + position, with S steps in each part.
+template <int S>
+__attribute__((noinline)) void look_up_folded(const SpPair* pair, const SpPair* end, const Word* base, int filled, int steps, float bias,
+                    float* plain) {
+  Floats even[S], odd[S];
+#pragma GCC unroll 8
+  for (int t = 0; t < S; ++t) even[t] = odd[t] = splat(bias);
+  look_up<S>(pair, end, base, even, odd);
+  float sums[S][kTile];
+  for (int t = 0; t < S; ++t) join(even[t], odd[t], sums[t]);
+  for (int t = 0; t < steps; ++t)
+    for (int p = 0; p < filled; ++p) plain[t * kTile + p] = sums[t % S][t / S * filled + p];
+}
+
 template <int B>
 void conv_lookup(const Job& job, const Tile& tile, int from, int to, char* scratch) {
   const SpOp& op = job.op;
   Word* words = (Word*)scratch;
   const int64_t plane = (job.columns + 1) * kTile;  // one more column: all zero, the partner of an odd weight
+  const int parts = std::min(B, kTile / tile.filled);
+  const int steps = (B + parts - 1) / parts;  // per part
   for (int k = 0; k < job.blocks; ++k) {
     Word* to_column = words + k * plane;
     for (int c = 0; c < job.in.channels; ++c)
       for (int y = 0; y < op.kernel_h; ++y)
-        for (int x = 0; x < op.kernel_w; ++x, to_column += kTile)
+        for (int x = 0; x < op.kernel_w; ++x, to_column += kTile) {
           gather((const Word*)job.in.data + c * job.in.channel + k * job.in.step + y * op.dilation_h * job.in.row +
                      x * op.dilation_w,
                  tile.in, tile.n_in, to_column);
+          for (int part = 1; part * steps < B; ++part)
+            for (int p = 0; p < tile.filled; ++p)
+              to_column[part * tile.filled + p] = to_column[p] >> (2 * steps * part);
+        }
     std::memset(to_column, 0, sizeof(Word) * kTile);
   }
   for (int c = from; c < to; ++c) {
@@ -258,18 +301,18 @@ void conv_lookup(const Job& job, const Tile& tile, int from, int to, char* scrat
     for (int k = 0; k < job.blocks; ++k) {
       const Word* base = words + k * plane;
       Floats even[B], odd[B];
+      if (steps < B) {
+        float plain[B * kTile] = {};
+        if (steps == 1) look_up_folded<1>(begin, end, base, tile.filled, B, op.scale ? 0.f : op.bias[c], plain);
+        if (steps == 2) look_up_folded<2>(begin, end, base, tile.filled, B, op.scale ? 0.f : op.bias[c], plain);
+        if (steps == 3) look_up_folded<3>(begin, end, base, tile.filled, B, op.scale ? 0.f : op.bias[c], plain);
 #pragma GCC unroll 8
-      for (int t = 0; t < B; ++t) even[t] = odd[t] = splat(op.bias[c]);
-      for (const SpPair* pair = begin; pair < end; ++pair) {
-        const Table table(pair->table);
-        const Ints index = (Ints)(load<Shorts>(base + int64_t(pair->second) * kTile) << 1) |
-                           load<Ints>(base + int64_t(pair->first) * kTile);
-#pragma GCC unroll 8
-        for (int t = 0; t < B; ++t) {
-          even[t] += table.pick(index >> (2 * t));
-          odd[t] += table.pick(index >> (2 * t + 16));
-        }
+        for (int t = 0; t < B; ++t) split(plain + t * kTile, even[t], odd[t]);
+      } else {
+        begin_sums<B>(op, c, even, odd);
+        look_up<B>(begin, end, base, even, odd);
       }
+      end_sums<B>(op, c, even, odd);
       finish<B>(job, tile, c, k, even, odd, v);
     }
   }
@@ -302,8 +345,7 @@ void conv_real(const Job& job, const Tile& tile, int from, int to, char* scratch
     for (int k = 0; k < job.blocks; ++k) {
       const float* base = (const float*)scratch + k * job.columns * slot;
       Floats even[B], odd[B];
-#pragma GCC unroll 8
-      for (int t = 0; t < B; ++t) even[t] = odd[t] = splat(op.bias[c]);
+      begin_sums<B>(op, c, even, odd);
       for (const SpWeight *w = op.weights + op.starts[c], *end = op.weights + op.starts[c + 1]; w < end; ++w) {
         const Floats value = splat(w->value);
         const float* x = base + w->column * slot;
@@ -313,6 +355,7 @@ void conv_real(const Job& job, const Tile& tile, int from, int to, char* scratch
           odd[t] = multiply_add(value, load<Floats>(x + t * kTile + kLanes), odd[t]);
         }
       }
+      end_sums<B>(op, c, even, odd);
       finish<B>(job, tile, c, k, even, odd, v);
     }
   }
@@ -328,9 +371,11 @@ void pointwise(const Job& job, const Tile& tile, int from, int to) {
     for (int k = 0; k < job.blocks; ++k) {
       Floats even[B] = {}, odd[B] = {};
       const int64_t steps = std::min<int64_t>(B, job.T - int64_t(k) * B);
-      for (int64_t t = 0; t < steps; ++t) {
+#pragma GCC unroll 8
+      for (int64_t t = 0; t < B; ++t) {
+        if (t >= steps) break;
         if (t == 0 || job.in.step) {
-          read_step(job.in, tile.in, tile.n_in, c, int64_t(k) * B + t, B, even[t], odd[t]);
+          read_step(job.in, tile.in, tile.n_in, op.map ? op.map[c] : c, int64_t(k) * B + t, B, even[t], odd[t]);
           even[t] = even[t] * scale + bias, odd[t] = odd[t] * scale + bias;
         } else {
           even[t] = even[0], odd[t] = odd[0];
@@ -341,69 +386,68 @@ void pointwise(const Job& job, const Tile& tile, int from, int to) {
   }
 }
 
-template <class F>
-void each_window(const Job& job, int64_t y, int64_t x, F&& visit) {
+// Pooling of packed spikes. The maximum is a bitwise or. A sum up to 15 is counted bit by bit, for all steps of a word
+// at once, and stays packed as two planes (sum & 3 in channel c, sum >> 2 in channel c + C). Other averages become real.
+void pool_words(const Job& job, const Tile& tile, int from, int to) {
   const SpOp& op = job.op;
-  for (int dy = 0; dy < op.kernel_h; ++dy)
-    for (int dx = 0; dx < op.kernel_w; ++dx) {
-      const int64_t iy = y * op.stride_h - op.pad_h + dy, ix = x * op.stride_w - op.pad_w + dx;
-      if (iy >= 0 && iy < job.in.height && ix >= 0 && ix < job.in.width) visit(iy, ix);
+  Word taken[2 * kTile];
+  for (int c = from; c < to; ++c)
+    for (int k = 0; k < job.blocks; ++k) {
+      const Word* source = (const Word*)job.in.data + c * job.in.channel + k * job.in.step;
+      Ints any{}, ones{}, twos{}, fours{}, eights{};
+      Ints even[kMaxBlock] = {}, odd[kMaxBlock] = {};
+      for (int y = 0; y < op.kernel_h; ++y)
+        for (int x = 0; x < op.kernel_w; ++x) {
+          gather(source + y * job.in.row + x, tile.in, tile.n_in, taken);
+          const Ints bits = load<Ints>(taken);
+          if (op.pool_kind == SP_MAX) {
+            any |= bits;
+          } else if (op.pool_kind == SP_PLANES) {
+            const Ints carry = ones & bits, carry2 = twos & carry;
+            ones ^= bits, twos ^= carry, eights ^= fours & carry2, fours ^= carry2;
+          } else {
+            for (int t = 0; t < job.block; ++t)
+              even[t] += (bits >> (2 * t)) & 3, odd[t] += (bits >> (2 * t + 16)) & 3;
+          }
+        }
+      if (op.pool_kind == SP_AVERAGE) {
+        const int64_t first = int64_t(k) * job.block, last = std::min<int64_t>(job.T, first + job.block);
+        for (int64_t t = first; t < last; ++t) {
+          float plain[kTile];
+          const Floats scale = splat(op.scale[c]);
+          join(__builtin_convertvector(even[t - first], Floats) * scale,
+               __builtin_convertvector(odd[t - first], Floats) * scale, plain);
+          scatter(plain, tile.real, tile.n_real, (float*)job.real.data + c * job.real.channel + t * job.real.step);
+        }
+        continue;
+      }
+      Word* out = (Word*)job.spikes.data + k * job.spikes.step;
+      store(taken, op.pool_kind == SP_MAX ? any : ones | twos << 1);
+      scatter(taken, tile.out, tile.n_out, out + c * job.spikes.channel);
+      if (op.pool_kind == SP_PLANES) {
+        store(taken, fours | eights << 1);
+        scatter(taken, tile.out, tile.n_out, out + (c + int64_t(op.channels)) * job.spikes.channel);
+      }
     }
 }
 
-// Pooling of one channel. Spikes: the maximum is a bitwise or; sums keep two bits per step, plus the rest in a second
-// plane (channel c + C), so that averages of up to 4 spikes stay packed.
-void pool(const Job& job, int c) {
+void pool_real(const Job& job, int c) {
   const SpOp& op = job.op;
-  const bool words = job.in.kind == SP_WORDS;
-  const int64_t outer = words ? job.blocks : job.T;
-  const float scale = op.scale[c];
-  for (int64_t k = 0; k < outer; ++k)
+  for (int64_t t = 0; t < job.T; ++t)
     for (int64_t i = 0; i < job.n; ++i)
       for (int64_t y = 0; y < op.height; ++y)
         for (int64_t x = 0; x < op.width; ++x) {
-          if (!words) {
-            const float* from = (const float*)job.in.data + c * job.in.channel + k * job.in.step;
-            float sum = 0, top = -__builtin_inff();
-            each_window(job, y, x, [&](int64_t iy, int64_t ix) {
+          const float* from = (const float*)job.in.data + c * job.in.channel + t * job.in.step;
+          float sum = 0, top = -__builtin_inff();
+          for (int64_t dy = 0; dy < op.kernel_h; ++dy)
+            for (int64_t dx = 0; dx < op.kernel_w; ++dx) {
+              const int64_t iy = y * op.stride_h - op.pad_h + dy, ix = x * op.stride_w - op.pad_w + dx;
+              if (iy < 0 || iy >= job.in.height || ix < 0 || ix >= job.in.width) continue;
               const float value = from[job.in.at(i, iy, ix)];
-              sum += value;
-              top = std::max(top, value);
-            });
-            ((float*)job.real.data)[c * job.real.channel + k * job.real.step + job.real.at(i, y, x)] =
-                op.pool_kind == 0 ? top : sum * scale;
-            continue;
-          }
-          const Word* from = (const Word*)job.in.data + c * job.in.channel + k * job.in.step;
-          if (op.pool_kind == 0) {
-            Word any = 0;
-            each_window(job, y, x, [&](int64_t iy, int64_t ix) { any |= from[job.in.at(i, iy, ix)]; });
-            ((Word*)job.spikes.data)[c * job.spikes.channel + k * job.spikes.step + job.spikes.at(i, y, x)] = any;
-            continue;
-          }
-          // Spread the fields to four bits of a 32-bit word: room for sums up to 15.
-          uint64_t sum = 0;
-          each_window(job, y, x, [&](int64_t iy, int64_t ix) {
-            uint64_t w = from[job.in.at(i, iy, ix)];
-            w = (w | w << 24) & 0x000000FF000000FFull;
-            w = (w | w << 12) & 0x000F000F000F000Full;
-            w = (w | w << 6) & 0x0303030303030303ull;  // eight bits per step
-            sum += w;
-          });
-          if (op.pool_kind == 1) {
-            for (int64_t t = k * job.block; t < std::min<int64_t>(job.T, (k + 1) * job.block); ++t)
-              ((float*)job.real.data)[c * job.real.channel + t * job.real.step + job.real.at(i, y, x)] =
-                  float(sum >> 8 * (t - k * job.block) & 0xFF) * scale;
-          } else {
-            Word low = 0, high = 0;
-            for (int t = 0; t < job.block; ++t) {
-              low |= Word((sum >> 8 * t & 3) << 2 * t);
-              high |= Word((sum >> (8 * t + 2) & 3) << 2 * t);
+              sum += value, top = std::max(top, value);
             }
-            Word* out = (Word*)job.spikes.data + k * job.spikes.step + job.spikes.at(i, y, x);
-            out[c * job.spikes.channel] = low;
-            out[(c + int64_t(op.channels)) * job.spikes.channel] = high;
-          }
+          ((float*)job.real.data)[c * job.real.channel + t * job.real.step + job.real.at(i, y, x)] =
+              op.pool_kind == SP_MAX ? top : sum * op.scale[c];
         }
 }
 
@@ -411,7 +455,7 @@ void pool(const Job& job, int c) {
 struct Plan {
   int64_t tiles, ranges;
   Plan(const Job& job, int threads) {
-    tiles = job.op.code == SP_POOL ? 1 : job.tiles();
+    tiles = job.op.code == SP_POOL && job.in.kind != SP_WORDS ? 1 : job.tiles();
     const int64_t wanted = threads > 1 ? 2 * threads : 1;
     ranges = std::min<int64_t>(job.op.channels, std::max<int64_t>(1, (wanted + tiles - 1) / tiles));
   }
@@ -420,11 +464,12 @@ struct Plan {
 void work(const Job& job, const Plan& plan, int64_t item, char* scratch) {
   const int64_t size = (job.op.channels + plan.ranges - 1) / plan.ranges;
   const int from = int(item % plan.ranges * size), to = int(std::min<int64_t>(job.op.channels, from + size));
-  if (job.op.code == SP_POOL) {
-    for (int c = from; c < to; ++c) pool(job, c);
+  if (job.op.code == SP_POOL && job.in.kind != SP_WORDS) {
+    for (int c = from; c < to; ++c) pool_real(job, c);
     return;
   }
   const Tile tile = job.tile(item / plan.ranges);
+  if (job.op.code == SP_POOL) return pool_words(job, tile, from, to);
   const auto run = [&](auto steps) {
     constexpr int B = decltype(steps)::value;
     if (job.op.code == SP_CONV_LOOKUP) conv_lookup<B>(job, tile, from, to, scratch);

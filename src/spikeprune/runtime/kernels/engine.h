@@ -17,35 +17,40 @@ enum SpKind : int32_t { SP_WORDS = 0, SP_REAL = 1, SP_EXTERNAL = 2, SP_STATIC = 
 struct SpBuffer {
   void* data;
   int32_t kind, channels, height, width, pad;
+  int32_t channels_last;  // external tensors only: [T][N][H][W][C]
 };
 
 enum SpCode : int32_t { SP_CONV_LOOKUP = 0, SP_CONV_REAL = 1, SP_POINTWISE = 2, SP_POOL = 3 };
 
-// Two kept weights and where their inputs stand in the tile; table = {0, a, b, a + b}.
+enum SpPool : int32_t { SP_MAX = 0, SP_AVERAGE = 1, SP_PLANES = 2 };  // planes: see pool_words
+
+// Two kept weights and where their inputs stand in the tile. Half of the memory traffic of one image is reading these.
 struct SpPair {
-  float table[4];
-  int32_t first, second;
+  float a, b;
+  uint16_t first, second;
 };
 struct SpWeight {
   float value;
   int32_t column;
 };
 
-// v_pre = decay * v + current; spike = v_pre >= threshold (> if strict); hard reset to `reset`, soft by `threshold`.
+// v_pre = decay * v + current; spike = v_pre >= threshold; then v = reset (hard) or v_pre + reset (soft, reset < 0).
+// A neuron that fires at > instead is given the next larger float as its threshold.
 struct SpNeuron {
   const float *decay, *threshold, *reset, *start;  // per channel
-  int32_t present, soft, strict, unused;
+  int32_t soft, unused;
 };
 
 struct SpOp {
   int32_t code;
   int32_t in, spikes, real;      // buffers: input; where spikes and the real result go (-1: nowhere)
-  int32_t residual, pool_kind;   // buffer added before the neuron (-1: none); 0 max, 1 average, 2 two planes (k & 3, k >> 2)
+  int32_t residual, pool_kind;   // buffer added before the neuron (-1: none); SpPool
   int32_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int32_t channels, height, width, unused;  // of the output
-  const float *scale, *bias;     // per output channel: bias of a conv, affine of a pointwise operation
+  const float *scale, *bias;     // per output channel: scale * x + bias, x the input or a conv's sum (scale null: 1)
   const float *post_scale, *post_bias;  // affine between the real output and the neuron (null: none)
   const int32_t* starts;         // channels + 1 row starts into pairs or weights
+  const int32_t* map;            // pointwise: the input's channel for each output channel (null: the same)
   const SpPair* pairs;
   const SpWeight* weights;
   SpNeuron neuron;

@@ -50,23 +50,55 @@ ENGINE_INLINE Floats multiply_add(Floats w, Floats x, Floats acc) {
 #endif
 }
 
-// Four sums of two weights, {0, a, b, a + b}; each lane picks one by the lowest two bits of its index.
-struct Table {
 #if defined(__AVX512F__)
-  __m512 entries;
-  ENGINE_INLINE explicit Table(const float* four) : entries(_mm512_broadcast_f32x4(_mm_loadu_ps(four))) {}
-  ENGINE_INLINE Floats pick(Ints index) const { return (Floats)_mm512_permutevar_ps(entries, (__m512i)index); }
+#define ENGINE_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ENGINE_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define ENGINE_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define ENGINE_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif defined(__AVX2__)
-  __m256 entries;
-  ENGINE_INLINE explicit Table(const float* four) : entries(_mm256_broadcast_ps((const __m128*)four)) {}
-  ENGINE_INLINE Floats pick(Ints index) const { return (Floats)_mm256_permutevar_ps(entries, (__m256i)index); }
+#define ENGINE_EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define ENGINE_ODD 1, 3, 5, 7, 9, 11, 13, 15
+#define ENGINE_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define ENGINE_HIGH 4, 12, 5, 13, 6, 14, 7, 15
 #else
-  Ints one, two, three;  // bit patterns of the entries
-  ENGINE_INLINE explicit Table(const float* four)
-      : one((Ints)splat(four[1])), two((Ints)splat(four[2])), three((Ints)splat(four[3])) {}
+#define ENGINE_EVEN 0, 2, 4, 6
+#define ENGINE_ODD 1, 3, 5, 7
+#define ENGINE_LOW 0, 4, 1, 5
+#define ENGINE_HIGH 2, 6, 3, 7
+#endif
+// kTile floats in order <-> the even and the odd ones.
+ENGINE_INLINE void split(const float* from, Floats& even, Floats& odd) {
+  const Floats a = load<Floats>(from), b = load<Floats>(from + kLanes);
+  even = __builtin_shufflevector(a, b, ENGINE_EVEN), odd = __builtin_shufflevector(a, b, ENGINE_ODD);
+}
+ENGINE_INLINE void join(Floats even, Floats odd, float* to) {
+  store(to, (Floats)__builtin_shufflevector(even, odd, ENGINE_LOW));
+  store(to + kLanes, (Floats)__builtin_shufflevector(even, odd, ENGINE_HIGH));
+}
+
+// The four sums {0, a, b, a + b} of two weights; each lane picks one by the lowest two bits of its index.
+struct Table {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  Floats entries;
+  ENGINE_INLINE Table(float a, float b) {
+    Ints has_a, has_b;
+    for (int i = 0; i < kLanes; ++i) has_a[i] = i & 1 ? -1 : 0, has_b[i] = i & 2 ? -1 : 0;
+    entries = (Floats)((Ints)splat(a) & has_a) + (Floats)((Ints)splat(b) & has_b);
+  }
+#if defined(__AVX512F__)
   ENGINE_INLINE Floats pick(Ints index) const {
-    const Ints low = -(index & 1), high = -((index >> 1) & 1);
-    return (Floats)((low & high & three) | (low & ~high & one) | (~low & high & two));
+    return (Floats)_mm512_permutevar_ps((__m512)entries, (__m512i)index);
+  }
+#else
+  ENGINE_INLINE Floats pick(Ints index) const {
+    return (Floats)_mm256_permutevar_ps((__m256)entries, (__m256i)index);
+  }
+#endif
+#else
+  Ints one, two;  // bit patterns of the weights
+  ENGINE_INLINE Table(float a, float b) : one((Ints)splat(a)), two((Ints)splat(b)) {}
+  ENGINE_INLINE Floats pick(Ints index) const {
+    return (Floats)(one & -(index & 1)) + (Floats)(two & -((index >> 1) & 1));
   }
 #endif
 };
