@@ -144,7 +144,7 @@ class ChannelPlan:
 
 
 def copy_without_state(model: nn.Module, adapter: Adapter | None) -> nn.Module:
-    """A copy whose neurons have forgotten everything and that no Pruner watches; the model keeps its state and hooks."""
+    """A copy without membrane state and without a Pruner's hooks; the model keeps both."""
     # Membrane state belongs to an autograd graph and cannot be copied; a Pruner's hooks would bring along the Pruner
     # and its optimizer. Both are put aside for the moment. Hooks of the user's may be part of what the model computes.
     states = adapter.states(model) if adapter is not None else None
