@@ -121,14 +121,20 @@ def layout(y: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _spec(y: Tensor, T: int, still: bool, per_step: bool, neuron: Neuron | None) -> _Spec:
+def _fold(y: Tensor) -> int:
+    """Small contiguous maps count as so many channels each, so that the kernel's loops are long enough."""
     positions = math.prod(y.shape[2:])
+    return positions if positions < 64 and layout(y) == torch.contiguous_format else 1
+
+
+def _spec(y: Tensor, T: int, still: bool, per_step: bool, neuron: Neuron | None) -> _Spec:
+    positions, fold = math.prod(y.shape[2:]), _fold(y)
     spec = _Spec(
         T=T,
         N=y.shape[0] // (1 if still else T),
-        C=y.shape[1],
-        P=positions,
-        channels_last=positions == 1 or layout(y) == torch.channels_last,
+        C=y.shape[1] * fold,
+        P=positions // fold,
+        channels_last=positions == fold or layout(y) == torch.channels_last,
         per_step=per_step,
         still=still,
         threads=max(1, min(torch.get_num_threads(), y.numel() // _ELEMENTS_PER_THREAD)),
@@ -151,9 +157,12 @@ def statistics(y: Tensor, T: int, per_step: bool) -> tuple[Tensor, Tensor]:
         var, mean = torch.var_mean(groups.double(), dims, correction=0)
         return (mean, var) if per_step else (mean[0], var[0])
     y = y.contiguous(memory_format=layout(y))
-    mean, var = torch.empty(2, T if per_step else 1, y.shape[1], dtype=torch.float64)
-    spec = _spec(y, T, False, per_step, None)
+    spec, fold = _spec(y, T, False, per_step, None), _fold(y)
+    mean, var = torch.empty(2, T if per_step else 1, spec.C, dtype=torch.float64)
     library.fuse_statistics(ctypes.byref(spec), element_type(y.dtype), _pointer(y), _pointer(mean), _pointer(var))
+    if fold > 1:  # of each position, all with the same count
+        means, mean = mean.unflatten(1, (-1, fold)), mean.unflatten(1, (-1, fold)).mean(2)
+        var = (var.unflatten(1, (-1, fold)) + (means - mean.unsqueeze(2)).square()).mean(2)
     return (mean, var) if per_step else (mean[0], var[0])
 
 
@@ -211,21 +220,24 @@ class _Fused(torch.autograd.Function):
         form = layout(y)
         y = y.contiguous(memory_format=form)
         per_step = call.norm is not None and call.norm.per_step
-        spec = _spec(y, call.T, call.still, per_step, call.neuron)
+        spec, fold = _spec(y, call.T, call.still, per_step, call.neuron), _fold(y)
         compute = torch.float64 if y.dtype == torch.float64 else torch.float32
         mean, inverse, scale, shift = _affine(y, call.norm, weight, bias)
-        scale, shift = scale.to(compute), shift.to(compute)
+        scale, shift, means = (t.to(compute).repeat_interleave(fold, -1) for t in (scale, shift, mean))
         if v_start is not None:
             v_start = v_start.to(y.dtype).contiguous(memory_format=form)
         spikes = torch.empty((call.T * spec.N, *y.shape[1:]), dtype=y.dtype, memory_format=form)
         v_last = torch.empty((spec.N, *y.shape[1:]), dtype=y.dtype, memory_format=form)
+        near = None if call.criticality is None else call.criticality.new_zeros(spec.N, spec.C)
         library.fuse_forward(
             ctypes.byref(spec), element_type(y.dtype), _pointer(y), _pointer(scale), _pointer(shift),
-            _pointer(v_start), _pointer(spikes), _pointer(v_last), _pointer(call.criticality),
+            _pointer(v_start), _pointer(spikes), _pointer(v_last), _pointer(near),
         )  # fmt: skip
+        if near is not None and call.criticality is not None:
+            call.criticality.copy_(near.unflatten(1, (-1, fold)).amax(2))
         ctx.save_for_backward(y, weight, bias, v_start, leak)
-        ctx.small = mean, inverse, scale, shift  # per channel
-        ctx.spec, ctx.call, ctx.form = spec, call, form
+        ctx.small = mean, inverse, scale, shift, means  # per channel
+        ctx.spec, ctx.fold, ctx.call, ctx.form = spec, fold, call, form
         ctx.set_materialize_grads(False)
         return spikes, v_last
 
@@ -233,8 +245,9 @@ class _Fused(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g_spikes: Tensor | None, g_last: Tensor | None) -> Any:
         y, weight, bias, v_start, leak = ctx.saved_tensors
-        mean, inverse, scale, shift = ctx.small
+        mean, inverse, scale, shift, means = ctx.small
         spec: _Spec = ctx.spec
+        fold: int = ctx.fold
         call: Call = ctx.call
         library = kernels(y)
         assert library is not None
@@ -245,14 +258,14 @@ class _Fused(torch.autograd.Function):
             g_last = g_last.contiguous(memory_format=ctx.form)
         g_y = torch.empty_like(y)
         g_start = None if v_start is None else torch.empty_like(v_start)
-        sum_g, sum_gy = torch.empty(2, *mean.shape, dtype=torch.float64)
-        sum_leak = None if leak is None else torch.empty(3, *mean.shape, dtype=torch.float64)
-        means = mean.to(scale.dtype)
+        sum_g, sum_gy = torch.empty(2, *scale.shape, dtype=torch.float64)
+        sum_leak = None if leak is None else torch.empty(3, *scale.shape, dtype=torch.float64)
         library.fuse_backward(
             ctypes.byref(spec), kind, _pointer(g_spikes), _pointer(g_last), _pointer(y), _pointer(scale),
             _pointer(shift), _pointer(means), _pointer(v_start), _pointer(g_y), _pointer(g_start), _pointer(sum_g),
             _pointer(sum_gy), _pointer(sum_leak),
         )  # fmt: skip
+        sum_g, sum_gy = (t.unflatten(-1, (-1, fold)).sum(-1) for t in (sum_g, sum_gy))
         if call.norm is not None:
             gamma = torch.ones((), dtype=torch.float64) if weight is None else weight.detach().double()
             by_g = (gamma * inverse).expand_as(mean)
@@ -260,10 +273,10 @@ class _Fused(torch.autograd.Function):
             constant = torch.zeros_like(mean)
             if call.norm.batch:
                 # The gradient through mean and variance: g - average(g) - (y - mean) / var * average(g (y - mean)).
-                count = spec.N * spec.P * (1 if call.norm.per_step or call.still else call.T)
+                count = spec.N * spec.P * fold * (1 if call.norm.per_step or call.still else call.T)
                 by_y = -by_g * inverse.square() * sum_gy / count
                 constant = -by_g * sum_g / count - by_y * mean
-            arrays = [t.to(scale.dtype).contiguous() for t in (by_g, by_y, constant)]
+            arrays = [t.to(scale.dtype).repeat_interleave(fold, -1) for t in (by_g, by_y, constant)]
             library.fuse_through_norm(
                 ctypes.byref(spec), kind, _pointer(g_y), _pointer(y), *(_pointer(t) for t in arrays)
             )

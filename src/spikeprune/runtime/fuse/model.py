@@ -15,7 +15,7 @@ from spikeprune.core.errors import InvalidValue
 from spikeprune.pruner.adapter import Adapter, adapter_for
 from spikeprune.runtime.fuse.bits import SpikeStore
 from spikeprune.runtime.fuse.kernel import Call, fire
-from spikeprune.runtime.fuse.neurons import carried, leak_of, normalisation, read
+from spikeprune.runtime.fuse.neurons import Reader, carried, leak_of, normalisation
 from spikeprune.runtime.fuse.norm import Bridge, NormState, Pending, Results, bridge, track
 
 M = TypeVar("M", bound=nn.Module)
@@ -38,6 +38,7 @@ class Fused:
 @dataclass
 class _NeuronState:
     name: str
+    reader: Reader
     norm: str | None = None
 
 
@@ -105,11 +106,12 @@ def fuse(model: M) -> M:
                 f"{name!r} inside the model is fused already; call sp.unfuse on it first, then fuse the whole"
             )
         if adapter.is_neuron(module):
-            numbers = read(adapter, module)
+            reader = Reader()
+            numbers = reader(adapter, module)
             if isinstance(numbers, str):
                 fusion.refused[name] = numbers
             else:
-                _replace(fusion, name, module, _neuron_forward, _NeuronState(name))
+                _replace(fusion, name, module, _neuron_forward, _NeuronState(name, reader))
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             per_step, reason = normalisation(module)
             if reason:
@@ -278,10 +280,10 @@ def _neuron_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         made = active.results.find(x)
         if made is not None and x.grad_fn is not None:
             active.crossed[id(made.state)] = made.state, x.grad_fn
-    numbers = read(active.fusion.adapter, self)
+    state: _NeuronState = self._fuse_state
+    numbers = state.reader(active.fusion.adapter, self)
     if isinstance(numbers, str) or T * N == 0:
         return plain(self, x.tensor() if isinstance(x, Pending) else x)
-    state: _NeuronState = self._fuse_state
     state.norm = made.state.name if made is not None else ""
     return _run(self, active, state, numbers, made, x, T, N)
 

@@ -39,8 +39,23 @@ def surrogate_of(adapter: Adapter, neuron: nn.Module) -> tuple[str, float, bool]
     return f"{called} is none of ATan, Sigmoid, Dspike"
 
 
-def read(adapter: Adapter, neuron: nn.Module) -> "Neuron | str":
-    """The neuron's numbers as they stand now, or why the kernel cannot stand in for it."""
+class Reader:
+    """Reads one neuron's numbers at every call; its surrogate is only looked into when it has changed."""
+
+    def __init__(self) -> None:
+        self.key: Any = None
+        self.surrogate: tuple[str, float, bool] | str = ""
+
+    def __call__(self, adapter: Adapter, neuron: nn.Module) -> Neuron | str:
+        """The numbers, or why the kernel cannot stand in for the neuron."""
+        function = adapter.surrogate(neuron)
+        key = (type(function), *(getattr(function, name, None) for name in ("alpha", "k", "spiking")))
+        if key != self.key:
+            self.key, self.surrogate = key, surrogate_of(adapter, neuron)
+        return _read(adapter, neuron, self.surrogate)
+
+
+def _read(adapter: Adapter, neuron: nn.Module, surrogate: "tuple[str, float, bool] | str") -> "Neuron | str":
     params = adapter.describe(neuron)
     if params is None:
         return f"{type(neuron).__name__} is not a plain IF, LIF or PLIF neuron"
@@ -50,7 +65,6 @@ def read(adapter: Adapter, neuron: nn.Module) -> "Neuron | str":
     decay, gain, v_threshold, v_reset, v_rest = numbers
     if decay is None or gain is None or v_threshold is None or v_rest is None:
         return f"{type(neuron).__name__} has no plain numbers as parameters"
-    surrogate = surrogate_of(adapter, neuron)
     if isinstance(surrogate, str):
         return surrogate
     name, alpha, strict = surrogate

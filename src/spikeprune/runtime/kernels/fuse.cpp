@@ -8,10 +8,16 @@
 // The backward pass computes h again from y, so nothing but y has to be kept between the two.
 //
 // Shapes: T steps, N samples, C channels, P positions (H*W). `y` is [T][N][P][C] (channels last) or [T][N][C][P];
-// a `still` y is one step that drives all T. The arithmetic is float for float and bfloat16 tensors, double for double.
+// a `still` y is one step that drives all T. Maps of a few positions are better handed over as [T][N][C * P] with
+// P = 1, every channel's numbers repeated: a run over one map would be too short to vectorise. The arithmetic is float for float and bfloat16 tensors, double for double.
 //
 // Work is cut into items that depend on the shapes alone, and partial sums are added in the order of the items: the
 // result is the same for every number of threads, which resuming a run bit by bit relies on.
+
+#if defined(__GNUC__) && !defined(__clang__)
+// Nobody reads floating-point exception flags here; without this a choice between two values stays a branch.
+#pragma GCC optimize("no-trapping-math")
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -93,19 +99,19 @@ template <class F> struct Surrogate {
           scale(F(1 / (2 * std::tanh(spec.alpha / 2)))) {}
 
     // u[i] = h[i] - v_threshold -> out[i]
-    void slope(const F* u, F* out, int n) const {
+    template <class Lanes> void slope(const F* u, F* __restrict out, Lanes n) const {
         if (kind == 0)
             for (int i = 0; i < n; ++i) out[i] = alpha * F(0.5) / (F(1) + (k * u[i]) * (k * u[i]));
         if (kind == 1)
             for (int i = 0; i < n; ++i) {
-                F m = u[i] < 0 ? -u[i] : u[i], e = exp_negative(-alpha * m);
+                F m = std::fabs(u[i]), e = exp_negative(-alpha * m);
                 out[i] = alpha * e / ((F(1) + e) * (F(1) + e));
             }
         if (kind == 2)
             for (int i = 0; i < n; ++i) {  // sech^2(z) = 4 e / (1 + e)^2 with e = exp(-2 |z|)
-                F m = u[i] < 0 ? -u[i] : u[i], e = exp_negative(F(-2) * alpha * m);
+                F m = std::fabs(u[i]), e = exp_negative(F(-2) * alpha * m);
                 F slope = alpha * scale * F(4) * e / ((F(1) + e) * (F(1) + e));
-                out[i] = m > F(0.5) ? F(0) : slope;
+                out[i] = slope * (m > F(0.5) ? F(0) : F(1));
             }
     }
     F curve(F u) const {
@@ -131,79 +137,92 @@ template <class Body> void parallel(int64_t items, int threads, const Body& body
 }
 
 // How the tensor is cut into items of work, and every item into runs of up to LANES neighbouring elements.
-//   channels last: an item is `rows` rows (n, p) of C channels; a run is a piece of one row
-//   contiguous:    an item is one channel (or a few, where maps are small) of all samples; a run is a piece of a map
+//   channels last: an item is some rows (n, p) of C channels; a run is a piece of one row
+//   contiguous:    an item is some channels of some samples; a run is a piece of one map
 // With `by_sample`, an item never spans two samples, so that a maximum over space has one writer.
 struct Cut {
-    int64_t C, P, N, rows, items, rows_total;
-    int channels;  // contiguous: channels in one run
+    int64_t C, P, N, items, rows, samples, wide, parts;
     bool last;
 
     explicit Cut(const FuseSpec& k, bool by_sample = false) : C(k.C), P(k.P), N(k.N), last(k.channels_last) {
-        rows_total = N * P;
-        rows = by_sample ? P : std::max<int64_t>(64, (rows_total + 63) / 64);
-        channels = int(P >= LANES ? 1 : std::min<int64_t>(C, LANES / P));
-        items = last ? (rows_total + rows - 1) / rows : (C + channels - 1) / channels;
+        rows = by_sample ? P : std::max<int64_t>(64, (N * P + 63) / 64);
+        samples = by_sample ? 1 : (N + 31) / 32;
+        const int64_t groups = (N + samples - 1) / samples;
+        wide = std::max<int64_t>(1, C * groups / 16);
+        parts = (C + wide - 1) / wide;
+        items = last ? (N * P + rows - 1) / rows : groups * parts;
     }
 
-    // Calls run(offset in one step, lanes, first channel, sample) for each run of an item, `flush` between groups.
-    template <class Run, class Flush> void walk(int64_t item, const Run& run, const Flush& flush) const {
+    // A full run is compiled apart: with the number of lanes known, loops need neither head nor tail.
+    template <class Run> static void full_or_part(const Run& run, int64_t offset, int64_t n, int64_t c, int64_t sample) {
+        if (n >= LANES)
+            run(offset, std::integral_constant<int, LANES>(), c, sample);
+        else
+            run(offset, int(n), c, sample);
+    }
+
+    // Calls run(offset in one step, lanes, first channel, sample) for each run of an item.
+    template <class Run> void walk(int64_t item, const Run& run) const {
         if (last) {
-            int64_t end = std::min(rows_total, (item + 1) * rows);
-            for (int64_t r = item * rows, since = 0; r < end; ++r) {
-                for (int64_t c = 0; c < C; c += LANES) run(r * C + c, int(std::min<int64_t>(LANES, C - c)), c, r / P);
-                if (++since == FLUSH || r + 1 == end) flush(), since = 0;
-            }
+            for (int64_t r = item * rows, end = std::min(N * P, r + rows); r < end; ++r)
+                for (int64_t c = 0; c < C; c += LANES) full_or_part(run, r * C + c, C - c, c, r / P);
             return;
         }
-        int64_t c = item * channels, wide = std::min<int64_t>(channels, C - c) * P, since = 0;
-        for (int64_t n = 0; n < N; ++n)
-            for (int64_t p = 0; p < wide; p += LANES) {
-                run((n * C + c) * P + p, int(std::min<int64_t>(LANES, wide - p)), c, n);
-                bool done = n + 1 == N && p + LANES >= wide;
-                if (++since == FLUSH || done) flush(), since = 0;
-            }
-    }
-
-    // The lanes of per-channel numbers that an item works with: channels last reads them in place; contiguous spreads
-    // them over the lanes once per item. `lanes(c, g)` then points at the run's numbers for group g.
-    template <class F> struct Spread {
-        const F* base;
-        int64_t stride;
-        bool last;
-        std::vector<F> copy;
-        const F* at(int64_t c, int64_t g) const { return last ? base + g * stride + c : copy.data() + g * LANES; }
-    };
-    template <class F> Spread<F> spread(const F* values, int64_t groups, int64_t item) const {
-        Spread<F> s{values, C, last, {}};
-        if (last) return s;
-        s.copy.resize(groups * LANES);
-        for (int64_t g = 0; g < groups; ++g)
-            for (int i = 0; i < LANES; ++i) {
-                int64_t c = item * channels + (channels == 1 ? 0 : i / P);
-                s.copy[g * LANES + i] = values[g * C + std::min(c, C - 1)];
-            }
-        return s;
+        const int64_t n0 = item / parts * samples, c0 = item % parts * wide;
+        for (int64_t n = n0, end = std::min(N, n0 + samples); n < end; ++n)
+            for (int64_t c = c0, c_end = std::min(C, c0 + wide); c < c_end; ++c)
+                for (int64_t p = 0; p < P; p += LANES)
+                    full_or_part(run, (n * C + c) * P + p, P - p, c, n);
     }
 };
 
-// Sums per channel, gathered in the compute type over a few rows and then in double; one set per item.
+// Per-channel numbers as the lanes of a run need them: channels last reads them in place, contiguous repeats one of
+// them over the map.
+template <class F> struct Spread {
+    const Cut& cut;
+    const F* values;
+    int64_t groups;
+    std::vector<F> lanes;
+    Spread(const Cut& cut, const F* values, int64_t groups)
+        : cut(cut), values(values), groups(groups), lanes(cut.last ? 0 : groups * LANES) {}
+    void load(int64_t c) {
+        if (cut.last) return;
+        for (int64_t g = 0; g < groups; ++g) std::fill_n(lanes.data() + g * LANES, LANES, values[g * cut.C + c]);
+    }
+    const F* at(int64_t c, int64_t g) const { return cut.last ? values + g * cut.C + c : lanes.data() + g * LANES; }
+};
+
+// Sums per channel, gathered in the compute type over a few rows or one run and then in double; one set per item.
 template <class F> struct Sums {
     const Cut& cut;
-    int64_t groups, width;
+    int64_t groups, width, since = 0;
     std::vector<F> part;        // [groups][width]
     std::vector<double> total;  // [groups][C]
 
     Sums(const Cut& cut, int64_t groups)
         : cut(cut), groups(groups), width(cut.last ? cut.C : LANES), part(groups * width), total(groups * cut.C) {}
     F* at(int64_t c, int64_t g) { return part.data() + g * width + (cut.last ? c : 0); }
-    void flush(int64_t item) {
-        for (int64_t g = 0; g < groups; ++g)
-            for (int64_t i = 0; i < width; ++i) {
-                int64_t c = cut.last ? i : item * cut.channels + (cut.channels == 1 ? 0 : i / cut.P);
-                if (c < cut.C) total[g * cut.C + c] += double(part[g * width + i]);
-            }
+    void end_of_run(int64_t c, int n) {
+        if (!cut.last) {
+            for (int64_t g = 0; g < groups; ++g) total[g * cut.C + c] += add(at(0, g), n);
+            std::fill(part.begin(), part.end(), F(0));
+        } else if (c + n == cut.C && ++since == FLUSH) {
+            flush();
+        }
+    }
+    void flush() {
+        if (cut.last)
+            for (int64_t i = 0; i < groups * width; ++i) total[i] += double(part[i]);
         std::fill(part.begin(), part.end(), F(0));
+        since = 0;
+    }
+    static F add(const F* values, int n) {
+        F eight[8] = {}, sum = 0;
+        int i = 0;
+        for (; i + 8 <= n; i += 8)
+            for (int j = 0; j < 8; ++j) eight[j] += values[i + j];
+        for (; i < n; ++i) sum += values[i];
+        return sum + (((eight[0] + eight[4]) + (eight[2] + eight[6])) + ((eight[1] + eight[5]) + (eight[3] + eight[7])));
     }
 };
 
@@ -215,6 +234,7 @@ void reduce(const Cut& cut, int threads, int64_t groups, std::vector<double*> ou
     parallel(cut.items, threads, [&](int64_t item) {
         std::vector<Sums<F>> sums(n, Sums<F>(cut, groups));
         body(item, sums);
+        for (auto& sum : sums) sum.flush();
         for (int64_t j = 0; j < n; ++j)
             std::copy(sums[j].total.begin(), sums[j].total.end(), all.begin() + (item * n + j) * size);
     });
@@ -234,23 +254,22 @@ template <class Y> void statistics(const FuseSpec& k, const Y* y, double* mean, 
     std::vector<F> origin(k.C);
     for (int64_t c = 0; c < k.C; ++c) origin[c] = load(y + (k.channels_last ? c : c * k.P));
     reduce<F>(cut, k.threads, groups, {mean, var}, [&](int64_t item, std::vector<Sums<F>>& sums) {
-        auto from = cut.spread(origin.data(), 1, item);
-        for (int64_t t = 0; t < steps; ++t) {
-            int64_t g = groups == 1 ? 0 : t;
-            cut.walk(
-                item,
-                [&](int64_t offset, int n, int64_t c, int64_t) {
-                    const Y* at = y + t * size + offset;
-                    const F* o = from.at(c, 0);
-                    F *first = sums[0].at(c, g), *second = sums[1].at(c, g);
-                    for (int i = 0; i < n; ++i) {
-                        F d = load(at + i) - o[i];
-                        first[i] += d;
-                        second[i] += d * d;
-                    }
-                },
-                [&] { sums[0].flush(item), sums[1].flush(item); });
-        }
+        Spread<F> from(cut, origin.data(), 1);
+        for (int64_t t = 0; t < steps; ++t)
+            cut.walk(item, [&](int64_t offset, auto n, int64_t c, int64_t) {
+                const int64_t g = groups == 1 ? 0 : t;
+                from.load(c);
+                const Y* at = y + t * size + offset;
+                const F* o = from.at(c, 0);
+                F *first = sums[0].at(c, g), *second = sums[1].at(c, g);
+                for (int i = 0; i < n; ++i) {
+                    F d = load(at + i) - o[i];
+                    first[i] += d;
+                    second[i] += d * d;
+                }
+                sums[0].end_of_run(c, n);
+                sums[1].end_of_run(c, n);
+            });
     });
     const double count = double(k.N * k.P) * double(groups == 1 ? steps : 1);
     for (int64_t g = 0; g < groups; ++g)
@@ -270,13 +289,14 @@ template <class F> struct Neuron {
           reset_scale(F(k.reset_scale)), reset_shift(F(k.reset_shift)), start(F(k.v_start)), strict(k.strict),
           smooth(k.smooth), surrogate(k) {}
 
-    template <class Y> void begin(const Y* v_start, F* v, int n) const {
+    template <class Y, class Lanes> void begin(const Y* v_start, F* v, Lanes n) const {
         for (int i = 0; i < n; ++i) v[i] = v_start ? F(load(v_start + i)) : start;
     }
-    template <class Y> void charge(const Y* y, const F* scale, const F* shift, const F* v, F* h, int n) const {
+    template <class Y, class Lanes>
+    void charge(const Y* y, const F* scale, const F* shift, const F* v, F* __restrict h, Lanes n) const {
         for (int i = 0; i < n; ++i) h[i] = decay * v[i] + (gain * (load(y + i) * scale[i] + shift[i]) + offset);
     }
-    void fire(const F* h, F* s, int n) const {
+    template <class Lanes> void fire(const F* h, F* __restrict s, Lanes n) const {
         if (smooth)
             for (int i = 0; i < n; ++i) s[i] = surrogate.curve(h[i] - threshold);
         else if (strict)
@@ -285,10 +305,10 @@ template <class F> struct Neuron {
             for (int i = 0; i < n; ++i) s[i] = h[i] >= threshold ? F(1) : F(0);
     }
     // Written as a mixture rather than a choice so that the smooth curve can take the place of the spike.
-    void reset(const F* h, const F* s, F* v, int n) const {
+    template <class Lanes> void reset(const F* h, const F* s, F* __restrict v, Lanes n) const {
         for (int i = 0; i < n; ++i) v[i] = s[i] * (reset_scale * h[i] + reset_shift) + (F(1) - s[i]) * h[i];
     }
-    void slope(const F* h, F* out, int n) const {
+    template <class Lanes> void slope(const F* h, F* __restrict out, Lanes n) const {
         F u[LANES];
         for (int i = 0; i < n; ++i) u[i] = h[i] - threshold;
         surrogate.slope(u, out, n);
@@ -305,10 +325,11 @@ void forward(const FuseSpec& k, const Y* y, const Compute<Y>* scale, const Compu
     const Cut cut(k, criticality != nullptr);
     const Neuron<F> neuron(k);
     parallel(cut.items, k.threads, [&](int64_t item) {
-        auto scales = cut.spread(scale, groups, item), shifts = cut.spread(shift, groups, item);
+        Spread<F> scales(cut, scale, groups), shifts(cut, shift, groups);
         cut.walk(
             item,
-            [&](int64_t offset, int n, int64_t c, int64_t sample) {
+            [&](int64_t offset, auto n, int64_t c, int64_t sample) {
+                scales.load(c), shifts.load(c);
                 F v[LANES], h[LANES], s[LANES], near[LANES] = {};
                 neuron.begin(v_start ? v_start + offset : nullptr, v, n);
                 for (int64_t t = 0; t < k.T; ++t) {
@@ -327,12 +348,11 @@ void forward(const FuseSpec& k, const Y* y, const Compute<Y>* scale, const Compu
                     for (int i = 0; i < n; ++i) store(v_last + offset + i, v[i]);
                 if (criticality)
                     for (int i = 0; i < n; ++i) {
-                        int64_t channel = c + (k.channels_last ? i : cut.channels == 1 ? 0 : i / k.P);
+                        int64_t channel = k.channels_last ? c + i : c;
                         float& best = criticality[sample * k.C + channel];
                         best = std::max(best, float(near[i] / F(k.T)));
                     }
-            },
-            [] {});
+            });
     });
 }
 
@@ -353,70 +373,67 @@ void backward(const FuseSpec& k, const Y* g_spikes, const Y* g_last, const Y* y,
     std::vector<double*> outs = {sum_g, sum_gy};
     for (int j = 0; sum_decay && j < 3; ++j) outs.push_back(sum_decay + j * groups * k.C);
     reduce<F>(cut, k.threads, groups, outs, [&](int64_t item, std::vector<Sums<F>>& sums) {
-        auto scales = cut.spread(scale, groups, item), shifts = cut.spread(shift, groups, item);
-        auto means = cut.spread(mean, groups, item);
-        std::vector<F> potential(3 * k.T * LANES);  // of every step: v before, h, s
+        Spread<F> scales(cut, scale, groups), shifts(cut, shift, groups), means(cut, mean, groups);
+        std::vector<F> kept(4 * k.T * LANES);  // of every step: y, v before, h, s; reading y twice costs more
+        const std::vector<Y> nothing(LANES);
         cut.walk(
             item,
-            [&](int64_t offset, int n, int64_t c, int64_t) {
-                F* const v0 = potential.data();
+            [&](int64_t offset, auto n, int64_t c, int64_t) {
+                scales.load(c), shifts.load(c), means.load(c);
+                F* const v0 = kept.data();
                 F* const h0 = v0 + k.T * LANES;
                 F* const s0 = h0 + k.T * LANES;
+                F* const y0 = s0 + k.T * LANES;
                 neuron.begin(v_start ? v_start + offset : nullptr, v0, n);
                 for (int64_t t = 0; t < k.T; ++t) {
                     const int64_t g = groups == 1 ? 0 : t, at = t * LANES;
-                    neuron.charge(y + (k.still ? 0 : t * size) + offset, scales.at(c, g), shifts.at(c, g), v0 + at,
-                                  h0 + at, n);
+                    const Y* in = y + (k.still ? 0 : t * size) + offset;
+                    for (int i = 0; i < n; ++i) y0[at + i] = load(in + i);
+                    neuron.charge(y0 + at, scales.at(c, g), shifts.at(c, g), v0 + at, h0 + at, n);
                     neuron.fire(h0 + at, s0 + at, n);
                     if (t + 1 < k.T) neuron.reset(h0 + at, s0 + at, v0 + at + LANES, n);
                 }
                 F g_v[LANES], g_h[LANES], g_still[LANES] = {}, slope[LANES];
                 for (int i = 0; i < n; ++i) g_v[i] = g_last ? F(load(g_last + offset + i)) : F(0);
                 for (int64_t t = k.T - 1; t >= 0; --t) {
-                    const F *h = h0 + t * LANES, *s = s0 + t * LANES, *v = v0 + t * LANES;
-                    const Y* in = y + (k.still ? 0 : t * size) + offset;
+                    const F *h = h0 + t * LANES, *s = s0 + t * LANES, *in = y0 + t * LANES;
                     const int64_t g = groups == 1 ? 0 : t;
+                    const Y* g_s = g_spikes ? g_spikes + t * size + offset : nothing.data();
                     neuron.slope(h, slope, n);
                     for (int i = 0; i < n; ++i) {
                         F reset = reset_scale * h[i] + reset_shift;
-                        F kept = s[i] * reset_scale + (F(1) - s[i]) + through_reset * slope[i] * (reset - h[i]);
-                        g_h[i] = g_v[i] * kept;
+                        F passed = s[i] * reset_scale + (F(1) - s[i]) + through_reset * slope[i] * (reset - h[i]);
+                        g_h[i] = F(load(g_s + i)) * slope[i] + g_v[i] * passed;
+                        g_v[i] = decay * g_h[i];
                     }
-                    if (g_spikes) {
-                        const Y* g_s = g_spikes + t * size + offset;
-                        for (int i = 0; i < n; ++i) g_h[i] += F(load(g_s + i)) * slope[i];
-                    }
-                    for (int i = 0; i < n; ++i) g_v[i] = decay * g_h[i];
                     if (sum_decay) {
-                        const F *a = scales.at(c, g), *b = shifts.at(c, g);
-                        F *one = sums[2].at(c, g), *by_v = sums[3].at(c, g), *by_x = sums[4].at(c, g);
+                        const F *a = scales.at(c, g), *b = shifts.at(c, g), *v = v0 + t * LANES;
+                        F *__restrict one = sums[2].at(c, g), *__restrict by_v = sums[3].at(c, g);
+                        F* __restrict by_x = sums[4].at(c, g);
                         for (int i = 0; i < n; ++i) {
                             one[i] += g_h[i];
                             by_v[i] += g_h[i] * v[i];
-                            by_x[i] += g_h[i] * (load(in + i) * a[i] + b[i]);
+                            by_x[i] += g_h[i] * (in[i] * a[i] + b[i]);
                         }
                     }
                     if (k.still) {
-                        for (int i = 0; i < n; ++i) g_still[i] += gain * g_h[i];
+                        for (int i = 0; i < n; ++i) g_still[i] += g_h[i];
                         if (t > 0) continue;
                         std::copy(g_still, g_still + n, g_h);
-                    } else {
-                        for (int i = 0; i < n; ++i) g_h[i] *= gain;
                     }
-                    F *all = sums[0].at(c, g), *by_y = sums[1].at(c, g);
+                    F *__restrict all = sums[0].at(c, g), *__restrict by_y = sums[1].at(c, g);
                     const F* m = means.at(c, g);
-                    Y* out = g_x + (k.still ? 0 : t * size) + offset;
+                    Y* __restrict out = g_x + (k.still ? 0 : t * size) + offset;
                     for (int i = 0; i < n; ++i) {
-                        store(out + i, g_h[i]);
-                        all[i] += g_h[i];
-                        by_y[i] += g_h[i] * (load(in + i) - m[i]);
+                        F value = gain * g_h[i];
+                        store(out + i, value);
+                        all[i] += value;
+                        by_y[i] += value * (in[i] - m[i]);
                     }
                 }
                 if (g_start)
                     for (int i = 0; i < n; ++i) store(g_start + offset + i, g_v[i]);
-            },
-            [&] {
-                for (auto& sum : sums) sum.flush(item);
+                for (auto& sum : sums) sum.end_of_run(c, n);
             });
     });
 }
@@ -429,18 +446,15 @@ void through_norm(const FuseSpec& k, Y* g, const Y* y, const Compute<Y>* by_g, c
     const int64_t steps = k.still ? 1 : k.T, groups = k.per_step ? k.T : 1, size = k.N * k.C * k.P;
     const Cut cut(k);
     parallel(cut.items, k.threads, [&](int64_t item) {
-        auto a = cut.spread(by_g, groups, item), b = cut.spread(by_y, groups, item);
-        auto d = cut.spread(constant, groups, item);
+        Spread<F> a(cut, by_g, groups), b(cut, by_y, groups), d(cut, constant, groups);
         for (int64_t t = 0; t < steps; ++t)
-            cut.walk(
-                item,
-                [&](int64_t offset, int n, int64_t c, int64_t) {
-                    const int64_t at = t * size + offset, group = groups == 1 ? 0 : t;
-                    const F *A = a.at(c, group), *B = b.at(c, group), *D = d.at(c, group);
-                    for (int i = 0; i < n; ++i)
-                        store(g + at + i, A[i] * F(load(g + at + i)) + B[i] * F(load(y + at + i)) + D[i]);
-                },
-                [] {});
+            cut.walk(item, [&](int64_t offset, auto n, int64_t c, int64_t) {
+                a.load(c), b.load(c), d.load(c);
+                const int64_t at = t * size + offset, group = groups == 1 ? 0 : t;
+                const F *A = a.at(c, group), *B = b.at(c, group), *D = d.at(c, group);
+                for (int i = 0; i < n; ++i)
+                    store(g + at + i, A[i] * F(load(g + at + i)) + B[i] * F(load(y + at + i)) + D[i]);
+            });
     });
 }
 
