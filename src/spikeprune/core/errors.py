@@ -16,10 +16,10 @@ class InvalidValue(UserError, ValueError):
     """A value outside what is allowed."""
 
 
-class UnknownName(UserError, LookupError):
-    """A name that is not registered."""
+class UnknownName(UserError, KeyError):
+    """A name that is not registered. A KeyError, so that `get` and `in` work on mappings that raise it."""
 
-    __str__ = Exception.__str__  # KeyError-like quoting would spoil the message
+    __str__ = Exception.__str__  # a KeyError's quoting would spoil the message
 
 
 class MissingEvidence(UserError, LookupError):

@@ -99,6 +99,7 @@ class Pruner:
             )
         self._parameters = prunable(self._model, include, exclude, self._nm)
         self._total = sum(p.numel() for p in self._parameters.values())
+        self.floor = floor
         self._floor = allocation.floors(self._parameters, floor)
         self._share = regrow_schedule(self.method)
         self._events = self._plan()
@@ -481,7 +482,7 @@ class Pruner:
             "allocate": self.allocate,
             "pattern": self.pattern,
             "budget": self.budget,
-            "floor": self._floor,
+            "floor": self.floor,
             "seed": self.seed,
             "start": self.start,
             "parameters": {n: list(p.shape) for n, p in self._parameters.items()},

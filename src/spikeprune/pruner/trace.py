@@ -303,8 +303,10 @@ def pair(graph: Graph, weights: Collection[str] | None = None) -> dict[str, Pair
         if node.weight is None or (weights is not None and node.weight not in weights):
             continue
         neuron, joined = _first_neuron(graph, users, node.index)
-        known = pairs.setdefault(node.weight, Pairing(node.weight, node.name, neuron, joined))
-        if known.neuron != neuron:
+        known = pairs.get(node.weight)
+        if known is None or known.neuron is None:
+            pairs[node.weight] = Pairing(node.weight, node.name, neuron, joined)
+        elif neuron is not None and neuron != known.neuron:
             raise InvalidValue(
                 f"{node.weight!r} is used more than once and feeds both {known.neuron!r} and {neuron!r}; "
                 f"its neuron cannot be told: pass exclude=[{node.weight!r}]"
