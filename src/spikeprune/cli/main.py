@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 2, debug)
     except RunFailed as error:
         return _fail(error, 1, debug)
+    except SystemExit as end:  # argparse's own way to end after --help
+        return int(end.code or 0)
     except KeyboardInterrupt:
         print("spikeprune: stopped; the same command continues where it was", file=sys.stderr)
         return 1

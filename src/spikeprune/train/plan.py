@@ -1,6 +1,7 @@
 """When a run does what: the recipe's phases in optimizer steps."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 

@@ -444,7 +444,7 @@ def _parser() -> Any:
 
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     for prefix, cls in _GROUPS.items():
-        skip = {"data", "optim", "prune", "settings"} if cls is Recipe else set()
+        skip: set[str | int] = {"data", "optim", "prune", "settings"} if cls is Recipe else set()
         parser.add_class_arguments(cls, prefix[:-1] or None, skip=skip)
     return parser
 

@@ -124,7 +124,7 @@ def make_network(recipe: Recipe, data: datasets.Dataset, device: torch.device) -
 
 def make_pruner(recipe: Recipe, schedule: Any, model: torch.nn.Module) -> Pruner:
     """The recipe's Pruner, not yet attached."""
-    floor = {} if recipe.floor is None else {"floor": recipe.floor}
+    floor: dict[str, Any] = {} if recipe.floor is None else {"floor": recipe.floor}
     return Pruner(
         model,
         make_method(recipe),
