@@ -54,7 +54,8 @@ def plan(recipe: Recipe, train_count: int) -> Plan:
         begin = max(0, min(begin, end - recipe.prune.events * every))
     make = SCHEDULES[recipe.prune.schedule]
     rising = {} if make is Constant else {"initial": min(recipe.prune.initial, recipe.sparsity)}
-    return Plan(per_epoch, recipe.epochs, make(recipe.sparsity, begin, end, every, **rising))
+    schedule: Callable[..., Schedule] = SCHEDULES[recipe.prune.schedule]
+    return Plan(per_epoch, recipe.epochs, schedule(recipe.sparsity, begin, end, every))
 
 
 def learning_rate(recipe: Recipe, step: int, plan: Plan) -> float:
