@@ -1,0 +1,199 @@
+"""Writes report.html: reads the run folder, puts its numbers into words and figures, and fills the template."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from spikeprune.core.errors import UserError
+from spikeprune.report import figures, words
+from spikeprune.report.read import Run, read_run
+from spikeprune.train.folder import RunFolder, write_whole
+from spikeprune.train.recipe import complete, deciding, load, settings_hash, shipped
+
+
+@final
+@dataclass(frozen=True)
+class Tile:
+    """One of the few numbers that matter: a factor, what was divided by what, and the share that is left."""
+
+    label: str
+    factor: str
+    pruned: str
+    dense: str
+    share: float
+    exact: str
+
+
+@final
+@dataclass(frozen=True)
+class Words:
+    """The sentences of the first screen."""
+
+    headline: str
+    result: str
+    caution: str
+
+
+def write_report(run_folder: Path | str | RunFolder) -> Path:
+    """Write `report.html` into a finished run's folder, anew if it is there; nothing else in the folder is touched.
+
+    The page is one file that needs no network, and the same folder always gives the same page.
+
+    Returns: the path of the page.
+    Raises: UserError if the folder is no finished run, or naming the file in it that is missing or damaged.
+    """
+    folder = run_folder if isinstance(run_folder, RunFolder) else RunFolder.existing(run_folder)
+    write_whole(folder.report, render(read_run(folder)).encode())
+    return folder.report
+
+
+def render(run: Run) -> str:
+    """The page as text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("spikeprune.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "whole": words.whole,
+        "percent": words.percent,
+        "short": words.short,
+        "energy": words.energy,
+        "duration": words.duration,
+    }
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        record=run.record,
+        first=_first_words(run),
+        tiles=_tiles(run),
+        timeline=figures.timeline(run),
+        layers=figures.layer_bars(run),
+        columns=figures.columns(run),
+        strips=figures.regrowth_strips(run),
+        criticality=figures.criticality_rows(run),
+        rates=figures.rate_bars(run),
+        operations=figures.operation_bars(run),
+        survival=_survival(run),
+        most_regrown=words.short(max((max(r.regrown, r.rescued) for r in run.rounds), default=0)),
+        channels=figures.channel_bars(run),
+        ledger=_ledger(run),
+        settings=_flat(run.settings),
+        command=_command(run),
+    )
+
+
+def _first_words(run: Run) -> Words:
+    accuracy, images = run.pruned.accuracy or 0.0, run.test_images
+    of_images = f"{round(accuracy * images):,} of {images:,} test images"
+    chance = 100 * words.standard_error(accuracy, images)
+    caution = (
+        f"One seed. On {images:,} test images chance alone moves an accuracy by about {chance:.2g} points "
+        "(one standard error)."
+    )
+    if not run.pruning:
+        headline = f"{words.percent(accuracy)} accuracy, nothing pruned"
+        return Words(headline, f"The dense network is right on {of_images}.", caution)
+    left = f"{words.percent(run.sparsity, 1)} sparse" if run.sparsity else "Nothing cut"
+    if run.dense.accuracy is None:
+        result = f"The pruned network is right on {of_images}. No dense network was trained beside it."
+        return Words(f"{left}, {words.percent(accuracy)} accuracy", result, caution)
+    result = (
+        f"The pruned network is right on {of_images}, the dense one on {round(run.dense.accuracy * images):,}, after "
+        "as many epochs from the same initial weights."
+    )
+    return Words(f"{left}, {words.points(accuracy - run.dense.accuracy)} dense", result, caution)
+
+
+def _tiles(run: Run) -> list[Tile]:
+    pruned, dense = run.pruned, run.dense
+    unit = "channels" if run.settings["pattern"] in ("channel", "gate") else "weights"
+    rows = (
+        (f"{unit.capitalize()} alive", "alive", _exact_if_small, "fewer"),
+        ("Size", "bytes", lambda value: words.short(value, "B"), "less"),
+        ("MACs an image", "macs", words.short, "fewer"),
+        ("SynOps an image", "synops", words.short, "fewer"),
+        ("Energy an image", "energy_pj", words.energy, "less"),
+    )
+    tiles = []
+    for label, name, spelled, fewer in rows:
+        small, large = getattr(pruned, name), getattr(dense, name)
+        share = 100 * min(1.0, small / large) if large else 0.0
+        exact = f"{small:,.0f} of {large:,.0f} ({name})"
+        tiles.append(Tile(label, words.compared(large, small, fewer), spelled(small), spelled(large), share, exact))
+    return tiles
+
+
+def _exact_if_small(value: float) -> str:
+    return words.whole(value) if value < 100_000 else words.short(value)
+
+
+def _ledger(run: Run) -> list[tuple[str, str, str, str]]:
+    """(quantity, dense, pruned, factor), exact."""
+    rows = []
+    if run.pruned.accuracy is not None:
+        dense = "not measured" if run.dense.accuracy is None else words.percent(run.dense.accuracy)
+        rows.append(("accuracy on the test split", dense, words.percent(run.pruned.accuracy), ""))
+    for label, name, digits in (
+        ("parameters, all", "parameters", 0),
+        ("prunable weights alive", "alive", 0),
+        ("bytes stored", "bytes", 0),
+        ("MACs an image", "macs", 0),
+        ("synaptic operations an image", "synops", 1),
+        ("energy an image, pJ", "energy_pj", 1),
+        ("spikes per neuron and step", "firing_rate", 5),
+    ):
+        dense, pruned = getattr(run.dense, name), getattr(run.pruned, name)
+        rows.append((label, f"{dense:,.{digits}f}", f"{pruned:,.{digits}f}", words.times(dense, pruned)))
+    return rows
+
+
+def _survival(run: Run) -> str:
+    """How many of the weights regrown outlived the next cut; those of the last event met none."""
+    judged = [r for r in run.rounds if r.survived is not None]
+    regrown, survived = sum(r.regrown for r in judged), sum(r.survived or 0 for r in judged)
+    return f"{survived:,} of {regrown:,} ({words.percent(survived / regrown, 1)})" if regrown else "none yet"
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", _plain(value)))
+    return rows
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _command(run: Run) -> str:
+    """The shortest command that makes this run again: a shipped recipe and what differs from it.
+
+    It counts only if it comes to the same hash of the settings; else the folder's own recipe.yaml is the command.
+    """
+    settings = run.settings
+    try:
+        words_given = [f"--{key}={_plain(settings[key])}" for key in ("method", "epochs", "seed")]
+        base = deciding(complete(load(run.name, words_given))) if run.name in shipped() else None
+        if base is not None:
+            changed = {key: value for key, value in deciding(settings).items() if base.get(key, value) != value}
+            if settings["data"]["root"] is not None:
+                changed["data.root"] = settings["data"]["root"]
+            plain = deciding(complete(load(run.name)))
+            given = {key: settings[key] for key in ("method", "epochs", "seed") if plain.get(key) != settings[key]}
+            pairs = [(key, _plain(value)) for key, value in {**given, **changed}.items()]
+            overrides = [f"--{key}={text}" for key, text in pairs]
+            if settings_hash(load(run.name, overrides)) == run.record["settings_hash"]:
+                return shlex.join(["spikeprune", "run", run.name, *(w for k, t in pairs for w in (f"--{k}", t))])
+    except (UserError, KeyError, TypeError):
+        pass  # a recipe or a file of weights that has changed since: the folder's own recipe stands for itself
+    return "spikeprune run recipe.yaml --out again"
