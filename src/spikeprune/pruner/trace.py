@@ -103,9 +103,11 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         if inputs and any(True for _ in _tensors(result)):
             short = (resolve_name(func) or getattr(func, "__name__", "function")).rsplit(".", 1)[-1]
-            weight = next((self.weights[id(t)] for t in _tensors((args, kwargs)) if id(t) in self.weights), None)
+            kind = _FUNCTIONS.get(short, "other")
+            used = (self.weights[id(t)] for t in _tensors((args, kwargs)) if id(t) in self.weights)
+            weight = next(used, None) if kind in ("conv", "linear") else None
             plain = (tuple(_without_tensors(args)), {k: _without_tensors(v) for k, v in kwargs.items()})
-            self.add(_FUNCTIONS.get(short, "other"), short, None, inputs, result, weight, plain)
+            self.add(kind, short, None, inputs, result, weight, plain)
         return result
 
     def sources(self, values: Any) -> tuple[int, ...]:
