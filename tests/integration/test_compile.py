@@ -15,6 +15,8 @@ from spikeprune.runtime.compile import compile, cost, load
 sj = pytest.importorskip("spikingjelly.activation_based")
 from spikingjelly.activation_based import functional, layer, neuron  # noqa: E402
 
+from spikeprune.integrations.spikingjelly import SpikingJelly  # noqa: E402
+
 ENGINES = ("lookup", "real", "dense")
 
 
@@ -37,8 +39,18 @@ class PerChannel(neuron.LIFNode):
             v = v * (1 - spikes[-1])
         return torch.stack(spikes)
 
-    def normal_form(self):
-        return NeuronParams(decay=0.5, gain=1.0, v_threshold=self.thresholds)
+
+@pytest.fixture(autouse=True)
+def _known(monkeypatch):
+    """Lets the adapter describe `PerChannel`, as a user's own adapter would."""
+    known = SpikingJelly.describe
+
+    def describe(self, module):
+        if isinstance(module, PerChannel):
+            return NeuronParams(decay=0.5, gain=1.0, v_threshold=module.thresholds)
+        return known(self, module)
+
+    monkeypatch.setattr(SpikingJelly, "describe", describe)
 
 
 class Net(nn.Module):

@@ -1,0 +1,135 @@
+"""Finding, building and loading kernels."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from spikeprune.core.errors import InvalidValue, RunFailed, UnknownName
+from spikeprune.runtime import native
+
+SOURCE = 'extern "C" int answer(void) {{ return {value}; }}\n'
+
+
+@pytest.fixture
+def kernels(tmp_path, monkeypatch):
+    """A kernel folder with one tiny kernel, an empty cache and nothing loaded yet."""
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    (folder / "tiny.cpp").write_text(SOURCE.format(value=42))
+    monkeypatch.setattr(native, "KERNELS", folder)
+    monkeypatch.setattr(native, "BUILT", folder / "built")
+    monkeypatch.setattr(native, "_loaded", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return folder
+
+
+needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+
+
+@needs_compiler
+def test_built_once_and_again_when_the_source_changes(kernels, monkeypatch):
+    assert native.library("tiny").answer() == 42
+    (built,) = native.cache_folder().iterdir()
+    monkeypatch.setattr(native, "_loaded", {})
+    before = built.stat().st_mtime_ns
+    assert native.library("tiny").answer() == 42
+    assert built.stat().st_mtime_ns == before
+    (kernels / "tiny.cpp").write_text(SOURCE.format(value=43))
+    monkeypatch.setattr(native, "_loaded", {})
+    assert native.library("tiny").answer() == 43
+    assert len(list(native.cache_folder().iterdir())) == 2
+
+
+@needs_compiler
+def test_a_library_built_ahead_comes_first(kernels, monkeypatch):
+    target = native.BUILT / f"tiny-{native.isa()}.so"
+    native.build("tiny", target, native.isa(), native.compiler())
+    monkeypatch.setattr(native, "compiler", lambda: None)
+    assert native.library("tiny").answer() == 42
+    assert not native.cache_folder().exists()
+
+
+@needs_compiler
+def test_two_processes_may_build_at_once(kernels, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from spikeprune.runtime import native; "
+        "native.KERNELS = Path(sys.argv[1]); native.BUILT = native.KERNELS / 'built'; "
+        "print(native.library('tiny').answer())"
+    )
+    runs = [subprocess.Popen([sys.executable, "-c", code, str(kernels)], stdout=subprocess.PIPE) for _ in range(2)]
+    assert [run.communicate()[0].strip() for run in runs] == [b"42", b"42"]
+    assert [path.suffix for path in native.cache_folder().iterdir()] == [".so"]
+
+
+def test_without_a_compiler_none_and_one_log_line(kernels, monkeypatch, caplog):
+    monkeypatch.setattr(native, "compiler", lambda: None)
+    with caplog.at_level(logging.WARNING, logger="spikeprune"):
+        assert native.library("tiny") is None
+        assert native.library("tiny") is None
+    assert [record.message for record in caplog.records] == [
+        "no C++ compiler found (g++ or clang++): the tiny kernels run as slower PyTorch code"
+    ]
+
+
+@needs_compiler
+def test_source_that_does_not_compile(kernels, caplog):
+    (kernels / "tiny.cpp").write_text("this is not C++")
+    with pytest.raises(RunFailed, match="compiling the tiny kernel"):
+        native.build("tiny", kernels / "tiny.so", native.isa(), native.compiler())
+    assert not (kernels / "tiny.so").exists()
+    assert native.library("tiny") is None
+    assert "slower PyTorch code" in caplog.text
+
+
+@needs_compiler
+def test_a_damaged_library_is_not_loaded(kernels, caplog):
+    native.BUILT.mkdir()
+    (native.BUILT / f"tiny-{native.isa()}.so").write_bytes(b"not a library")
+    assert native.library("tiny") is None
+    assert "slower PyTorch code" in caplog.text
+
+
+def test_unknown_kernel(kernels):
+    with pytest.raises(UnknownName, match="tiny"):
+        native.library("tinny")
+
+
+def test_forced_instruction_set(monkeypatch):
+    monkeypatch.setenv("SPIKEPRUNE_ISA", "portable")
+    assert native.isa() == "portable"
+    monkeypatch.setenv("SPIKEPRUNE_ISA", "AVX-9")
+    with pytest.raises(UnknownName, match="instruction set"):
+        native.isa()
+    monkeypatch.setattr(native, "cpu_features", lambda: frozenset({"sse2"}))
+    monkeypatch.setenv("SPIKEPRUNE_ISA", "avx2")
+    with pytest.raises(InvalidValue, match="avx2 needs avx2, fma") as error:
+        native.isa()
+    assert 20 <= len(str(error.value)) <= 300
+    monkeypatch.delenv("SPIKEPRUNE_ISA")
+    assert native.isa() == "portable"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("fpu sse2", "portable"),
+        ("fpu avx2 fma", "avx2"),
+        ("avx512f avx512bw avx512dq avx512vl avx2 fma", "avx512"),
+        ("avx512f avx2 fma", "avx2"),
+        ("fp asimd", "neon"),
+    ],
+)
+def test_the_best_instruction_set_is_taken(flags, expected, monkeypatch):
+    monkeypatch.delenv("SPIKEPRUNE_ISA", raising=False)
+    monkeypatch.setattr(native, "_cpuinfo", lambda: ["model name\t: A processor", f"flags\t: {flags}"])
+    assert native.isa() == expected
+    assert native.cpu_name() == "A processor"
+
+
+@needs_compiler
+def test_kernels_include_no_torch_header():
+    for path in native.KERNELS.iterdir():
+        if path.suffix in (".cpp", ".h"):
+            assert "torch/" not in path.read_text(), path.name
