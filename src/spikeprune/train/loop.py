@@ -3,6 +3,7 @@
 The loop is what a user would write; the Pruner only attaches to the optimizer.
 """
 
+import copy
 import itertools
 import math
 import time
@@ -80,12 +81,21 @@ class Phase:
         self._augment = augment if augment != Augment() else None
 
     def begin(self, state: dict[str, Any] | None = None) -> "Phase":
-        """Attach the Pruner and be ready for the first step, or for the one after `state` was saved."""
-        if state is not None:
-            self._load(state)
+        """Attach the Pruner and be ready for the first step, or for the one after `state` was saved.
+
+        What the first forward pass finds out (which neuron a weight feeds, what the fused kernel may leave out) decides
+        roundings later on. So that it is known before the first step of every process, a continued one like an
+        undisturbed one, a forward pass is made here, and everything put back.
+        """
+        start = copy.deepcopy(self.state_dict()) if state is None else state
         if self.pruner is not None:
             self.pruner.attach(self._optimizer)
-            self._count_alive()
+        data = self._setting.data
+        x, _ = next(batches(data, "train", min(4, self._setting.recipe.batch), device=self._setting.device))
+        self.network(x, data.time_first)
+        self.network.adapter.reset(self.network.model)
+        self._load(start)
+        self._count_alive()
         return self
 
     @property

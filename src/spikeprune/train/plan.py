@@ -52,10 +52,9 @@ def plan(recipe: Recipe, train_count: int) -> Plan:
         every = max(1, (end - begin) // recipe.prune.events)
         end = min(total, max(end, begin + recipe.prune.events * every))
         begin = max(0, min(begin, end - recipe.prune.events * every))
-    make = SCHEDULES[recipe.prune.schedule]
+    make: Callable[..., Schedule] = SCHEDULES[recipe.prune.schedule]
     rising = {} if make is Constant else {"initial": min(recipe.prune.initial, recipe.sparsity)}
-    schedule: Callable[..., Schedule] = SCHEDULES[recipe.prune.schedule]
-    return Plan(per_epoch, recipe.epochs, schedule(recipe.sparsity, begin, end, every))
+    return Plan(per_epoch, recipe.epochs, make(recipe.sparsity, begin, end, every, **rising))
 
 
 def learning_rate(recipe: Recipe, step: int, plan: Plan) -> float:
