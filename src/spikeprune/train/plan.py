@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import cast, final
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.core.schedule import SCHEDULES, Constant, Schedule, duration
+from spikeprune.core.schedule import SCHEDULES, Schedule, duration
 from spikeprune.train.recipe import Recipe
 
 
@@ -52,8 +52,8 @@ def plan(recipe: Recipe, train_count: int) -> Plan:
         every = max(1, (end - begin) // recipe.prune.events)
         end = min(total, max(end, begin + recipe.prune.events * every))
         begin = max(0, min(begin, end - recipe.prune.events * every))
-    make: Callable[..., Schedule] = SCHEDULES[recipe.prune.schedule]
-    rising = {} if make is Constant else {"initial": min(recipe.prune.initial, recipe.sparsity)}
+    make = cast(Callable[..., Schedule], SCHEDULES[recipe.prune.schedule])
+    rising = {} if recipe.prune.schedule == "constant" else {"initial": min(recipe.prune.initial, recipe.sparsity)}
     return Plan(per_epoch, recipe.epochs, make(recipe.sparsity, begin, end, every, **rising))
 
 
