@@ -12,6 +12,7 @@ from spikeprune.core.neuron import lif_step
 from spikeprune.integrations import adapter_for, find_adapter
 from spikeprune.integrations.spikingjelly import SpikingJelly
 
+pytestmark = pytest.mark.compat  # here, and against SpikingJelly 0.0.0.0.14 by `make test-compat`
 ADAPTER = SpikingJelly()
 ATAN = surrogate.ATan()
 T, N, C = 6, 3, 4

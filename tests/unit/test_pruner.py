@@ -14,6 +14,7 @@ from nets import CLASSES, N, assert_same, batch, conv_net, lif, loss_of, mlp, sg
 from spikeprune.core.errors import InvalidValue, MissingEvidence
 from spikeprune.core.mask import unpack
 
+pytestmark = pytest.mark.compat  # here, and against SpikingJelly 0.0.0.0.14 by `make test-compat`
 CUBIC = sp.Cubic(to=0.9, end=12, every=3)
 
 

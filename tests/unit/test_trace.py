@@ -11,6 +11,8 @@ from spikeprune.core.errors import InvalidValue
 from spikeprune.pruner.adapter import adapter_for
 from spikeprune.pruner.trace import pair, trace
 
+pytestmark = pytest.mark.compat
+
 
 def neurons(model, *example):
     """Weight -> neuron of one forward."""
