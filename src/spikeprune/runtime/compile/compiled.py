@@ -53,11 +53,18 @@ class CompiledSNN:
 
     It keeps no state between calls, may be called from several threads, and takes any batch size, and any T where it
     is given a sequence.
+
+    Args:
+        network: what `lower` or `store.load` gives.
+        precision: what the weights were rounded for, "fp32" or "int16".
+        engine: runs every conv and linear layer that can on this engine, whatever the cost model says; "dense" is the
+            opponent in benchmarks.
     """
 
-    def __init__(self, network: Network, precision: str = "fp32") -> None:
+    def __init__(self, network: Network, precision: str = "fp32", engine: str | None = None) -> None:
         self.network = network
         self.precision = precision
+        self._engine = engine
         library = native.library("engine")
         self._library = None if library is None else declare(library)
         self._lock = threading.Lock()
@@ -131,7 +138,9 @@ class CompiledSNN:
         with self._lock:
             if key not in self._schedules:
                 engines: dict[int, str] = {}
-                if self._library is not None:
+                if self._engine is not None:
+                    engines = dict.fromkeys(range(len(self.network.layers)), self._engine)
+                elif self._library is not None:
                     choices = cost.choose(self.network, self._library, still, T, regime)
                     self._choices[still, T, regime] = choices
                     engines = {place: choice.engine for place, choice in choices.items()}
