@@ -36,13 +36,15 @@ class Recorder:
         adapter: Adapter | None,
         method: Method,
         parameters: Mapping[str, nn.Parameter],
+        learned: Callable[[Graph], None] | None = None,
     ) -> None:
-        """`outer` is the user's object, perhaps compiled or wrapped; `model` the module inside."""
+        """`outer` is the user's object, perhaps compiled or wrapped; `model` the module inside; `learned` is told."""
         self._outer = outer
         self._model = model
         self._adapter = adapter
         self._method = method
         self._parameters = parameters
+        self._learned = learned
         self.graph: Graph | None = None
         self.pairs: dict[str, Pairing] | None = None
         self._error: UserError | None = None
@@ -94,6 +96,8 @@ class Recorder:
                     "pruner.table() shows what was traced; widen include=, or use 'magnitude'"
                 )
             self._new_probe(needs_grad=True)
+        if self._learned is not None:
+            self._learned(graph)
 
     def _new_probe(self, *, needs_grad: bool) -> Probe:
         assert self._adapter is not None
@@ -141,12 +145,15 @@ class Recorder:
         """Shows the model batches, (input, target) or inputs. Nothing of the model changes.
 
         Returns: parameter name -> gradient of the sum of `loss(output, target)` over the batches; empty without loss.
+            Of every parameter, those that are not pruned too.
         """
         kept = {p: p.grad for p in self._model.parameters()}
         for p in kept:
             p.grad = None
+        empty = True
         try:
             for batch in data:
+                empty = False
                 x, target = batch if isinstance(batch, (tuple, list)) else (batch, None)
                 if self.graph is None and (graph or membrane):
                     self._learn(trace(self._model, x, adapter=self._adapter))
@@ -161,7 +168,9 @@ class Recorder:
                     output = self._model(x)
                     if loss is not None:
                         loss(output, target).backward()
-            return {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
+            if empty:
+                raise InvalidValue("data holds no batch; pass an iterable of inputs or (input, target) pairs")
+            return {n: p.grad for n, p in self._model.named_parameters() if p.grad is not None}
         finally:
             if self._probe is not None:
                 self._probe.remove()

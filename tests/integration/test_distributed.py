@@ -1,0 +1,70 @@
+"""Two processes with different data: scores are summed over ranks before selection, so the masks are identical."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from spikingjelly.activation_based import functional
+from torch.nn.parallel import DistributedDataParallel
+
+import spikeprune as sp
+from nets import batch, conv_net, loss_of, sgd
+
+METHODS = {
+    "neuron": sp.Criticality(),
+    "synapse drawn": sp.Criticality(unit="synapse", pick="sample", batches=2),
+    "after": sp.Criticality(measure="after"),
+    "gradient": sp.Gradient(),
+    "random": sp.Random(),
+}
+
+
+def worker(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    results = {}
+    for name, method in METHODS.items():
+        for budget in ("weights", "synops"):
+            model = DistributedDataParallel(conv_net(), broadcast_buffers=False)
+            optimizer = sgd(model)
+            schedule = sp.Cubic(to=0.8, end=6, every=3)
+            pruner = sp.Pruner(model, method, schedule, budget=budget).attach(optimizer)
+            seen = {}
+            original = pruner._evidence
+
+            def spy(event, original=original, seen=seen, **keywords):
+                evidence = original(event, **keywords)
+                seen.update(evidence.statistics or {})
+                return evidence
+
+            pruner._evidence = spy
+            for step in range(1, 8):
+                x, y = batch(100 * rank + step)  # every rank its own
+                optimizer.zero_grad()
+                loss_of(model, x, y).backward()
+                optimizer.step()
+                functional.reset_net(model)
+            results[f"{name} {budget}"] = {
+                "masks": dict(pruner.masks), "weights": {n: p.detach() for n, p in model.module.named_parameters()},
+                "statistics": dict(seen), "rounds": pruner.rounds,
+            }  # fmt: skip
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="needs gloo")
+def test_ranks_hold_identical_masks_with_different_data(tmp_path: Path):
+    mp.start_processes(worker, (str(tmp_path),), nprocs=2, start_method="spawn")
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for case in first:
+        a, b = first[case], second[case]
+        assert a["rounds"] == b["rounds"]
+        for part in ("masks", "weights", "statistics"):
+            assert a[part].keys() == b[part].keys()
+            assert all(torch.equal(a[part][n], b[part][n]) for n in a[part]), (case, part)
+        assert sum(r["regrown"] for r in a["rounds"]) > 0
+        if case.endswith("weights"):
+            assert sum(int(m.sum()) for m in a["masks"].values()) == 153
