@@ -110,6 +110,7 @@ class Pruner:
         self._upkeep = Upkeep(self._parameters)
         self._step = 0
         self._regrown: dict[str, Tensor] | None = None  # of the last event: for survival and grace
+        self._ever_regrown: dict[str, Tensor] = {}  # by any event, and not cut again by a later one
         self._grads: dict[str, Tensor] = {}  # of the coming event, dead weights included
         self._before: dict[str, Tensor] = {}  # the weights that they belong to
         self._last: dict[str, Tensor] = {}  # values that dead weights had when they were cut, for start_value="last"
@@ -141,6 +142,13 @@ class Pruner:
     def alive(self) -> int:
         """Number of prunable weights that are alive."""
         return _count(self._upkeep.masks)
+
+    @property
+    def regrown_alive(self) -> dict[str, Tensor]:
+        """Parameter name -> bool tensor: the alive weights that some event brought back and no later one cut."""
+        masks = self._upkeep.masks
+        none = {n: torch.zeros_like(m) for n, m in masks.items()}
+        return {n: self._ever_regrown.get(n, none[n]) & masks[n] for n in masks}
 
     @property
     def prunable(self) -> int:
@@ -413,6 +421,8 @@ class Pruner:
                 p.data.add_(self._last[name] * outcome.regrown[name])
         if self._cold:
             self._upkeep.hold_state(untouched)
+        stayed = {n: m & outcome.survivors[n] for n, m in self._ever_regrown.items()}
+        self._ever_regrown = {n: m | stayed[n] if n in stayed else m for n, m in outcome.regrown.items()}
         self._upkeep.set(outcome.alive)
         self._regrown = outcome.regrown
 
@@ -496,6 +506,7 @@ class Pruner:
             "step": self._step,
             "masks": {n: pack(m) for n, m in self._upkeep.masks.items()},
             "regrown": None if self._regrown is None else {n: pack(m) for n, m in self._regrown.items()},
+            "ever_regrown": {n: pack(m) for n, m in self._ever_regrown.items()},
             "rounds": [dict(r) for r in self.rounds],
             "totals": self._recorder.totals(),
             "last": dict(self._last),
@@ -518,11 +529,13 @@ class Pruner:
                 )
             masks = self._unpacked(state["masks"])
             regrown = None if state["regrown"] is None else self._unpacked(state["regrown"])
+            ever_regrown = self._unpacked(state["ever_regrown"]) if state.get("ever_regrown") else {}
             step, rounds, totals = int(state["step"]), [dict(r) for r in state["rounds"]], dict(state["totals"])
             last = {n: v.to(self._parameters[n]) for n, v in state["last"].items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise InvalidValue(f"this is not a saved pruner.state_dict(), or it is damaged ({error!r})") from error
         self._step, self._regrown, self.rounds, self._last = step, regrown, rounds, last
+        self._ever_regrown = ever_regrown
         self._upkeep.set(masks)
         self._upkeep.hold()
         self._hold_state()

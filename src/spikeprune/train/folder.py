@@ -25,6 +25,11 @@ try:
 except ImportError:  # no such locks on Windows: there the user keeps two runs apart
     fcntl = None
 
+
+class Busy(UserError):
+    """Another process is working in the run folder."""
+
+
 _MAGIC = b"spikeprune checkpoint 1\n"
 
 
@@ -53,6 +58,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.model = path / "model.safetensors"
         self.masks = path / "masks.safetensors"
+        self.regrown = path / "regrown.safetensors"
         self.dense = path / "dense.safetensors"
         self.statistics = path / "statistics.json"
         self.plan = path / "plan.json"
@@ -117,7 +123,7 @@ class RunFolder:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError as error:
-                    raise UserError(f"another process is working in {self.path}; wait for it, or use --out") from error
+                    raise Busy(f"another process is working in {self.path}; wait for it, or use --out") from error
             yield
 
     def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:

@@ -222,8 +222,12 @@ def load(source: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises: UnknownName for an unknown recipe, key, method, model or dataset; InvalidValue for a value outside what is
         allowed.
     """
-    name, written = _read(source)
-    given = _pairs(overrides)
+    return from_values(*read_values(source), overrides)
+
+
+def from_values(name: str, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of that name from flat `group.key` values, with overrides as in `load`, and its errors."""
+    written, given = dict(values), _pairs(overrides)
     _refuse_unknown([*written, *given])
     set_by_method = _method_defaults(written, given)
     written |= set_by_method
@@ -388,8 +392,8 @@ def _refuse_unknown(given: Sequence[str]) -> None:
             raise unknown("setting", key, known, "(`spikeprune run --help` lists all)")
 
 
-def _read(source: str) -> tuple[str, dict[str, Any]]:
-    """Name and flat `group.key` values of a recipe."""
+def read_values(source: str) -> tuple[str, dict[str, Any]]:
+    """Name and flat `group.key` values of a recipe, unchecked. Raises: UserError if there is no such recipe."""
     path = Path(source)
     if source in shipped():
         text = (importlib.resources.files("spikeprune") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")

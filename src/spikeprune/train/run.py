@@ -5,6 +5,7 @@ all that the rest of the run depends on is in the last checkpoint.
 """
 
 import dataclasses
+import importlib.util
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from spikeprune.core.errors import RunFailed, UserError
+from spikeprune.core.errors import MissingDependency, RunFailed, UserError
 from spikeprune.pruner.count import Counts, count
 from spikeprune.pruner.pruner import Pruner
 from spikeprune.runtime.fuse import fuse, unfuse
@@ -148,6 +149,8 @@ class _Job:
         self.hash = settings_hash(recipe)
         self.metrics = 0
         device = choose_device(recipe.device)
+        if recipe.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise MissingDependency("--tensorboard needs TensorBoard; try: pip install 'spikeprune[tensorboard]'")
         data = load_data(recipe)
         laid_out = plan(recipe, len(data.train))
         self.setting = Setting(recipe, laid_out, data.to(device), device, choose_precision(recipe.precision, device))
@@ -273,6 +276,8 @@ class _Job:
         counts, statistics = self.count(phase.network, masks)
         self.folder.save_tensors(self.folder.model, phase.network.model.state_dict())
         self.folder.save_tensors(self.folder.masks, masks)
+        if any(event["regrown"] for event in pruner.rounds):
+            self.folder.save_tensors(self.folder.regrown, pruner.regrown_alive)
         self.folder.save_statistics(statistics_record(dense["statistics"] if dense else None, statistics))
         if dense is None:
             # Without a dense run there is no accuracy of it; its size and operations are those of the same spikes.
@@ -333,14 +338,17 @@ def score_test(network: Network, data: datasets.Dataset, recipe: Recipe, device:
     return score(network, datasets.batches(data, "test", recipe.batch, device=device), data.time_first)
 
 
-def restore(folder: RunFolder, recipe: Recipe, data: datasets.Dataset, device: torch.device) -> Network:
-    """The finished network of a run, from model.safetensors."""
+def restore(
+    folder: RunFolder, recipe: Recipe, data: datasets.Dataset, device: torch.device, file: Path | None = None
+) -> Network:
+    """A network of a finished run, from model.safetensors or another `file` of its folder."""
+    path = file or folder.model
     model = build(recipe.model, len(data.classes), recipe.T, data.shape, recipe.seed)
-    tensors = read_safetensors(folder.model)
+    tensors = read_safetensors(path)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(f"{folder.model} does not fit the network {recipe.model}; restore it or run again") from error
+        raise UserError(f"{path} does not fit the network {recipe.model}; restore it or run again") from error
     model.to(device)
     example = next(datasets.batches(data, "train", 2 * recipe.T + 2, device=device))[0]
     return connect(model, example, recipe.T, len(data.classes), recipe.loss, data.time_first)
