@@ -69,7 +69,10 @@ class Phase:
         self.kept_samples: dict[str, int] = {}
         self._setting = setting
         self._batch = 0
-        self._sums = [0.0, 0, 0]
+        # Of the current epoch: summed loss and right answers, on the device, and samples.
+        self._loss = torch.zeros((), dtype=torch.float64, device=setting.device)
+        self._right = torch.zeros((), dtype=torch.int64, device=setting.device)
+        self._seen = 0
         self._rounds = 0
         self._kept: dict[str, int] = {}
         recipe = setting.recipe
@@ -118,8 +121,7 @@ class Phase:
         # Looking at the loss waits for the device, so on an accelerator it is looked at only now and then.
         look_every = 1 if setting.device.type == "cpu" else 50
         loss_of = LOSSES[self.network.loss]
-        loss_sum = torch.tensor(self._sums[0], dtype=torch.float64, device=setting.device)
-        right = torch.tensor(self._sums[1], device=setting.device)
+        shown = 0.0
         feed = batches(
             data,
             "train",
@@ -142,22 +144,18 @@ class Phase:
             self._scaler.scale(loss).backward()
             self._scaler.step(self._optimizer)
             self._scaler.update()
-            loss_sum += loss.detach() * len(target)
-            right += (predict(logits.detach()) == target).sum()
+            self._loss += loss.detach() * len(target)
+            self._right += (predict(logits.detach()) == target).sum()
+            self._seen += len(target)
             self._batch += 1
-            self._sums[2] += len(target)
             if self._batch % look_every == 0 or self._batch == plan.steps_per_epoch:
-                self._sums[:2] = [float(loss_sum), int(right)]
-                if not math.isfinite(self._sums[0]):
-                    raise RunFailed(
-                        f"the loss is not a number at step {self.step} (epoch {self.epoch + 1}), {self.name} run; "
-                        f"a lower --lr than {recipe.lr:g} or --precision fp32 may help"
-                    )
+                shown = float(self._loss) / self._seen
+                self._check(shown, "loss")
             now = time.perf_counter()
             self.seconds += now - began
             began = now
             self._account(len(target))
-            yield self._sums[0] / self._sums[2]
+            yield shown
 
     def end_epoch(self) -> dict[str, Any]:
         """Score the epoch and go on to the next; returns its line for metrics.jsonl."""
@@ -169,15 +167,19 @@ class Phase:
             "epoch": self.epoch + 1,
             "step": self.step,
             "lr": self._optimizer.param_groups[0]["lr"],
-            "train_loss": self._sums[0] / self._sums[2],
-            "train_accuracy": self._sums[1] / self._sums[2],
+            "train_loss": float(self._loss) / self._seen,
+            "train_accuracy": int(self._right) / self._seen,
             "seen_loss": seen.loss if seen else None,
             "seen_accuracy": seen.accuracy if seen else None,
             "val_loss": held.loss if held else None,
             "val_accuracy": held.accuracy if held else None,
             "sparsity": self.pruner.sparsity if self.pruner is not None else 0.0,
         }
-        self.epoch, self._batch, self._sums = self.epoch + 1, 0, [0.0, 0, 0]
+        for part in (held, seen):
+            self._check(part.loss if part else 0.0, "loss of the validation")
+        self.epoch, self._batch, self._seen = self.epoch + 1, 0, 0
+        self._loss.zero_()
+        self._right.zero_()
         if held and self.step >= setting.plan.schedule.steps()[-1] and self._better(held):
             self.best = {"epoch": self.epoch, "accuracy": held.accuracy, "loss": held.loss}
         self.seconds += time.perf_counter() - began
@@ -190,6 +192,13 @@ class Phase:
         if count is not None:
             feed = itertools.islice(feed, math.ceil(count / setting.recipe.batch))
         return score(self.network, feed, setting.data.time_first) if len(setting.data.split(split)) else None
+
+    def _check(self, value: float, what: str) -> None:
+        if not math.isfinite(value):
+            raise RunFailed(
+                f"the {what} is not a number at step {self.step} (epoch {self.epoch + 1}), {self.name} run; a lower "
+                f"--lr than {self._setting.recipe.lr:g} or --precision fp32 may help"
+            )
 
     def _better(self, held: Score) -> bool:
         """Higher accuracy on the validation split wins, then lower loss, then the earlier epoch."""
@@ -216,7 +225,7 @@ class Phase:
             "name": self.name,
             "epoch": self.epoch,
             "batch": self._batch,
-            "sums": list(self._sums),
+            "sums": [float(self._loss), int(self._right), self._seen],
             "best": self.best,
             "seconds": self.seconds,
             "search_seconds": self.search_seconds,
@@ -231,7 +240,10 @@ class Phase:
         }
 
     def _load(self, state: dict[str, Any]) -> None:
-        self.epoch, self._batch, self._sums = state["epoch"], state["batch"], list(state["sums"])
+        self.epoch, self._batch = state["epoch"], state["batch"]
+        loss, right, self._seen = state["sums"]
+        self._loss.fill_(loss)
+        self._right.fill_(right)
         self.best, self.kept_samples = state["best"], state["kept_samples"]
         self.seconds = state["seconds"]
         self.search_seconds, self.search_step = state["search_seconds"], state["search_step"]
