@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -25,12 +26,49 @@ class Layer(abc.ABC):
         """The neuron's own smooth forward curve at u."""
 
     @abc.abstractmethod
+    def spikes(self, u: Tensor) -> Tensor:
+        """1 where the neuron fires at u, else 0."""
+
+    @abc.abstractmethod
+    def potential(self, u: Tensor) -> Tensor:
+        """v_pre = u + v_threshold."""
+
+    @abc.abstractmethod
     def per_channel(self, curve: Callable[[Tensor], Tensor], space: str) -> Statistic:
         """A statistic with one number per output channel."""
 
     @abc.abstractmethod
     def per_synapse(self, curve: Callable[[Tensor], Tensor]) -> Statistic:
         """A statistic with one number per weight."""
+
+
+Memory = dict[str, dict[str, Tensor]]  # what a method keeps from step to step: kind -> name -> tensor
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training around a step, as a method sees it that does more than score.
+
+    Attributes:
+        weights: parameter name -> its values, to be changed in place.
+        grads: parameter name -> its gradient, that of dead weights included, to be changed in place; only before the
+            update.
+        masks: parameter name -> bool, the present masks.
+        memory: the method's own, empty at first; saved with the Pruner, dropped after the last event.
+        rates: parameter name -> learning rate of this step.
+        progress: share of the steps up to the last event that this step completes, in (0, 1].
+        sparsity: the final one.
+        select: what scores would keep, exactly, at the sparsity of this event, or of the last one before this step.
+    """
+
+    weights: Mapping[str, Tensor]
+    grads: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
+    memory: Memory
+    rates: Mapping[str, float]
+    progress: float
+    sparsity: float
+    select: Callable[[Scores], Mapping[str, Tensor]]
 
 
 class Method(abc.ABC):
@@ -43,12 +81,20 @@ class Method(abc.ABC):
             authors' "warm": gradients of dead weights flow into the optimizer's state), `grace` (regrown weights cannot
             be cut by the next event) and `start_value` (what regrown weights start with, see `check_regrowth`).
         within_layers: whether each layer gets back what it lost (`survivors`, `growth`); else all layers compete.
+        channels: whether it scores whole channels, and so takes a channel pattern only.
+        acts: whether it takes part in every step up to the last event (`before_update`, `after_update`). Its masks
+            may then follow from the weights, and only its last event fixes them.
+        rewinds: whether a cut sends all parameters and buffers back to what they were at the schedule's `begin`, with
+            an empty optimizer state: "never", at "each" event, or "once".
         defaults: keys of a recipe that this method sets unless the user does, such as {"start": "random"}.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"weights"})
     regrows: ClassVar[bool] = False
     within_layers: ClassVar[bool] = False
+    channels: ClassVar[bool] = False
+    acts: ClassVar[bool] = False
+    rewinds: ClassVar[str] = "never"
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     @abc.abstractmethod
@@ -71,6 +117,18 @@ class Method(abc.ABC):
     def growth(self, evidence: Evidence) -> Mapping[str, float] | None:
         """Name -> the layer's part of all that is regrown, if `within_layers`; None gives each what it lost."""
         return None
+
+    def before_update(self, training: Training) -> None:
+        """Before the optimizer's update of a step, if `acts`: may change gradients."""
+        return
+
+    def after_update(self, training: Training) -> Mapping[str, Tensor] | None:
+        """After the update, if `acts`: may change weights. Returns the masks that follow from them, if they do."""
+        return None
+
+    def at_event(self, training: Training) -> bool:
+        """At an event: whether it cuts. If not, it leaves the masks alone and only appears in the record."""
+        return True
 
     def statistic(self, layer: Layer) -> Statistic:
         """What to record at a layer's neuron; only asked if `needs` names "membrane" or "spikes"."""

@@ -52,6 +52,12 @@ class Outcome:
     reference: dict[str, Tensor]
 
 
+def unchanged(masks: Bools) -> Outcome:
+    """The outcome of an event that leaves the masks alone."""
+    none = {n: torch.zeros_like(m) for n, m in masks.items()}
+    return Outcome(dict(masks), dict(masks), none, dict(masks))
+
+
 def prune_and_regrow(
     scores: Scores,
     regrow_scores: Scores,

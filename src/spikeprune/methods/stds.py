@@ -1,0 +1,80 @@
+"""STDS: a growing dead zone around 0, under which weights go on learning."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.core.evidence import Evidence, Scores
+from spikeprune.methods.base import Method, Training, check_choice, magnitude
+from spikeprune.methods.registry import register
+
+
+@register("stds", source="Chen et al. 2022, ICML: State Transition of Dendritic Spines")
+@final
+@dataclass(frozen=True)
+class Stds(Method):
+    """Soft-threshold the weights by a threshold d that grows; the gradient passes straight through it.
+
+        w = sign(theta) * relu(|theta| - d),   theta += the optimizer's update of w, also where w = 0
+
+    Args:
+        depth: None: at every event d is set, layer by layer, to the largest |theta| that the schedule's sparsity cuts,
+            so that every event meets its sparsity exactly. A number is the authors' D, the value that d reaches at
+            the last event; the sparsity on the way is then what it is, and only the last event is exact (it keeps
+            the largest |theta|; those inside the dead zone stay with weight 0).
+        ramp: how d grows to `depth`: "sine", sin(pi/2 * progress), or "linear".
+    After the last event the mask is fixed and the kept weights train on as ordinary ones; the authors train under the
+    growing threshold to the end.
+    Source: Chen et al. 2022, "State Transition of Dendritic Spines Improves Learning of Sparse Spiking Neural
+        Networks" (ICML, PMLR 162), and their code (function "stmod"); one threshold for all layers there.
+    """
+
+    depth: float | None = None
+    ramp: str = "sine"
+    acts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_choice("ramp", self.ramp, ("sine", "linear"))
+        if self.depth is not None and not self.depth > 0:
+            raise InvalidValue(f"depth must be None (set by the sparsity) or a threshold above 0, got {self.depth}")
+
+    def before_update(self, training: Training) -> None:
+        if not training.memory:
+            training.memory["theta"] = {name: weight.clone() for name, weight in training.weights.items()}
+            training.memory["d"] = {name: weight.new_zeros(()) for name, weight in training.weights.items()}
+
+    def after_update(self, training: Training) -> Mapping[str, Tensor]:
+        self.before_update(training)  # for loops that never show the gradients
+        theta, d = training.memory["theta"], training.memory["d"]
+        for name, weight in training.weights.items():
+            theta[name] += weight - _soft(theta[name], d[name])
+            if self.depth is not None:
+                growth = math.sin(math.pi / 2 * training.progress) if self.ramp == "sine" else training.progress
+                d[name].fill_(self.depth * growth)
+            weight.copy_(_soft(theta[name], d[name]))
+        return {name: theta[name].abs() > d[name] for name in theta}
+
+    def at_event(self, training: Training) -> bool:
+        if self.depth is not None:
+            return training.progress >= 1
+        if training.memory:
+            theta = training.memory["theta"]
+            masks = training.select({name: value.abs() for name, value in theta.items()})
+            for name, weight in training.weights.items():
+                cut = theta[name][~masks[name]].abs()
+                training.memory["d"][name] = cut.max() if cut.numel() else weight.new_zeros(())
+                weight.copy_(_soft(theta[name], training.memory["d"][name]))
+        return True
+
+    def score(self, evidence: Evidence) -> Scores:
+        theta = evidence.memory.get("theta")
+        return {name: value.abs() for name, value in theta.items()} if theta else magnitude(evidence)
+
+
+def _soft(theta: Tensor, d: Tensor) -> Tensor:
+    return torch.sign(theta) * (theta.abs() - d).relu()
