@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from spikingjelly.activation_based.neuron import LIFNode
 from torch import Tensor
 
 from spikeprune.cli.main import main
+from spikeprune.integrations import adapter_for
 from spikeprune.pruner.count import count
 from spikeprune.train.folder import RunFolder, read_safetensors
 from spikeprune.train.network import Network, build, connect
 from spikeprune.train.statistics import QUANTILES, layer_statistics
 
-TINY = ["--epochs", "2", "--data.limit", "256", "--precision", "fp32"]
+TINY = ["--model", "digits-conv", "--epochs", "1", "--data.limit", "128", "--precision", "fp32"]
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,14 @@ def test_criticality_equals_a_membrane_simulated_beside():
     assert found["criticality"] == pytest.approx(expected.tolist(), rel=1e-5)
     assert found["peak"] == pytest.approx(1.0)
     assert found["firing_rate"] == counts.firing_rates["body.0"]
+
+
+def test_a_model_that_criticality_refuses_has_rates_all_the_same():
+    model = torch.nn.Sequential(LIFNode(), torch.nn.Flatten(), torch.nn.Linear(64, 10))  # no layer feeds the neuron
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    found = layer_statistics(Network(model, adapter_for(model), "step", 1, "mean"), [x], count(model, [x]))
+    assert set(found["neurons"]["0"]) == {"firing_rate"}
+    assert found["layers"]["2"]["neuron"] is None
 
 
 def test_statistics_leave_the_network_as_it_was():

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 from spikeprune.core.errors import UserError
 from spikeprune.report import figures, words, write_report
+from spikeprune.report.page import render
 from spikeprune.report.read import read_run
 from spikeprune.train.folder import RunFolder
 from spikeprune.train.recipe import complete, load, settings_hash
@@ -438,6 +439,7 @@ def replaced(old: str, new: str) -> Callable[[Path], None]:
 def test_damage_is_refused_by_the_files_name_and_an_older_page_stays(
     made: Folder, name: str, damage: Callable[[Path], None]
 ):
+    made.record["name"] = "own"  # of no shipped recipe, so that none has to be read for the command
     folder = made.write()
     before = write_report(folder).read_bytes()
     damage(folder.path / name)
@@ -445,6 +447,49 @@ def test_damage_is_refused_by_the_files_name_and_an_older_page_stays(
         write_report(folder)
     assert 20 <= len(str(caught.value)) - len(str(folder.path)) <= 300
     assert folder.report.read_bytes() == before
+
+
+def leaves(value: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
+    """The place of every value inside nested mappings and lists, those of mappings and lists included."""
+    if path:
+        yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from leaves(inner, *path, key)
+
+
+@pytest.mark.parametrize("wrong", [None, "?", "gone"], ids=repr)
+def test_a_wrong_value_anywhere_gives_a_page_or_an_error_that_names_the_file(
+    made: Folder, wrong: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("spikeprune.report.page._command", lambda run: "")  # it reads recipes, which takes long
+    made.write()
+    for path in (made.folder.record, made.folder.statistics):
+        whole = path.read_text()
+        outcomes = set()
+        for place in leaves(json.loads(whole)):
+            content = json.loads(whole)
+            part = content
+            for key in place[:-1]:
+                part = part[key]
+            if wrong == "gone":
+                del part[place[-1]]
+            else:
+                part[place[-1]] = wrong
+            path.write_text(json.dumps(content))
+            outcomes.add(refusal(made.folder))
+        path.write_text(whole)
+        assert all(path.name in message for message in outcomes - {""})
+        assert len(outcomes) >= 3  # different errors, and pages that do not need the value
+
+
+def refusal(folder: RunFolder) -> str:
+    """The error that stands in the way of a page; empty if there is none."""
+    try:
+        render(read_run(folder))
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def test_a_folder_that_is_no_finished_run_is_refused(tmp_path: Path, made: Folder):

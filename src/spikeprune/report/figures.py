@@ -203,8 +203,9 @@ def criticality_rows(run: Run) -> list[tuple[str, list[Box]]]:
     rows = []
     for name, neurons in (run.statistics.neurons if run.statistics else {}).items():
         boxes = [_box("pruned", neurons)] if neurons.criticality else []
-        if boxes and run.dense_statistics and name in run.dense_statistics.neurons:
-            boxes.insert(0, _box("dense", run.dense_statistics.neurons[name]))
+        dense = run.dense_statistics.neurons.get(name) if run.dense_statistics else None
+        if boxes and dense and dense.criticality:
+            boxes.insert(0, _box("dense", dense))
         if boxes:
             rows.append((name, boxes))
     return rows

@@ -1,17 +1,21 @@
 """Writes report.html: reads the run folder, puts its numbers into words and figures, and fills the template."""
 
+import functools
 import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from spikeprune.core.errors import UserError
 from spikeprune.report import figures, words
 from spikeprune.report.read import Run, read_run
 from spikeprune.train.folder import RunFolder, write_whole
 from spikeprune.train.recipe import complete, deciding, load, settings_hash, shipped
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 @final
@@ -50,8 +54,9 @@ def write_report(run_folder: Path | str | RunFolder) -> Path:
     return folder.report
 
 
-def render(run: Run) -> str:
-    """The page as text."""
+@functools.cache
+def _environment() -> "Environment":
+    """Templates of this folder. What they print is escaped; what they name must exist."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -68,7 +73,13 @@ def render(run: Run) -> str:
         "energy": words.energy,
         "duration": words.duration,
     }
-    return environment.get_template("report.html.j2").render(
+    return environment
+
+
+def render(run: Run) -> str:
+    """The page as text."""
+    template = _environment().get_template("report.html.j2")
+    return template.render(
         run=run,
         record=run.record,
         first=_first_words(run),
@@ -182,18 +193,23 @@ def _command(run: Run) -> str:
     """
     settings = run.settings
     try:
-        words_given = [f"--{key}={_plain(settings[key])}" for key in ("method", "epochs", "seed")]
-        base = deciding(complete(load(run.name, words_given))) if run.name in shipped() else None
-        if base is not None:
-            changed = {key: value for key, value in deciding(settings).items() if base.get(key, value) != value}
+        recipe, given = (load(run.name) if run.name in shipped() else None), dict[str, Any]()
+        # First what other settings follow from: phases scale with epochs, and a method brings its own settings.
+        for keys in (("method", "epochs", "seed"), deciding(settings)):
+            plain = deciding(complete(recipe)) if recipe else {}
+            wanted = {key: settings[key] if key in settings else deciding(settings)[key] for key in keys}
+            changed = {key: value for key, value in wanted.items() if plain.get(key, value) != value}
+            if changed and recipe:
+                given |= changed
+                recipe = load(run.name, _options(given))
+        if recipe and settings_hash(recipe) == run.record["settings_hash"]:
             if settings["data"]["root"] is not None:
-                changed["data.root"] = settings["data"]["root"]
-            plain = deciding(complete(load(run.name)))
-            given = {key: settings[key] for key in ("method", "epochs", "seed") if plain.get(key) != settings[key]}
-            pairs = [(key, _plain(value)) for key, value in {**given, **changed}.items()]
-            overrides = [f"--{key}={text}" for key, text in pairs]
-            if settings_hash(load(run.name, overrides)) == run.record["settings_hash"]:
-                return shlex.join(["spikeprune", "run", run.name, *(w for k, t in pairs for w in (f"--{k}", t))])
+                given["data.root"] = settings["data"]["root"]
+            return shlex.join(["spikeprune", "run", run.name, *_options(given)])
     except (UserError, KeyError, TypeError):
-        pass  # a recipe or a file of weights that has changed since: the folder's own recipe stands for itself
+        pass  # the recipe, its keys or a file of weights are others by now: the folder's own recipe stands for itself
     return "spikeprune run recipe.yaml --out again"
+
+
+def _options(given: Mapping[str, Any]) -> list[str]:
+    return [word for key, value in given.items() for word in (f"--{key}", _plain(value))]

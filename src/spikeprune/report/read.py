@@ -6,11 +6,29 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, final
 
 from spikeprune.core.errors import UserError
 from spikeprune.shrink.plan import ChannelPlan
 from spikeprune.train.folder import RunFolder, read_safetensors
+from spikeprune.train.statistics import QUANTILES
+
+# What only the template reads of a record; `float` stands for any finite number.
+_PRINTED: dict[str, dict[str, type | UnionType]] = {
+    "settings": {
+        "method": str, "model": str, "allocate": str, "pattern": str, "budget": str, "start": str, "regrow": float,
+        "T": float, "epochs": float, "data": dict,
+    },
+    "environment": {
+        "versions": dict, "platform": str, "device": str, "threads": float, "precision": str, "git": str | None,
+    },
+    "data": {"name": str, "counts": dict, "notes": list, "counted": float, "checksum": str},
+    "cost": {
+        "epochs": float, "seconds": float, "train_macs": float, "train_macs_effective": float,
+        "pruning_seconds": float, "search_epochs": float,
+    },
+}  # fmt: skip
 
 
 @final
@@ -202,21 +220,19 @@ def _round(event: Mapping[str, Any]) -> Round:
 
 
 def _check_printed(record: Mapping[str, Any]) -> None:
-    """What the template prints from the record without further ado."""
-    for group, names in {
-        "settings": ("method", "model", "T", "epochs", "pattern", "budget", "regrow", "start", "baseline"),
-        "environment": ("versions", "platform", "device", "threads", "precision", "git"),
-        "data": ("name", "counts", "notes", "counted", "checksum"),
-        "cost": ("epochs", "seconds", "train_macs", "train_macs_effective", "pruning_seconds", "search_epochs"),
-    }.items():
-        for name in names:
-            record[group][name]
-    for name in ("epochs", "seconds", "train_macs", "train_macs_effective", "pruning_seconds", "search_epochs"):
-        _number(record["cost"][name])
+    """What the template prints or compares without further ado must be there, and of the kind that it takes it for."""
+    for group, names in _PRINTED.items():
+        for name, kind in names.items():
+            value = record[group][name]
+            if kind is float:
+                _number(value)
+            elif not isinstance(value, kind):
+                raise TypeError(f"{group}.{name} is {value!r}")
     for split in ("train", "validation", "test"):
         _number(record["data"]["counts"][split])
-    if not isinstance(record["data"]["notes"], list) or not isinstance(record["environment"]["versions"], dict):
-        raise TypeError("notes must be a list, versions a mapping")
+    for name in ("seed", "settings_hash"):
+        record[name]
+    record["environment"]["versions"]["spikeprune"]
 
 
 def _epochs(path: Path) -> tuple[tuple[Epoch, ...], bool]:
@@ -262,12 +278,18 @@ def _network(values: Mapping[str, Any]) -> Statistics:
         {
             str(name): Neurons(
                 _number(v["firing_rate"]),
-                tuple(_number(q) for q in v.get("criticality", ())),
-                _number(v.get("peak", 1.0)),
+                _quantiles(v["criticality"]) if "criticality" in v else (),
+                _number(v["peak"]) if "peak" in v else 1.0,
             )
             for name, v in values["neurons"].items()
         },
     )
+
+
+def _quantiles(values: Any) -> tuple[float, ...]:
+    if len(values) != len(QUANTILES):
+        raise ValueError(f"{len(values)} quantiles, not {len(QUANTILES)}")
+    return tuple(_number(value) for value in values)
 
 
 def _layers(path: Path, feeds: Mapping[str, str | None]) -> tuple[Layer, ...]:
