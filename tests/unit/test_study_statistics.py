@@ -1,0 +1,116 @@
+"""The laboratory's statistics against scipy and against cases worked by hand; the paper's factors of cost."""
+
+import math
+import random
+
+import pytest
+from scipy import special, stats
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.study import claims
+from spikeprune.study.statistics import (
+    holm,
+    incomplete_beta,
+    paired,
+    summarize,
+    t_cdf,
+    t_quantile,
+    t_test,
+    wilcoxon,
+)
+
+
+@pytest.mark.parametrize("a", [0.5, 1.0, 2.5, 15.0, 200.0])
+@pytest.mark.parametrize("b", [0.5, 3.0, 40.0])
+def test_the_incomplete_beta_function_is_scipys(a, b):
+    for x in (0.0, 1e-9, 0.02, 0.3, 0.5, 0.77, 0.999, 1.0):
+        assert incomplete_beta(a, b, x) == pytest.approx(special.betainc(a, b, x), rel=1e-10, abs=1e-14)
+
+
+@pytest.mark.parametrize("df", [1, 2, 3, 4, 5, 9, 29, 500])
+def test_students_t_is_scipys(df):
+    for t in (-7.0, -1.0, 0.0, 0.3, 2.5, 40.0):
+        assert t_cdf(t, df) == pytest.approx(stats.t.cdf(t, df), rel=1e-9, abs=1e-14)
+    for p in (0.001, 0.025, 0.4, 0.5, 0.975, 0.9999):
+        assert t_quantile(p, df) == pytest.approx(stats.t.ppf(p, df), rel=1e-8, abs=1e-12)
+
+
+def test_a_quantile_of_nothing_is_refused():
+    for p, df in ((0.0, 3), (1.0, 3), (0.5, 0)):
+        with pytest.raises(InvalidValue, match="0 < p < 1 and df >= 1"):
+            t_quantile(p, df)
+
+
+def test_an_interval_worked_by_hand():
+    # 1, 2, 3: mean 2, sd = sqrt((1 + 0 + 1) / 2) = 1, half = 4.302653 * 1 / sqrt(3)
+    summary = summarize([1.0, 2.0, 3.0])
+    assert (summary.n, summary.mean, summary.sd) == (3, 2.0, 1.0)
+    assert summary.half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    alone = summarize([0.7])
+    assert (alone.mean, alone.sd, alone.half) == (0.7, None, None)
+    with pytest.raises(InvalidValue, match="at least 1 value"):
+        summarize([])
+
+
+def test_the_paired_t_test_is_scipys():
+    draw = random.Random(0)
+    for n in (2, 3, 5, 8, 20):
+        mine = [draw.gauss(0.2, 1) for _ in range(n)]
+        other = [draw.gauss(0, 1) for _ in range(n)]
+        expected = stats.ttest_rel(mine, other).pvalue
+        assert t_test([a - b for a, b in zip(mine, other, strict=True)]) == pytest.approx(expected, rel=1e-8)
+
+
+def test_differences_without_spread_have_no_t_test():
+    assert t_test([0.0, 0.0, 0.0]) == 1.0
+    assert t_test([0.1 + 0.2 - 0.3 + 0.5, 0.5, 0.5]) is None
+    assert t_test([0.5]) is None
+
+
+def test_the_signed_rank_test_is_scipys_without_ties():
+    draw = random.Random(1)
+    for n in (6, 7, 10, 15):
+        values = [draw.gauss(0.3, 1) for _ in range(n)]
+        assert wilcoxon(values) == pytest.approx(stats.wilcoxon(values, method="exact").pvalue, rel=1e-12)
+
+
+def test_the_signed_rank_test_counts_signs_by_hand():
+    # Six ranks, all positive: one of 2^6 sign patterns is as large, so p = 2 / 64.
+    assert wilcoxon([1, 2, 3, 4, 5, 6]) == 2 / 64
+    # |d| all tied: each rank 3.5. W+ = 5 * 3.5; patterns with at least five positives: 6 + 1 of 64.
+    assert wilcoxon([1, 1, 1, 1, 1, -1]) == 2 * 7 / 64
+    assert wilcoxon([1, -2, 3, -4, 5, -5.5]) <= 1
+    assert wilcoxon([1, 2, 3, 4, 5]) is None
+    assert wilcoxon([0, 1, 2, 3, 4, 5]) is None  # a zero is no evidence, which leaves five
+
+
+def test_holm_worked_by_hand():
+    # Sorted .01 .02 .04 -> 3 * .01 = .03, 2 * .02 = .04, max(.04, 1 * .04) = .04
+    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    # The step-down maximum: .01 -> .02, then 1 * .015 stays at .02.
+    assert holm([0.015, 0.01]) == pytest.approx([0.02, 0.02])
+    assert holm([None, 0.6, 0.9]) == [None, 1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_pairs_are_those_of_common_seeds():
+    result = paired({0: 0.9, 1: 0.8, 2: 0.7}, {1: 0.7, 2: 0.65, 5: 0.1})
+    assert result is not None
+    assert result.difference.n == 2
+    assert result.difference.mean == pytest.approx(0.075)
+    assert result.wilcoxon_p is None
+    assert paired({0: 1.0}, {1: 1.0}) is None
+
+
+def test_the_papers_factors_with_their_numerators_and_denominators():
+    rows = {(f.target, f.numerator, f.denominator): f for f in claims.factors()}
+    # F(k) = 300 + 280 (k - 1), T(k) = 300 + 280 k; k = 8 for 90 %, 11 for 95 %.
+    assert rows[0.90, 2260, 200].value == pytest.approx(11.3)
+    assert rows[0.95, 3100, 200].value == pytest.approx(15.5)
+    assert round(rows[0.90, 2540, 500].value, 1) == 5.1
+    assert round(rows[0.95, 3380, 500].value, 1) == 6.8
+    assert [claims.imp_prunings(s) for s in (0.9, 0.95, 0.98)] == [8, 11, 14]
+    assert claims.imp_sparsity(8) == pytest.approx(0.8999, abs=1e-4)
+    text = "\n".join(claims.explanation())
+    assert "11.3 = 2260/200: search epochs of IMP with 8 prunings, over search epochs of the criticality paper" in text
+    assert "95.26% = 1 - 200/4220" in text
