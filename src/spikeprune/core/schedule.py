@@ -16,12 +16,15 @@ from spikeprune.core.errors import InvalidValue
 
 @dataclass(frozen=True)
 class Event:
-    """One prune-and-regrow event: its number n from 1, its optimizer step, its target sparsity, the weights kept."""
+    """One prune-and-regrow event: its number n from 1, its optimizer step, its target sparsity, what it keeps.
+
+    `kept` counts weights, or channels under a channel pattern; None as long as no forward has shown the channels.
+    """
 
     number: int
     step: int
     target: float
-    kept: int
+    kept: int | None
 
 
 class Schedule(abc.ABC):
@@ -148,6 +151,28 @@ class Cosine(Schedule):
 
 @final
 @dataclass(frozen=True)
+class Geometric(Schedule):
+    """1 - s(p) = (1 - initial) * ((1 - to) / (1 - initial))^p: every event keeps the same share of what is alive.
+
+    Source: Frankle and Carbin 2019, arXiv:1803.03635 (iterative pruning).
+    """
+
+    to: float
+    begin: int | None = 0
+    end: int | None = None
+    every: int | None = None
+    initial: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def at(self, progress: float) -> float:
+        ratio = (1 - self.to) / (1 - self.initial)
+        return self.to if progress >= 1 else 1 - (1 - self.initial) * ratio**progress
+
+
+@final
+@dataclass(frozen=True)
 class Constant(Schedule):
     """s(p) = to at every event: a fixed sparsity, or a fixed regrow share."""
 
@@ -193,6 +218,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "constant": Constant,
     "cosine": Cosine,
     "cubic": Cubic,
+    "geometric": Geometric,
     "linear": Linear,
     "oneshot": OneShot,
 }

@@ -118,6 +118,10 @@ class Method(abc.ABC):
         """Name -> the layer's part of all that is regrown, if `within_layers`; None gives each what it lost."""
         return None
 
+    def schedule(self, sparsity: float, steps: int, per_epoch: int) -> Schedule | None:
+        """When a run of so many steps has its events, if that is the method's to say and not the recipe's."""
+        return None
+
     def before_update(self, training: Training) -> None:
         """Before the optimizer's update of a step, if `acts`: may change gradients."""
         return

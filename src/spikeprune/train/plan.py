@@ -7,7 +7,7 @@ from typing import cast, final
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.schedule import SCHEDULES, Schedule, duration
-from spikeprune.train.recipe import Recipe
+from spikeprune.train.recipe import Recipe, make_method
 
 
 @final
@@ -43,6 +43,9 @@ def plan(recipe: Recipe, train_count: int) -> Plan:
     begin, end, every = (
         duration(text, per_epoch) for text in (recipe.prune.begin, recipe.prune.end, recipe.prune.every)
     )
+    own = make_method(recipe).schedule(recipe.sparsity, total, per_epoch)
+    if own is not None:
+        return Plan(per_epoch, recipe.epochs, own)
     every = max(1, every)
     if end > total:
         raise InvalidValue(
@@ -57,16 +60,20 @@ def plan(recipe: Recipe, train_count: int) -> Plan:
     return Plan(per_epoch, recipe.epochs, make(recipe.sparsity, begin, end, every, **rising))
 
 
-def learning_rate(recipe: Recipe, step: int, plan: Plan) -> float:
+def learning_rate(recipe: Recipe, step: int, plan: Plan, span: tuple[int, int | None] = (0, None)) -> float:
     """The learning rate of the step after `step` completed ones.
 
     cosine: lr * (1 + cos(pi p)) / 2;  step: lr * drop^(milestones passed by p);  p is the share of the training done,
     of whole epochs with `stepping: epoch`.
+
+    Args:
+        span: first and last step of a training within the run, which has the whole course for itself; None is the end.
     """
+    first, last = span
+    done = step - first
     if recipe.optim.stepping == "epoch":
-        progress = step // plan.steps_per_epoch / plan.epochs
-    else:
-        progress = step / plan.steps
+        done -= done % plan.steps_per_epoch
+    progress = done / ((plan.steps if last is None else last) - first)
     if recipe.optim.decay == "cosine":
         return recipe.lr * (1 + math.cos(math.pi * progress)) / 2
     if recipe.optim.decay == "step":

@@ -1,0 +1,84 @@
+"""What the lottery-ticket methods share: rounds of training, pruning and going back. Registers no method itself."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.core.evidence import Scores
+from spikeprune.core.schedule import Constant, Geometric
+from spikeprune.methods.base import Memory, Training
+
+SHARED = 20 / 280  # epochs before the rewind point over epochs of a round, in the code of arXiv:2207.01382
+
+
+def check_rate(rate: float) -> None:
+    """Raises: InvalidValue if `rate`, the share pruned in a round, is not in (0, 1)."""
+    if not 0 < rate < 1:
+        raise InvalidValue(f"rate must be in (0, 1), the share of the alive weights pruned in a round, got {rate}")
+
+
+def check_search(distance: float, window: int, patience: float) -> None:
+    """Raises: InvalidValue for a setting of the search for early tickets outside what is allowed."""
+    if not (distance > 0 and window >= 2 and 0 < patience < 1):
+        raise InvalidValue(
+            "an early ticket needs distance above 0, window of 2 or more masks and patience in (0, 1), "
+            f"got {distance}, {window}, {patience}"
+        )
+
+
+def rounds(sparsity: float, steps: int, rate: float) -> Geometric:
+    """The schedule of iterative pruning over a run of `steps`: k prunings, so k + 1 trainings of equal length.
+
+        k = ceil(log(1 - sparsity) / log(1 - rate) - 0.1),   density after n of them: (1 - sparsity)^(n / k)
+
+    The first training is longer by what precedes the rewind point (20 epochs where a round has 280). The share pruned
+    in a round is `rate` as nearly as the target allows, which is met exactly.
+
+    Raises: InvalidValue if the run is too short for its rounds.
+    """
+    count = max(1, math.ceil(math.log(1 - sparsity) / math.log(1 - rate) - 0.1))
+    every = int(steps / (count + 1 + SHARED))
+    if every < 1:
+        raise InvalidValue(
+            f"a sparsity of {sparsity:g} takes {count} rounds and a last training, too many for {steps} steps; raise "
+            "epochs, or prune more in a round with --rate"
+        )
+    begin = min(round(SHARED * every), steps - every * (count + 1))
+    return Geometric(sparsity, begin=begin, end=begin + count * every, every=every)
+
+
+def looks(sparsity: float, steps: int, per_epoch: int, patience: float) -> Constant:
+    """The schedule of a search for early tickets: a look after every epoch (ten looks at least), up to `patience`."""
+    end = max(1, int(steps * patience))
+    every = max(1, min(per_epoch, end // 10))
+    return Constant(sparsity, begin=0, end=end, every=every)
+
+
+def settled(training: Training, scores: Scores, window: int, distance: float) -> bool:
+    """Whether the mask that `scores` would make now differs little from those at the last `window - 1` looks.
+
+    It does if the share of weights whose mask differs is below `distance` for each of them. Once it has been so, or at
+    the last look, the search is over and the answer is no for ever after.
+    """
+    memory: Memory = training.memory
+    if "found" in memory:
+        return False
+    mask = training.select(scores)
+    earlier = [memory[kind] for kind in sorted(memory)]
+    stable = len(earlier) == window - 1 and all(_distance(mask, other) < distance for other in earlier)
+    if stable or training.progress >= 1:
+        memory.clear()
+        memory["found"] = {}
+        return True
+    keep = [*earlier, {name: value.clone() for name, value in mask.items()}][-(window - 1) :]
+    memory.clear()
+    memory.update({f"mask {number}": dict(masks) for number, masks in enumerate(keep)})
+    return False
+
+
+def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    different = sum(int(torch.count_nonzero(a[name] ^ b[name])) for name in a)
+    return different / sum(mask.numel() for mask in a.values())
