@@ -8,6 +8,7 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
 from spikeprune.core.errors import InvalidValue
+from spikeprune.core.statistic import pca_score
 from spikeprune.pruner.adapter import find_adapter
 from spikeprune.pruner.channels import (
     ChannelSpace,
@@ -18,9 +19,8 @@ from spikeprune.pruner.channels import (
     check_budget,
     keep_under_cost,
     network_cost,
-    pca_score,
     per_channel,
-    taylor,
+    slope,
     weight_norm,
 )
 from spikeprune.pruner.groups import channel_groups
@@ -59,12 +59,12 @@ def test_weight_norm_is_the_root_mean_square_of_the_filter():
     assert weight_norm(first, tensors(model)).tolist() == [0.0, 3.0, 2.0, 0.0]
 
 
-def test_taylor_is_the_squared_slope_times_gamma():
+def test_slope_is_gamma_times_its_gradient():
     model, _, (first, _) = net()
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([1.0, 2.0, 3.0, 0.0]))
     grads = {"1.weight": torch.tensor([0.5, -1.0, 0.0, 9.0])}
-    assert taylor(first, tensors(model), grads).tolist() == [0.25, 4.0, 0.0, 0.0]
+    assert slope(first, tensors(model), grads).tolist() == [0.5, -2.0, 0.0, 0.0]
 
 
 def test_per_channel_gathers_what_a_flatten_spread():
@@ -164,13 +164,14 @@ def test_budgets_are_met_within_a_hundredth(budget, share):
 
 def test_a_budget_that_no_network_can_meet():
     model, graph, groups = net()
-    assert check_budget(groups, 0.5) == 5
-    assert check_budget(groups, 0.8) == 2
+    floor = {g.name: 1 for g in groups}
+    assert check_budget(groups, 0.5, floor) == 5
+    assert check_budget(groups, 0.8, floor) == 2
     with pytest.raises(InvalidValue, match=r"keeps 1 of 10 channels.*a layer would vanish.*0\.8000"):
-        check_budget(groups, 0.85)
+        check_budget(groups, 0.85, floor)
     cost = network_cost("parameters", groups, model, graph)
     with pytest.raises(InvalidValue, match="cannot be met"):
-        keep_under_cost({g.name: torch.rand(g.channels) for g in groups}, cost, 10.0)
+        keep_under_cost({g.name: torch.rand(g.channels) for g in groups}, cost, 10.0, floor)
 
 
 def test_the_floor_holds_whatever_the_scores():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from spikeprune.core.errors import MissingEvidence
+from spikeprune.core.errors import InvalidValue, MissingEvidence
 
 Scores = Mapping[str, Tensor]  # parameter name -> scores of the parameter's shape; higher = keep
 
@@ -25,6 +25,10 @@ class Evidence:
         statistics: parameter name -> the method's statistic: [C] per neuron or of the weight's shape; only for
             weights that feed a neuron.
         state: parameter name -> the optimizer's state of it (momentum buffers), if the method needs it.
+        memory: what a method that acts in every step keeps: kind -> name -> tensor.
+        channels: under a channel pattern, what else is known of channels: "scale" (|gamma| of their normalisation)
+            and "norm" (root mean square of their filters) -> group name -> [C]. Then `weights` and all other mappings
+            are by group as well, [C], and a weight is the scale, or the norm where there is no normalisation.
     """
 
     weights: Mapping[str, Tensor]
@@ -36,6 +40,8 @@ class Evidence:
     before: Mapping[str, Tensor] | None = None
     statistics: Mapping[str, Tensor] | None = None
     state: Mapping[str, Mapping[str, Tensor]] | None = None
+    memory: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict[str, dict[str, Tensor]])
+    channels: Mapping[str, Mapping[str, Tensor]] | None = None
 
     def gradients(self) -> Mapping[str, Tensor]:
         """The gradients.
@@ -45,6 +51,26 @@ class Evidence:
         if not self.grads:
             raise MissingEvidence("this method needs gradients; call loss.backward() before the step, or pass loss=")
         return self.grads
+
+    def of_channels(self, kind: str) -> dict[str, Tensor]:
+        """Group name -> "scale", "norm" or "statistic" of its channels, [C], for every group.
+
+        Raises: InvalidValue if weights are pruned, not channels, or a group has no such thing; MissingEvidence if no
+            statistic was recorded.
+        """
+        if self.channels is None:
+            raise InvalidValue("this method scores whole channels; pass pattern='channel' or pattern='gate'")
+        if kind == "statistic" and not self.statistics:
+            raise MissingEvidence("this method needs membrane statistics; pass data=, or train through the model")
+        found = (self.statistics or {}) if kind == "statistic" else self.channels[kind]
+        lacking = next((name for name in self.weights if name not in found), None)
+        if lacking is not None:
+            what = {"scale": "no normalisation", "norm": "no filters"}.get(kind, "no neuron behind them")
+            raise InvalidValue(
+                f"the channels of {lacking!r} have {what}, which this method ranks by; exclude that layer, or take "
+                "another method such as weight-norm"
+            )
+        return {name: found[name] for name in self.weights}
 
     def per_weight(self) -> dict[str, Tensor]:
         """The statistics as scores of each weight's shape: all weights of a filter share their neuron's.

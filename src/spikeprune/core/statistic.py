@@ -114,6 +114,64 @@ class SynapseMean(Statistic):
         self.add(self.correlate(curved, presynaptic), positions)
 
 
+@final
+class Components(Statistic):
+    """One number per channel: how much of it lies in the leading principal components of the layer's potentials.
+
+        a[n, p] = mean_t curve(value[t, n, :, p]) in R^C;  S = pca_score(cov(a), share)
+
+    `total` holds the sums of a a^T, of a and of 1, as one matrix [C + 1, C + 1].
+    Source: Chowdhury et al. 2021, arXiv:2104.12528 (PCA of the average accumulated membrane potential).
+    """
+
+    def __init__(self, curve: Callable[[Tensor], Tensor], share: float) -> None:
+        self.curve = curve
+        self.share = share
+        self.over_time: Tensor | None = None
+        self.steps = 0
+
+    def begin(self) -> None:
+        if self.over_time is None:
+            return
+        rows = (self.over_time / self.steps).double().movedim(1, -1).flatten(0, -2)
+        rows = torch.nn.functional.pad(rows, (0, 1), value=1.0)
+        self.add(rows.T @ rows, rows.shape[0])
+        self.over_time, self.steps = None, 0
+
+    def step(self, value: Tensor, presynaptic: Tensor | None = None) -> None:
+        curved = self.curve(value)
+        self.over_time = curved if self.over_time is None else self.over_time + curved
+        self.steps += 1
+
+    def result(self) -> Tensor:
+        self.begin()
+        if self.total is None or self.count == 0:
+            raise MissingEvidence("no membrane potential was recorded before this event; run a forward in the step")
+        moments = self.total / self.count
+        mean = moments[-1, :-1]
+        return pca_score(moments[:-1, :-1] - mean.outer(mean), self.share).float()
+
+
+def pca_score(covariance: Tensor, share: float = 0.999) -> Tensor:
+    """How much of each channel lies in the principal components that hold `share` of the variance. [C]
+
+        score[c] = sum_k lambda_k * V[c, k]^2,  k over the leading components
+
+    Args: covariance: of the channels' potentials or rates, [C, C].
+    Source: the number of components as in Chowdhury et al. 2021, arXiv:2104.12528, which prunes to a width without
+        naming the channels; the sharing out over channels is ours.
+    Raises: InvalidValue if `share` is not in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise InvalidValue(f"share must be in (0, 1], the variance that the kept components hold, got {share}")
+    values, vectors = torch.linalg.eigh(covariance.double())
+    values = values.clamp_min(0).flip(0)
+    vectors = vectors.flip(1)
+    total = values.sum().clamp_min(1e-300)
+    count = int((values.cumsum(0) / total < share - 1e-12).sum()) + 1
+    return (vectors[:, :count].square() * values[:count]).sum(1)
+
+
 def spread(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Values at the neuron, [N, C, *space], laid out over the layer's output of `shape`.
 

@@ -86,6 +86,7 @@ class Method(abc.ABC):
             may then follow from the weights, and only its last event fixes them.
         rewinds: whether a cut sends all parameters and buffers back to what they were at the schedule's `begin`, with
             an empty optimizer state: "never", at "each" event, or "once".
+        early_time: whether a run takes fewer time steps up to the last cut; then it has the field `search_T`.
         defaults: keys of a recipe that this method sets unless the user does, such as {"start": "random"}.
     """
 
@@ -95,6 +96,7 @@ class Method(abc.ABC):
     channels: ClassVar[bool] = False
     acts: ClassVar[bool] = False
     rewinds: ClassVar[str] = "never"
+    early_time: ClassVar[bool] = False
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     @abc.abstractmethod

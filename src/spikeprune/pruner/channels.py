@@ -5,7 +5,7 @@ vector per group, [C], in place of one tensor per layer. This file makes those v
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -81,50 +81,32 @@ def weight_norm(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor | 
     return None if filters is None else filters.square().mean(1).sqrt()
 
 
-def taylor(group: ChannelGroup, tensors: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> Tensor | None:
-    """(sum of w * dL/dw)^2 over the channel's normalisation scales, or its filters where it has none. [C]
+def slope(group: ChannelGroup, tensors: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> Tensor | None:
+    """Sum of w * dL/dw over the channel's normalisation scales, or its filters where it has none. [C]
 
+    The derivative of the loss by a gate on the channel; its square is the Taylor score.
     Source: Molchanov et al. 2019, arXiv:1906.10771, eq. 8 (joint, gate on BatchNorm).
     """
     for role in ("norm", "out"):
         weights, slopes = per_channel(group, tensors, role), per_channel(group, grads, role)
         if weights is not None and slopes is not None:
-            return (weights * slopes).sum(1).square()
+            return (weights * slopes).sum(1)
     return None
 
 
-def pca_score(covariance: Tensor, share: float = 0.999) -> Tensor:
-    """How much of each channel lies in the principal components that hold `share` of the variance. [C]
-
-        score[c] = sum_k lambda_k * V[c, k]^2,  k over the leading components
-
-    Args: covariance: of the channels' potentials or rates, [C, C].
-    Source: the number of components as in Chowdhury et al. 2021, arXiv:2104.12528, which prunes to a width without
-        naming the channels; the sharing out over channels is ours.
-    Raises: InvalidValue if `share` is not in (0, 1].
-    """
-    if not 0 < share <= 1:
-        raise InvalidValue(f"share must be in (0, 1], the variance that the kept components hold, got {share}")
-    values, vectors = torch.linalg.eigh(covariance.double())
-    values = values.clamp_min(0).flip(0)
-    vectors = vectors.flip(1)
-    total = values.sum().clamp_min(1e-300)
-    count = int((values.cumsum(0) / total < share - 1e-12).sum()) + 1
-    return (vectors[:, :count].square() * values[:count]).sum(1)
-
-
-def check_budget(groups: Sequence[ChannelGroup], sparsity: float, floor: int = 1) -> int:
+def check_budget(groups: Sequence[ChannelGroup], sparsity: float, floor: Mapping[str, int]) -> int:
     """How many channels a sparsity keeps: floor(N * (1 - sparsity) + 1e-6).
 
-    Raises: InvalidValue if that is less than `floor` channels in every group.
+    Args: floor: group name -> the least that it keeps.
+    Raises: InvalidValue if that is less than all floors together.
     """
     total = sum(group.channels for group in groups)
     keep = kept(total, sparsity)
-    least = sum(min(floor, group.channels) for group in groups)
+    least = sum(min(floor[group.name], group.channels) for group in groups)
     if keep < least:
         raise InvalidValue(
-            f"a sparsity of {sparsity:g} keeps {keep} of {total} channels, fewer than {floor} in each of the "
-            f"{len(groups)} groups, so a layer would vanish; the highest possible is {1 - least / total:.4f}"
+            f"a sparsity of {sparsity:g} keeps {keep} of {total} channels, fewer than the {least} that the "
+            f"{len(groups)} groups need, so a layer would vanish; the highest possible is {1 - least / total:.4f}"
         )
     return keep
 
@@ -138,6 +120,8 @@ def channel_round(
     share: float,
     candidates: str = "all",
     cost: Cost | None = None,
+    protected: Bools | None = None,
+    **rules: Any,
 ) -> Outcome:
     """One round over channels: cut to the target less the regrow share, then bring back as much.
 
@@ -148,10 +132,16 @@ def channel_round(
         scores: group name -> [C], what to keep.
         regrow_scores: group name -> [C], what to bring back; groups that may not regrow are left out.
         alive: group name -> bool [C], before the round.
+        rules: as for `prune_and_regrow`; a budget of cost knows no quota per layer, and ignores them.
     """
     if cost is None:
-        return prune_and_regrow(scores, regrow_scores, alive, scores, target, share=share, candidates=candidates)
-    floor = min(target.floor.values(), default=1)
+        return prune_and_regrow(
+            scores, regrow_scores, alive, scores, target,
+            share=share, candidates=candidates, protected=protected, **rules,
+        )  # fmt: skip
+    if protected is not None:
+        scores = {n: s.masked_fill(protected[n] & alive[n], torch.inf) for n, s in scores.items()}
+    floor = target.floor
     able = {name: score.masked_fill(~alive[name], -torch.inf) for name, score in scores.items()}
     reference = _like(keep_under_cost(able, cost, target.budget, floor), scores)
     growing = regrow_scores if share > 0 else {}
@@ -164,7 +154,7 @@ def channel_round(
         barred = survivors[name] | ~alive[name] if candidates == "new" else survivors[name]
         worth = growing.get(name, torch.full_like(score, -torch.inf))
         wanted[name] = worth.masked_fill(barred, -torch.inf)
-    kept_all = _like(keep_under_cost(wanted, cost, target.budget, 0, base=survivors), scores)
+    kept_all = _like(keep_under_cost(wanted, cost, target.budget, {}, base=survivors), scores)
     regrown = {name: mask & ~survivors[name] for name, mask in kept_all.items()}
     return Outcome(kept_all, survivors, regrown, reference)
 
@@ -236,17 +226,20 @@ class ChannelSpace:
         """Parameter name -> bool, of `alive` or of the present channels."""
         return channel_masks(self.groups, self.alive if alive is None else alive, self.model)
 
-    def weights(self) -> dict[str, Tensor]:
-        """Group name -> what stands for its channels' weights, [C]: the BN scale; where there is none, the norm."""
-        tensors = self._tensors()
+    def weights(self, values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Group name -> what stands for its channels' weights, [C]: the BN scale; where there is none, the norm.
+
+        Args: values: of the parameters; the present ones, and of cut channels those before the cut, if not given.
+        """
+        tensors = self.values() if values is None else values
         sizes: dict[str, Tensor] = {}
         for group in self.groups:
             scale = bn_scale(group, tensors)
             found = weight_norm(group, tensors) if scale is None else scale
-            sizes[group.name] = torch.zeros(group.channels) if found is None else found
+            sizes[group.name] = torch.zeros(group.channels) if found is None else found.cpu()
         return sizes
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def values(self) -> dict[str, Tensor]:
         """The parameters, with cut channels as they were: a zero would say nothing of them."""
         masks = self.masks()
         return {
@@ -266,8 +259,7 @@ class ChannelSpace:
             own = [s.channels for s in group.slices if s.tensor == weight and s.role == "out"]
             place = own[0] if own else torch.arange(group.channels)
             if len(place) == len(found[weight]) and bool((place >= 0).all()):
-                vector = torch.zeros(group.channels, device=found[weight].device)
-                result[group.name] = vector.index_copy(0, place.to(vector.device), found[weight])
+                result[group.name] = torch.zeros(group.channels).index_copy(0, place, found[weight].float().cpu())
         return result
 
     @torch.no_grad()
@@ -351,7 +343,7 @@ def keep_under_cost(
     scores: Mapping[str, Tensor],
     cost: Cost,
     allowed: float,
-    floor: int = 1,
+    floor: Mapping[str, int],
     base: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The best channels, ranked over all groups, as many from the top as the cost allows; then what still fits.
@@ -360,7 +352,7 @@ def keep_under_cost(
         scores: group name -> [C], higher = keep; -inf marks what may not be chosen.
         cost: as `network_cost` makes it.
         allowed: the budget.
-        floor: channels that every group keeps whatever its scores.
+        floor: group name -> channels that it keeps whatever its scores; 0 where it is not named.
         base: group name -> bool [C], channels already kept, to which others are added.
     Returns: group name -> bool [C].
     Raises: InvalidValue if the floors alone cost more.
@@ -368,14 +360,14 @@ def keep_under_cost(
     keep: dict[str, Tensor] = {}
     for name, score in scores.items():
         alive = torch.zeros(len(score), dtype=torch.bool) if base is None else base[name].cpu().clone()
-        missing = max(min(floor, len(score)) - int(alive.sum()), 0)
+        missing = max(min(floor.get(name, 0), len(score)) - int(alive.sum()), 0)
         best = score.cpu().masked_fill(alive, -torch.inf).argsort(descending=True, stable=True)
         alive[best[:missing]] = True
         keep[name] = alive
     if cost(keep) > allowed * (1 + 1e-9):
         raise InvalidValue(
-            f"the budget of {allowed:,.0f} cannot be met: {floor} channel(s) in every layer already cost "
-            f"{cost(keep):,.0f}; ask for less sparsity, or a layer would vanish"
+            f"the budget of {allowed:,.0f} cannot be met: the fewest channels that no layer vanishes with already "
+            f"cost {cost(keep):,.0f}; ask for less sparsity"
         )
     order = _ranking({n: s.cpu().masked_fill(keep[n], -torch.inf) for n, s in scores.items()})
 

@@ -4,7 +4,8 @@ import re
 
 from spikeprune.core.errors import InvalidValue, unknown
 
-PATTERNS = ("channel", "gate", "weight")
+CHANNEL_PATTERNS = ("channel", "gate")
+PATTERNS = (*CHANNEL_PATTERNS, "weight")
 _NM = re.compile(r"^(\d+):(\d+)$")
 
 

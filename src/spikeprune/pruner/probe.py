@@ -41,6 +41,18 @@ class _Site(Layer):
     def value(self, u: Tensor) -> Tensor:
         return self.adapter.smooth(self.neuron, u)
 
+    def spikes(self, u: Tensor) -> Tensor:
+        return self.adapter.surrogate(self.neuron)(u)
+
+    def potential(self, u: Tensor) -> Tensor:
+        params = self.adapter.describe(self.neuron)
+        if params is None:
+            raise InvalidValue(
+                f"the threshold of {type(self.neuron).__name__} behind {self.weight!r} is not known, so its membrane "
+                "potential cannot be told; take a method that does without, such as firing-rate"
+            )
+        return u + params.v_threshold
+
     def per_channel(self, curve: Callable[[Tensor], Tensor], space: str) -> Statistic:
         return ChannelMean(curve, space)
 

@@ -14,16 +14,19 @@ from spikeprune.core.errors import InvalidValue, MissingEvidence, unknown
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.core.mask import Masks, pack, unpack
 from spikeprune.core.schedule import Event, OneShot, Schedule
-from spikeprune.methods.base import Method, check_choice, regrow_schedule
+from spikeprune.methods.base import Memory, Method, Training, check_choice, regrow_schedule
 from spikeprune.methods.dense import Dense
 from spikeprune.methods.registry import make_method, name_of
 from spikeprune.pruner.adapter import adapter_for, find_adapter
-from spikeprune.pruner.costs import BUDGETS, weight_costs
-from spikeprune.pruner.pattern import nm_pattern
+from spikeprune.pruner.costs import BUDGETS
+from spikeprune.pruner.pattern import CHANNEL_PATTERNS, nm_pattern
 from spikeprune.pruner.prunable import Names, eager, prunable
 from spikeprune.pruner.recorder import Recorder
+from spikeprune.pruner.rewind import Rewind
+from spikeprune.pruner.space import Channels, Space, Weights
 from spikeprune.pruner.table import Row, Table
-from spikeprune.pruner.update import Outcome, Target, authors_update, prune_and_regrow
+from spikeprune.pruner.trace import Graph
+from spikeprune.pruner.update import Outcome, Target, prune_and_regrow, unchanged
 from spikeprune.pruner.upkeep import Upkeep
 
 _log = logging.getLogger("spikeprune")
@@ -46,9 +49,11 @@ class Pruner:
         method: a method object or its name.
         schedule: when the events are and what sparsity each one has; steps count optimizer steps.
         allocate: where: "global" ranks all layers together; "uniform", "erk", "lamp" give every layer a quota.
-        pattern: "weight", or "n:m" (such as "2:4") for at most n alive of m neighbouring inputs.
-        budget: what the sparsity is a share of: "weights"; "parameters", "macs" or "synops" rank globally under a
-            budget of that.
+        pattern: "weight"; "n:m" (such as "2:4") for at most n alive of m neighbouring inputs; "channel" for whole
+            channels, with all that must go along; or "gate", which cuts behind a network's own channel gates and leaves
+            its residual stream wide. Which channels belong together shows in the first forward.
+        budget: what the sparsity is a share of: "weights" (channels under "channel" and "gate"); "parameters", "macs"
+            or "synops" rank globally under a budget of that.
         include, exclude: names or patterns (`*`) of parameters or modules; default: every Conv and Linear weight.
         floor: the least that every layer keeps: a count, or a share of the layer if below 1.
         seed: for methods that draw.
@@ -92,28 +97,35 @@ class Pruner:
                 f"pattern {pattern!r} fixes what every layer keeps, so it takes allocate='global' or 'uniform', no "
                 f"start='erk' and budget='weights'; got {allocate!r}, {start!r}, {budget!r}"
             )
-        if self._authors and (allocate, pattern, budget) != ("global", "weight", "weights"):
+        if self._authors and ((allocate, budget) != ("global", "weights") or self._nm is not None):
             raise InvalidValue(
-                "rule='authors' is their global ranking of single weights: leave allocate, pattern and budget at "
-                f"their defaults, got {allocate!r}, {pattern!r}, {budget!r}"
+                "rule='authors' is their global ranking of single weights or channels: leave allocate and budget at "
+                f"their defaults and take no n:m pattern, got {allocate!r}, {budget!r}, {pattern!r}"
             )
+        _check_pattern(self.method, pattern, allocate, start)
         self._parameters = prunable(self._model, include, exclude, self._nm)
-        self._total = sum(p.numel() for p in self._parameters.values())
         self.floor = floor
-        self._floor = allocation.floors(self._parameters, floor)
+        self._upkeep = Upkeep(dict(self._model.named_parameters()))
+        common: dict[str, Any] = {"budget": budget, "allocate": allocate, "floor": floor}
+        self._space: Space = (
+            Channels(self._model, self._parameters, self._upkeep, pattern=pattern, **common)
+            if pattern in CHANNEL_PATTERNS
+            else Weights(self._model, self._parameters, self._upkeep, nm=self._nm, **common)
+        )
         self._share = regrow_schedule(self.method)
         self._events = self._plan()
         self._by_step = {event.step: event for event in self._events}
         self._looks = any(map(self._window, self._events))
         adapter = adapter_for(self._model) if self.method.needs & _MEMBRANE else find_adapter(self._model)
-        self._recorder = Recorder(model, self._model, adapter, self.method, self._parameters)
-        self._upkeep = Upkeep(self._parameters)
+        self._recorder = Recorder(model, self._model, adapter, self.method, self._parameters, self._learn)
         self._step = 0
         self._regrown: dict[str, Tensor] | None = None  # of the last event: for survival and grace
         self._ever_regrown: dict[str, Tensor] = {}  # by any event, and not cut again by a later one
         self._grads: dict[str, Tensor] = {}  # of the coming event, dead weights included
         self._before: dict[str, Tensor] = {}  # the weights that they belong to
-        self._last: dict[str, Tensor] = {}  # values that dead weights had when they were cut, for start_value="last"
+        self._memory: Memory = {}  # the method's own
+        self._acted = False  # whether the method has seen the gradients of the coming update
+        self._rewind = None if self.method.rewinds == "never" else Rewind(self._model, self.schedule.begin or 0)
         self._handles: list[Any] = []
         self._warned = False
         self.rounds: list[dict[str, Any]] = []
@@ -125,46 +137,82 @@ class Pruner:
 
     @property
     def masks(self) -> Masks:
-        """Parameter name -> bool tensor of its shape, True = alive. A snapshot; works after `finish` too."""
+        """Parameter name -> bool tensor of its shape, True = alive. A snapshot; works after `finish` too.
+
+        With channels: of every weight, bias and normalisation that they take along; empty before the first forward.
+        """
         return Masks(self._upkeep.masks)
 
     @property
     def sparsity(self) -> float:
-        """Share of the prunable weights that is dead."""
+        """Share of the prunable weights (or channels) that is dead."""
         return 1.0 - self.density
 
     @property
     def density(self) -> float:
-        """Share of the prunable weights that is alive."""
-        return self.alive / self._total
+        """Share of the prunable weights (or channels) that is alive."""
+        return self.alive / self._space.total if self._space.total else 1.0
 
     @property
     def alive(self) -> int:
-        """Number of prunable weights that are alive."""
-        return _count(self._upkeep.masks)
+        """Number of prunable weights (or channels) that are alive; 0 while the channels are not known."""
+        return _count(self._space.alive)
 
     @property
     def regrown_alive(self) -> dict[str, Tensor]:
         """Parameter name -> bool tensor: the alive weights that some event brought back and no later one cut."""
-        masks = self._upkeep.masks
-        none = {n: torch.zeros_like(m) for n, m in masks.items()}
-        return {n: self._ever_regrown.get(n, none[n]) & masks[n] for n in masks}
+        alive = self._space.alive
+        none = {n: torch.zeros_like(m) for n, m in alive.items()}
+        return self._space.masks({n: self._ever_regrown.get(n, none[n]) & alive[n] for n in alive}) if alive else {}
 
     @property
     def prunable(self) -> int:
-        """Number of prunable weights."""
-        return self._total
+        """Number of prunable weights (or channels); 0 while the channels are not known."""
+        return self._space.total
 
     def preview(self) -> tuple[Event, ...]:
-        """Every event: its step, target sparsity and the exact number of weights it keeps."""
+        """Every event: its step, target sparsity and the exact number of weights (or channels) it keeps.
+
+        Channels are known after the first forward, or after `trace`; until then the number is None.
+        """
         return self._events
 
+    def trace(self, example: Any) -> "Pruner":
+        """Looks at one forward on an example now, rather than at the first one that comes by. Nothing changes.
+
+        Args: example: an input as the model takes it; random numbers of the right shape will do.
+        Raises: InvalidValue if the model cannot run on it, or its parts cannot be told apart.
+        """
+        self._recorder.trace(example)
+        return self
+
+    @property
+    def channels(self) -> dict[str, Tensor]:
+        """Layer -> bool [C], True = alive, with a channel pattern; empty for others and before the first forward."""
+        return {} if isinstance(self._space, Weights) else {n: m.clone() for n, m in self._space.alive.items()}
+
+    @property
+    def round_steps(self) -> tuple[int, int | None]:
+        """First and last step of the present round of a method that rewinds; (0, None) for others.
+
+        Each round is a training of its own, so the learning rate starts anew after `first`; None is the end of the run.
+        """
+        if self._rewind is None:
+            return 0, None
+        ends = self._step if self.method.rewinds == "each" else self._last_step
+        return self._rewind.since, next((event.step for event in self._events if event.step > ends), None)
+
+    @property
+    def searching(self) -> bool:
+        """Whether a coming event may still change the masks."""
+        found = self.method.rewinds == "once" and self._rewind is not None and self._rewind.since > 0
+        return self._step < self._last_step and not found
+
     def quota(self, sparsity: float) -> dict[str, int]:
-        """How many weights each layer would keep at a sparsity, by the magnitude of the present weights."""
-        target = self._target(Event(0, 0, sparsity, allocation.kept(self._total, sparsity)))
-        weights = self._weights()
-        scores = {n: w.abs() for n, w in weights.items()}
-        alive = prune_and_regrow(scores, {}, self._upkeep.masks, weights, target, share=0.0).alive
+        """How many weights (or channels) each layer would keep at a sparsity, by the magnitude of the present ones."""
+        target = self._space.target(sparsity, {}, self._recorder)
+        scores = {n: w.abs() for n, w in self._space.weights().items()}
+        alive = self._space.select(scores, {}, self._space.alive, target, share=0.0).alive
         return {n: _count({n: m}) for n, m in alive.items()}
 
     def table(self) -> Table:
@@ -174,7 +222,7 @@ class Pruner:
             Row(
                 name,
                 p.numel(),
-                _count({name: self._upkeep.masks[name]}),
+                _count({name: self._upkeep.masks[name]}) if name in self._upkeep.masks else p.numel(),
                 pairs[name].neuron if pairs is not None and name in pairs else None,
                 traced=pairs is not None,
             )
@@ -184,7 +232,8 @@ class Pruner:
     def __repr__(self) -> str:
         return (
             f"Pruner({name_of(self.method)}, {self.schedule!r}, step {self._step}, "
-            f"{self.alive} of {self._total} weights alive, sparsity {self.sparsity:.4f})"
+            f"{self.alive} of {self.prunable} {'weights' if isinstance(self._space, Weights) else 'channels'} alive, "
+            f"sparsity {self.sparsity:.4f})"
         )
 
     # ---- attaching and stepping -------------------------------------------------------------------------------
@@ -203,6 +252,8 @@ class Pruner:
             )
         self._remove_hooks()
         self._upkeep.optimizer = optimizer
+        if self._rewind is not None:
+            self._rewind.keep(self._step)  # again: since the Pruner was made, weights may have been loaded
         self._hold_state()
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -224,6 +275,7 @@ class Pruner:
     def mask_grads(self) -> None:
         """Zeroes the gradients of dead weights; for users who clip gradients, to be called before clipping."""
         self._keep_grads()
+        self._act_before()
         if self._cold:
             self._upkeep.hold_grads()
 
@@ -235,7 +287,18 @@ class Pruner:
     @property
     def _cold(self) -> bool:
         """Whether regrown weights start with clean optimizer state, so that gradients of dead weights are masked."""
+        if self.method.acts:  # what is dead now may come back by the method's own rule, as long as that is in force
+            return not self._acts
         return getattr(self.method, "momentum", "clean") == "clean" and not self._authors
+
+    @property
+    def _acts(self) -> bool:
+        """Whether the method takes part in the present step."""
+        return self.method.acts and self._step < self._last_step
+
+    @property
+    def _last_step(self) -> int:
+        return self._events[-1].step if self._events else 0
 
     @property
     def _authors(self) -> bool:
@@ -246,6 +309,7 @@ class Pruner:
         if not _closure(args, kwargs):  # a closure computes the gradients inside the step, so these are old ones
             if not self._grads:  # else the user has called mask_grads, and those of dead weights are gone
                 self._keep_grads()
+            self._act_before()
             if self._cold:
                 self._upkeep.hold_grads()
         self.seconds += time.perf_counter() - started
@@ -253,7 +317,7 @@ class Pruner:
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found = getattr(optimizer, "found_inf", None)
         if isinstance(found, Tensor) and bool(found > 0):
-            self._grads = {}
+            self._grads, self._acted = {}, False
             return  # a fused optimizer skipped this step inside its kernel (GradScaler saw inf)
         started = time.perf_counter()
         self._advance(closure=_closure(args, kwargs))
@@ -262,8 +326,9 @@ class Pruner:
     def _keep_grads(self) -> None:
         """Before an event, keeps the gradients of all weights for a method that regrows by them."""
         if "grads" in self.method.needs and self._step + 1 in self._by_step:
-            self._grads = {n: p.grad.clone() for n, p in self._parameters.items() if p.grad is not None}
-            self._before = {n: p.detach().clone() for n, p in self._parameters.items()}
+            tracked = self._space.tracked
+            self._grads = {n: p.grad.clone() for n, p in tracked.items() if p.grad is not None}
+            self._before = {n: p.detach().clone() for n, p in tracked.items()}
 
     def _hold_state(self) -> None:
         """Clears optimizer state that dead weights have from before the Pruner knew the optimizer or the masks."""
@@ -273,7 +338,11 @@ class Pruner:
     def _advance(self, *, closure: bool) -> None:
         if not self._grads:
             self._keep_grads()
+        if self._acts:
+            self._act_after(closure)
         self._step += 1
+        if self._rewind is not None:
+            self._rewind.keep(self._step)
         event = self._by_step.get(self._step)
         if event is None:
             self._upkeep.after_step(closure=closure, cold=self._cold)
@@ -281,11 +350,50 @@ class Pruner:
             self._run_event(event)
         self._prepare()
 
+    def _act_before(self) -> None:
+        if self._acts and not self._acted:
+            self._acted = True
+            with torch.no_grad():
+                self.method.before_update(self._training(self._step + 1, grads=True))
+
+    @torch.no_grad()
+    def _act_after(self, closure: bool) -> None:
+        if closure and not self._acted and type(self.method).before_update is not Method.before_update:
+            raise InvalidValue(
+                f"{name_of(self.method)} takes part in every step, before the update too: use attach(optimizer) and "
+                "steps without a closure, or call mask_grads() before each step"
+            )
+        self._acted = False
+        masks = self.method.after_update(self._training(self._step + 1))
+        if masks is not None:
+            self._upkeep.set(dict(masks))
+
+    def _training(self, step: int, *, grads: bool = False, event: Event | None = None) -> Training:
+        """What the method sees of the step that is being made."""
+        first = Event(0, 0, self.schedule.initial, None)
+        passed = event or next((e for e in reversed(self._events) if e.step < step), first)
+        groups = self._upkeep.optimizer.param_groups if self._upkeep.optimizer is not None else []
+        rate_of = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
+
+        def select(scores: Scores) -> Mapping[str, Tensor]:
+            return self._select(passed, scores, {}, 0.0, self._space.target(passed.target, {}, self._recorder)).alive
+
+        return Training(
+            weights=self._weights(),
+            grads={n: p.grad for n, p in self._parameters.items() if p.grad is not None} if grads else {},
+            masks=self._upkeep.masks,
+            memory=self._memory,
+            rates={n: rate_of.get(id(p), 0.0) for n, p in self._parameters.items()},
+            progress=min(step / max(self._last_step, 1), 1.0),
+            sparsity=self._events[-1].target,
+            select=select,
+        )
+
     def _prepare(self) -> None:
         """Tells the recorder what the coming step is for; in steps far from events it has no hooks at all."""
         upcoming = self._step + 1
         event = next((e for e in self._events if e.step >= upcoming), None)
-        if event is None or not (self._looks or self.budget in ("macs", "synops")):
+        if event is None or not (self._looks or self.budget in ("macs", "synops") or not self._space.known):
             return
         self._recorder.prepare(
             membrane=upcoming > event.step - self._window(event),
@@ -309,7 +417,8 @@ class Pruner:
             loss: loss(output, target), for methods that need gradients.
         Raises: MissingEvidence if the method needs what is not given.
         """
-        membrane, graph, rates = self._looks, self.budget in ("macs", "synops"), self.budget == "synops"
+        membrane, rates = self._looks, self.budget == "synops"
+        graph = self.budget in ("macs", "synops") or not self._space.known
         differentiates = "grads" in self.method.needs
         if data is None:
             if membrane or graph or differentiates:
@@ -317,18 +426,43 @@ class Pruner:
             return
         if differentiates and loss is None:
             raise MissingEvidence(f"{name_of(self.method)} needs gradients; pass loss=, for example F.cross_entropy")
-        self._grads = self._recorder.observe(
+        found = self._recorder.observe(
             data, loss if differentiates else None, membrane=membrane, rates=rates, graph=graph
         )
+        self._grads = {n: g for n, g in found.items() if n in self._space.tracked}
+
+    def cut(self) -> None:
+        """Makes the next event now, with no training step around it; `sp.prune` uses it."""
+        event = next((event for event in self._events if event.step > self._step), None)
+        if event is None:
+            return
+        self._step = event.step
+        self._run_event(event)
 
     # ---- one event --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _run_event(self, event: Event) -> None:
+        cuts = self.method.at_event(self._training(event.step, event=event))
+        outcome = self._cut(event) if cuts else unchanged(self._space.alive)
+        self._record(event, outcome, cuts)
+        self._space.apply(outcome, getattr(self.method, "start_value", "zero"), self._cold)
+        stayed = {n: m & outcome.survivors[n] for n, m in self._ever_regrown.items()}
+        self._ever_regrown = {n: m | stayed[n] if n in stayed else m for n, m in outcome.regrown.items()}
+        self._regrown = outcome.regrown
+        if cuts and self._rewind is not None:
+            self._rewind.go(self._step, self._upkeep)
+        if event is self._events[-1]:
+            self._memory = {}
+        self._grads, self._before = {}, {}
+        self._recorder.forget()
+
+    def _cut(self, event: Event) -> Outcome:
         share = self._share_at(event) if self.method.regrows else 0.0
         after = share > 0 and getattr(self.method, "measure", "before") == "after"
         looks = self._window(event) > 0
-        target = self._target(event, self._recorder.rates(_sum_over_ranks))
+        self._recorder.check()
+        target = self._space.target(event.target, self._recorder.rates(_sum_over_ranks), self._recorder)
         evidence = self._evidence(event, membrane=looks and not after)
         scores = self.method.score(evidence)
         if after:
@@ -336,36 +470,25 @@ class Pruner:
             evidence = self._evidence(event, membrane=True)
         regrow_scores = self.method.regrow_score(evidence) if share > 0 else {}
         growth = self.method.growth(evidence) if share > 0 and self.method.within_layers else None
-        outcome = self._select(event, scores, regrow_scores, share, target, growth)
-        self._record(event, outcome)
-        self._apply(outcome)
-        self._grads, self._before = {}, {}
-        self._recorder.forget()
+        return self._select(event, scores, regrow_scores, share, target, growth)
 
     def _evidence(self, event: Event, *, membrane: bool) -> Evidence:
+        grads = {n: _sum_over_ranks(g) for n, g in self._grads.items()}
+        values = self._before or {n: p.detach() for n, p in self._space.tracked.items()}
+        statistics = self._recorder.statistics(_sum_over_ranks) if membrane else None
         return Evidence(
-            weights=self._weights(),
-            masks=self._upkeep.masks,
+            weights=self._space.weights(),
+            masks=self._space.alive,
             generator=torch.Generator().manual_seed(self.seed * 1_000_003 + event.number),
             number=event.number,
             count=len(self._events),
-            grads={n: _sum_over_ranks(g) for n, g in self._grads.items()},
-            before=self._before or self._weights(),
-            statistics=self._recorder.statistics(_sum_over_ranks) if membrane else None,
+            grads=self._space.grads(grads, values) if grads else {},
+            before=self._space.weights(values) if grads else None,
+            statistics=None if statistics is None else self._space.statistics(statistics, self._recorder),
             state=self._upkeep.state() if "state" in self.method.needs else None,
+            memory=self._memory,
+            channels=self._space.facts() if self.method.channels else None,
         )
-
-    def _target(self, event: Event, rates: Mapping[str, Tensor] | None = None) -> Target:
-        if self.budget == "weights":
-            return Target(event.kept, self.allocate, self._floor, pattern=self._nm)
-        cost, fixed = weight_costs(self.budget, self._model, self._parameters, self._recorder.graph, rates or {})
-        whole = sum(float(torch.as_tensor(cost[n]).expand(p.shape).sum()) for n, p in self._parameters.items())
-        allowed = (whole + fixed) * (1 - event.target) - fixed
-        if allowed <= 0:
-            raise InvalidValue(
-                f"a sparsity of {event.target:g} in {self.budget} cannot be met: what is not prunable alone needs more"
-            )
-        return Target(event.kept, self.allocate, self._floor, cost=cost, budget=allowed)
 
     def _select(
         self,
@@ -379,13 +502,14 @@ class Pruner:
         def exchange(kept: int, alive: int) -> int:
             return self.method.survivors(kept, alive, share)
 
+        alive = self._space.alive
         if self._authors:
-            return authors_update(self._weights(), regrow_scores, int(self._total * (1 - event.target)), share)
-        return prune_and_regrow(
+            return self._space.authors(regrow_scores, event.target, share)
+        return self._space.select(
             scores,
             regrow_scores,
-            self._upkeep.masks,
-            self._weights(),
+            # What a method that acts has set to 0 by its own rule may come back by it.
+            {n: torch.ones_like(m) for n, m in alive.items()} if self.method.acts else alive,
             target,
             share=share,
             candidates=getattr(self.method, "candidates", "all"),
@@ -396,37 +520,17 @@ class Pruner:
 
     def _measure_after(self, event: Event, scores: Scores, share: float, target: Target) -> None:
         """For measure="after": makes the event's cut, runs the step's forwards once more, and puts the weights back."""
-        anything = {n: torch.zeros_like(s) for n, s in scores.items() if self._recorder.feeds_neuron(n)}
-        survivors = self._select(event, scores, anything, share, target).survivors
-        before = {n: p.data.clone() for n, p in self._parameters.items()}
-        for name, p in self._parameters.items():
-            p.data.mul_(survivors[name])
+        growing = self._space.may_regrow(self._recorder)
+        anything = {n: torch.zeros_like(s) for n, s in scores.items() if n in growing}
+        survivors = self._space.masks(self._select(event, scores, anything, share, target).survivors)
+        before = {n: self._model.get_parameter(n).data.clone() for n in survivors}
+        for name, mask in survivors.items():
+            self._model.get_parameter(name).data.mul_(mask)
         self._recorder.measure_again()
-        for name, p in self._parameters.items():
-            p.data.copy_(before[name])
+        for name, value in before.items():
+            self._model.get_parameter(name).data.copy_(value)
 
-    def _apply(self, outcome: Outcome) -> None:
-        """Clears what did not survive the cut, so that regrown weights start anew; sets the masks."""
-        before = self._upkeep.masks
-        start = getattr(self.method, "start_value", "zero")
-        for name, p in self._parameters.items() if start == "last" else ():
-            last = self._last.get(name, torch.zeros_like(p))
-            self._last[name] = torch.where(before[name], p.detach(), last)
-        untouched = outcome.survivors
-        if start == "kept":
-            untouched = {n: m | (outcome.regrown[n] & before[n]) for n, m in untouched.items()}
-        for name, p in self._parameters.items():
-            p.data.mul_(untouched[name].to(p.dtype))
-            if start == "last":
-                p.data.add_(self._last[name] * outcome.regrown[name])
-        if self._cold:
-            self._upkeep.hold_state(untouched)
-        stayed = {n: m & outcome.survivors[n] for n, m in self._ever_regrown.items()}
-        self._ever_regrown = {n: m | stayed[n] if n in stayed else m for n, m in outcome.regrown.items()}
-        self._upkeep.set(outcome.alive)
-        self._regrown = outcome.regrown
-
-    def _record(self, event: Event, outcome: Outcome) -> None:
+    def _record(self, event: Event, outcome: Outcome, cuts: bool) -> None:
         """Adds to `rounds`; how many of the last round's regrown weights survived is known only now."""
         if self.rounds and self._regrown is not None:
             last = self.rounds[-1]
@@ -438,11 +542,12 @@ class Pruner:
                     "space events further apart, raise the learning rate, or pass grace=True",
                     last["regrown"], last["step"], last["survived"],
                 )  # fmt: skip
-        newly_cut = {n: m & ~outcome.reference[n] for n, m in self._upkeep.masks.items()}
+        newly_cut = {n: m & ~outcome.reference[n] for n, m in self._space.alive.items()}
         self.rounds.append(
             {
                 "step": event.step,
                 "target": event.target,
+                "cut": cuts,
                 "kept": _count(outcome.alive),
                 "regrown": _count(outcome.regrown),
                 "rescued": _overlap(newly_cut, outcome.alive),
@@ -464,17 +569,23 @@ class Pruner:
                 f"pattern {self.pattern!r} allows sparsity {most:g} at most, the schedule asks for {max(targets):g}"
             )
         return tuple(
-            Event(number, step, target, allocation.kept(self._total, target))
+            self._space.event(Event(number, step, target, None))
             for number, (step, target) in enumerate(zip(steps, targets, strict=True), start=1)
         )
 
+    def _learn(self, graph: Graph) -> None:
+        """The model has been traced: what needed that can be said now."""
+        self._space.learn(graph, max((event.target for event in self._events), default=0.0))
+        self._events = tuple(map(self._space.event, self._events))
+        self._by_step = {event.step: event for event in self._events}
+
     def _start_random(self) -> None:
         """A random mask at the schedule's first sparsity, by the allocation; weights outside it become 0 at once."""
-        keep = allocation.kept(self._total, self.schedule.initial)
+        keep = allocation.kept(self._space.total, self.schedule.initial)
         generator = torch.Generator().manual_seed(self.seed)
         noise = {n: torch.rand(p.shape, generator=generator).to(p.device) for n, p in self._parameters.items()}
         allocate = self.allocate if self.start == "random" else self.start
-        target = Target(keep, allocate, self._floor, pattern=self._nm)
+        target = Target(keep, allocate, allocation.floors(self._parameters, self.floor), pattern=self._nm)
         self._upkeep.set(prune_and_regrow(noise, {}, self._upkeep.masks, self._weights(), target, share=0.0).alive)
         self._upkeep.hold()
 
@@ -509,7 +620,9 @@ class Pruner:
             "ever_regrown": {n: pack(m) for n, m in self._ever_regrown.items()},
             "rounds": [dict(r) for r in self.rounds],
             "totals": self._recorder.totals(),
-            "last": dict(self._last),
+            "space": self._space.state_dict(),
+            "memory": {kind: dict(tensors) for kind, tensors in self._memory.items()},
+            "rewind": None if self._rewind is None else self._rewind.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
@@ -527,24 +640,28 @@ class Pruner:
                     f"the saved pruner state was made with another {different[0]}: "
                     f"{str(theirs.get(different[0]))[:80]}; make the Pruner alike, or pass strict=False"
                 )
-            masks = self._unpacked(state["masks"])
-            regrown = None if state["regrown"] is None else self._unpacked(state["regrown"])
-            ever_regrown = self._unpacked(state["ever_regrown"]) if state.get("ever_regrown") else {}
+            names = state["masks"] if isinstance(self._space, Channels) else self._parameters
+            shapes = {n: tuple(self._model.get_parameter(n).shape) for n in names}
+            device = next(iter(self._parameters.values())).device
+            masks = {n: unpack(state["masks"][n].to(device), shape) for n, shape in shapes.items()}
+            regrown = None if state["regrown"] is None else self._space.unpacked(state["regrown"], state["space"])
+            ever_regrown = self._space.unpacked(state.get("ever_regrown") or {}, state["space"])
             step, rounds, totals = int(state["step"]), [dict(r) for r in state["rounds"]], dict(state["totals"])
-            last = {n: v.to(self._parameters[n]) for n, v in state["last"].items()}
+            memory = {kind: {n: v.to(device) for n, v in tensors.items()} for kind, tensors in state["memory"].items()}
+            if self._rewind is not None:
+                self._rewind.load_state_dict(state["rewind"])
         except (KeyError, TypeError, AttributeError) as error:
             raise InvalidValue(f"this is not a saved pruner.state_dict(), or it is damaged ({error!r})") from error
-        self._step, self._regrown, self.rounds, self._last = step, regrown, rounds, last
+        self._step, self._regrown, self.rounds = step, regrown, rounds
         self._ever_regrown = ever_regrown
+        self._memory = memory
         self._upkeep.set(masks)
+        self._space.load_state_dict(state["space"])
         self._upkeep.hold()
         self._hold_state()
         self._recorder.load_totals(totals)
         if self._handles:
             self._prepare()
-
-    def _unpacked(self, bits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {n: unpack(bits[n].to(p.device), tuple(p.shape)) for n, p in self._parameters.items()}
 
 
 def prune(
@@ -567,9 +684,29 @@ def prune(
     """
     pruner = Pruner(model, method, OneShot(sparsity), **pruner_keywords)
     pruner.observe(data, loss)
-    pruner.step()
+    pruner.cut()
     pruner.finish()
     return pruner.masks
+
+
+def _check_pattern(method: Method, pattern: str, allocate: str, start: str) -> None:
+    """What the pattern has to do with the method. Raises: InvalidValue."""
+    name = name_of(method)
+    if pattern not in CHANNEL_PATTERNS:
+        if method.channels:
+            raise InvalidValue(f"{name} scores whole channels; pass pattern='channel' or 'gate', got {pattern!r}")
+        return
+    if "erk" in (allocate, start) or start != "dense":
+        raise InvalidValue(
+            f"pattern {pattern!r} starts dense and knows no ERK sizes, which follow from the shapes of kernels; got "
+            f"allocate={allocate!r}, start={start!r}"
+        )
+    by_weight = method.acts or method.rewinds != "never" or "state" in method.needs
+    if by_weight or (method.regrows and "grads" in method.needs) or getattr(method, "unit", "neuron") == "synapse":
+        raise InvalidValue(
+            f"{name} works by single weights (a cut channel has no gradient and no synapse that would speak for it); "
+            f"for pattern {pattern!r} take criticality, random, magnitude, or a channel score such as bn-scale"
+        )
 
 
 def _check_types(method: object, schedule: object) -> None:

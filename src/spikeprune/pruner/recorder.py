@@ -137,7 +137,31 @@ class Recorder:
             self._compiled = None
         self._calls = []
 
+    def check(self) -> None:
+        """Raises: what the traced forward met, if it failed."""
+        if self._error is not None:
+            raise self._error
+
     # ---- outside of training --------------------------------------------------------------------------------------
+
+    def trace(self, example: Any) -> None:
+        """Learns from one forward of its own, unless one was seen before.
+
+        Raises: InvalidValue if the model cannot run on the example.
+        """
+        if self.graph is not None:
+            return
+        try:
+            graph = trace(self._model, *(example if isinstance(example, tuple) else (example,)), adapter=self._adapter)
+        except UserError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            shape = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
+            raise InvalidValue(
+                f"the model cannot run on an example of shape {shape}: {str(error).splitlines()[0][:120]}; "
+                "give one batch as in training"
+            ) from error
+        self._learn(graph)
 
     def observe(
         self, data: Iterable[Any], loss: Any, *, membrane: bool, rates: bool, graph: bool
@@ -155,8 +179,8 @@ class Recorder:
             for batch in data:
                 empty = False
                 x, target = batch if isinstance(batch, (tuple, list)) else (batch, None)
-                if self.graph is None and (graph or membrane):
-                    self._learn(trace(self._model, x, adapter=self._adapter))
+                if graph or membrane:
+                    self.trace(x)
                 if membrane and self._probe is None:
                     self._probe = self._new_probe(needs_grad=False)
                     self._probe.install()

@@ -177,7 +177,7 @@ def _keep_floor(scores: Scores, keep: int, among: Bools, floor: Mapping[str, int
     while True:
         rest = {n: s for n, s in scores.items() if n not in held}
         kept = keep_top(rest, keep - sum(least[n] for n in held), {n: among[n] for n in rest}) if rest else {}
-        short = [n for n, m in kept.items() if int(m.sum()) < least[n]]
+        short = [n for n, m in kept.items() if _count({n: m}) < least[n]]
         if not short:
             return {n: held[n] if n in held else kept[n] for n in scores}
         for n in short:

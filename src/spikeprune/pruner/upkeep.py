@@ -24,6 +24,7 @@ class Upkeep:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """`parameters`: all that may get a mask; those are held that have one."""
         self.parameters = parameters
         self.optimizer: torch.optim.Optimizer | None = None
         self.masks: dict[str, Tensor] = {}
@@ -41,13 +42,14 @@ class Upkeep:
     def hold(self) -> None:
         """Zeroes dead weights."""
         if not self.dense:
-            self._multiply({n: p.data for n, p in self.parameters.items()})
+            self._multiply({n: self.parameters[n].data for n in self.masks})
 
     @torch.no_grad()
     def hold_grads(self) -> None:
         """Zeroes the gradients of dead weights, so that no optimizer state builds up for them."""
         if not self.dense:
-            self._multiply({n: p.grad for n, p in self.parameters.items() if p.grad is not None})
+            grads = {n: self.parameters[n].grad for n in self.masks}
+            self._multiply({n: grad for n, grad in grads.items() if grad is not None})
 
     def after_step(self, *, closure: bool, cold: bool) -> None:
         """After an update: zeroes dead weights, and their state where the optimizer would not keep it at zero.
@@ -72,8 +74,8 @@ class Upkeep:
         state = {} if self.optimizer is None else self.optimizer.state
         return {
             n: {k: v for k, v in state[p].items() if isinstance(v, Tensor) and v.shape == p.shape}
-            for n, p in self.parameters.items()
-            if p in state
+            for n in self.masks
+            if (p := self.parameters[n]) in state
         }
 
     @torch.no_grad()

@@ -1,0 +1,27 @@
+"""BatchNorm scale as the score of a channel: network slimming."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from spikeprune.core.evidence import Evidence, Scores
+from spikeprune.methods.base import Method
+from spikeprune.methods.registry import register
+
+
+@register("bn-scale", source="Liu et al. 2017, arXiv:1708.06519 (network slimming)")
+@final
+@dataclass(frozen=True)
+class BnScale(Method):
+    """Keep the channels with the largest normalisation scale.
+
+        score[c] = |gamma[c]|,  the mean over the group's normalisations
+
+    Takes pattern "channel" or "gate". Training with L1 on gamma (`optim.slim` of a recipe) makes the scales tell more.
+
+    Source: Liu et al. 2017, arXiv:1708.06519.
+    """
+
+    channels: ClassVar[bool] = True
+
+    def score(self, evidence: Evidence) -> Scores:
+        return evidence.of_channels("scale")

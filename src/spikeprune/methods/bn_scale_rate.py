@@ -1,0 +1,36 @@
+"""BatchNorm scale times firing rate as the score of a channel."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from spikeprune.core.evidence import Evidence, Scores
+from spikeprune.core.statistic import Statistic
+from spikeprune.methods.base import Layer, Method
+from spikeprune.methods.registry import register
+
+
+@register("bn-scale-rate", source="Meng et al. 2023 (BatchNorm scale and firing rate)")
+@final
+@dataclass(frozen=True)
+class BnScaleRate(Method):
+    """Keep the channels with a large normalisation scale that also fire.
+
+        score[c] = |gamma[c]| * mean_{t, n, p} spike[t, n, c, p]
+
+    Takes pattern "channel" or "gate".
+
+    Args: batches: training steps before the event over which the rate is averaged.
+    Source: Meng et al. 2023, channel pruning of SNNs by BatchNorm scale times firing rate. We know the score by name
+        only; that it is the plain product of the two is our reading.
+    """
+
+    batches: int = 1
+    needs: ClassVar[frozenset[str]] = frozenset({"weights", "spikes"})
+    channels: ClassVar[bool] = True
+
+    def score(self, evidence: Evidence) -> Scores:
+        rates = evidence.of_channels("statistic")
+        return {name: scale * rates[name] for name, scale in evidence.of_channels("scale").items()}
+
+    def statistic(self, layer: Layer) -> Statistic:
+        return layer.per_channel(layer.spikes, "mean")

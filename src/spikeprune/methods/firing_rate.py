@@ -1,0 +1,33 @@
+"""Firing rate as the score of a channel."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from spikeprune.core.evidence import Evidence, Scores
+from spikeprune.core.statistic import Statistic
+from spikeprune.methods.base import Layer, Method
+from spikeprune.methods.registry import register
+
+
+@register("firing-rate", source="the activity part of Meng et al. 2023 (bn-scale-rate), alone")
+@final
+@dataclass(frozen=True)
+class FiringRate(Method):
+    """Keep the channels that fire most.
+
+        score[c] = mean_{t, n, p} spike[t, n, c, p]
+
+    of the first neuron behind the channel. Takes pattern "channel" or "gate".
+
+    Args: batches: training steps before the event over which the rate is averaged.
+    """
+
+    batches: int = 1
+    needs: ClassVar[frozenset[str]] = frozenset({"weights", "spikes"})
+    channels: ClassVar[bool] = True
+
+    def score(self, evidence: Evidence) -> Scores:
+        return evidence.of_channels("statistic")
+
+    def statistic(self, layer: Layer) -> Statistic:
+        return layer.per_channel(layer.spikes, "mean")

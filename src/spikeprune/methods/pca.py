@@ -1,0 +1,43 @@
+"""Principal components of the membrane potentials as the score of a channel."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.core.evidence import Evidence, Scores
+from spikeprune.core.statistic import Components, Statistic
+from spikeprune.methods.base import Layer, Method
+from spikeprune.methods.registry import register
+
+
+@register("pca", source="Chowdhury et al. 2021, arXiv:2104.12528")
+@final
+@dataclass(frozen=True)
+class Pca(Method):
+    """Keep the channels that make up the leading principal components of their layer's membrane potentials.
+
+        score[c] = sum_k lambda_k V[c, k]^2,  k over the components that hold `variance` of the layer's variance
+
+    of the potentials averaged over time. Takes pattern "channel" or "gate".
+
+    Args:
+        variance: share of the variance that the leading components hold, in (0, 1].
+        batches: training steps before the event over which the covariance is taken.
+    Source: Chowdhury et al. 2021, arXiv:2104.12528, which takes the number of such components as the layer's width and
+        trains anew; naming the channels by their share of these components is ours.
+    """
+
+    variance: float = 0.999
+    batches: int = 1
+    needs: ClassVar[frozenset[str]] = frozenset({"weights", "membrane"})
+    channels: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.variance <= 1:
+            raise InvalidValue(f"variance must be in (0, 1], the share of variance to explain, got {self.variance}")
+
+    def score(self, evidence: Evidence) -> Scores:
+        return evidence.of_channels("statistic")
+
+    def statistic(self, layer: Layer) -> Statistic:
+        return Components(layer.potential, self.variance)
