@@ -28,9 +28,9 @@ def keep_top(scores: Mapping[str, Tensor], k: int, among: Mapping[str, Tensor] |
     if bool(torch.stack([score.amin() for score in scores.values() if score.numel()]).isnan().any()):
         raise InvalidValue("a score is not a number (nan), so weights cannot be ranked; check the loss for nan or inf")
     candidates = {
-        name: score if among is None else score.masked_fill(~among[name], -torch.inf) for name, score in scores.items()
+        name: score if among is None else torch.where(among[name], score, -torch.inf) for name, score in scores.items()
     }
-    available = sum(s.numel() for s in scores.values()) if among is None else sum(int(among[n].sum()) for n in scores)
+    available = sum(s.numel() if among is None else int(torch.count_nonzero(among[n])) for n, s in scores.items())
     if not 0 <= k <= available:
         raise InvalidValue(f"cannot keep {k} of {available} candidates; the number must be between 0 and {available}")
     if k == 0:
@@ -56,7 +56,7 @@ def keep_top(scores: Mapping[str, Tensor], k: int, among: Mapping[str, Tensor] |
 def kth_largest(values: list[Tensor], k: int) -> Tensor:
     """The exact k-th largest value (k from 1) over a list of tensors without nan, without sorting or joining them.
 
-    A strided sample brackets the value; one pass counts what lies above the bracket, and only what lies inside it is
+    A strided sample brackets the value; one pass takes what reaches the bracket, and only what lies inside it is
     searched. If the bracket misses, which an unlucky order can make it do, everything is searched.
     """
     flat = [value.reshape(-1) for value in values]
@@ -68,10 +68,12 @@ def kth_largest(values: list[Tensor], k: int) -> Tensor:
         # Six standard deviations of the sample's rank on either side, and a little more at the ends.
         margin = int(3 * sample.numel() ** 0.5) + 8
         high = sample[max(place - margin, 0)]
-        low = sample[min(place + margin, sample.numel() - 1)]
-        above = sum(int(torch.count_nonzero(value > high)) for value in flat)
-        inside = torch.cat([value[(value <= high) & (value >= low)] for value in flat])
-        if above < k <= above + inside.numel():
+        # What is no candidate stands at -inf, often most of the values: never search among those.
+        low = sample[min(place + margin, sample.numel() - 1)].clamp_min(torch.finfo(sample.dtype).min)
+        reached = torch.cat([value[value >= low] for value in flat])
+        inside = reached[reached <= high]
+        above = reached.numel() - inside.numel()
+        if above < k <= reached.numel():
             return _kth(inside, k - above)
     return _kth(torch.cat(flat), k)
 
