@@ -17,7 +17,7 @@ from spikingjelly.activation_based import functional, layer, neuron  # noqa: E40
 
 from spikeprune.integrations.spikingjelly import SpikingJelly  # noqa: E402
 
-ENGINES = ("lookup", "real", "dense")
+ENGINES = ("lookup", "event", "real", "dense")
 
 
 def lif(**settings):
@@ -136,7 +136,7 @@ def force(monkeypatch, engine):
 
     def choose(network, *_):
         kinds = ("conv", "linear")
-        return {p: cost.Choice(engine, 1, 1, 1) for p, entry in enumerate(network.layers) if entry.kind in kinds}
+        return {p: cost.Choice(engine, 1, 1, 1, 1) for p, entry in enumerate(network.layers) if entry.kind in kinds}
 
     monkeypatch.setattr(cost, "choose", choose)
 
@@ -369,7 +369,10 @@ def test_plan_names_every_layer():
     plan = compiled.plan(N=32)
     assert [row.layer for row in plan] == [entry.name for entry in compiled.network.layers]
     assert plan[0].engine == "PyTorch, once per image"
-    assert next(row for row in plan if row.layer == "body.3").engine == "lookup"  # 5 % kept: no dense can win
+    assert next(row for row in plan if row.layer == "body.3").engine in (
+        "lookup",
+        "event",
+    )  # 5 % kept: no dense can win
     assert "sparsity" in str(plan)
 
 

@@ -4,12 +4,14 @@ Opponents compute the same spiking function: the framework's own eval, our dense
 it is installed. Nothing is timed before its spikes or outputs have been compared with the model's.
 """
 
+import importlib
 import importlib.util
-import io
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,9 +60,11 @@ def _fire(x: Tensor, layer: Layer, static: bool, T: int) -> Tensor:
 
 
 def _exported(network: Network, x: Tensor) -> bytes:
-    stream = io.BytesIO()
-    torch.onnx.export(_Exportable(network).eval(), (x,), stream, dynamo=False, input_names=["x"], opset_version=17)
-    return stream.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        module = _Exportable(network).eval()
+        torch.onnx.export(module, (x,), str(path), dynamo=False, input_names=["x"], opset_version=17)
+        return path.read_bytes()
 
 
 def _onnxruntime(model: bytes, threads: int) -> Runner:
@@ -73,8 +77,7 @@ def _onnxruntime(model: bytes, threads: int) -> Runner:
 
 
 def _openvino(model: bytes, threads: int) -> Runner:
-    import openvino
-
+    openvino: Any = importlib.import_module("openvino")  # optional, and without types
     core = openvino.Core()
     core.set_property("CPU", {"INFERENCE_NUM_THREADS": threads})
     request = core.compile_model(core.read_model(model=model), "CPU").create_infer_request()

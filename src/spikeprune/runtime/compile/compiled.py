@@ -110,7 +110,7 @@ class CompiledSNN:
                 PlanRow(
                     layer.name, layer.kind, engine,
                     None if weight is None else 1 - int(torch.count_nonzero(weight)) / weight.numel(),
-                    None if choice is None else ms(min(choice.lookup, choice.real)),
+                    None if choice is None else ms(choice.sparse),
                     None if choice is None else ms(choice.dense),
                 )
             )  # fmt: skip

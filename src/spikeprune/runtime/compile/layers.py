@@ -19,6 +19,7 @@ KINDS = ("conv", "linear", "affine", "neuron", "pool", "add", "flatten", "select
 
 
 INT16_MAX = 32767
+TILE = 16  # positions that stand for a tile in `busyness`; the kernels' own is 8 to 32
 
 
 @dataclass
@@ -45,13 +46,18 @@ class Layer:
 
 @dataclass
 class Network:
-    """Layers in order of execution; `T` is how often a still image is shown, `still` whether one may be given."""
+    """Layers in order of execution; `T` is how often a still image is shown, `still` whether one may be given.
+
+    `busy`: of a value that holds spikes or means of them, the share of channels in a tile that are not silent on the
+    example, and of those that reach 4 spikes in a window; what the cost of event-driven layers depends on.
+    """
 
     layers: list[Layer]
     output: int
     input_shape: tuple[int, ...]
     T: int
     still: bool
+    busy: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     def readers(self) -> dict[int, list[int]]:
         """Value -> places of the layers that read it."""
@@ -152,6 +158,14 @@ def interpret(network: Network, x: Tensor, still: bool) -> dict[int, Tensor]:
         inputs = [values[value] for value in layer.inputs]
         values[layer.output] = compute(layer, inputs, all(v in static for v in layer.inputs), T)
     return values
+
+
+def busyness(x: Tensor) -> tuple[float, float]:
+    """Of the sequence x [T, N, C, ...]: how many of its (channel, tile) pairs are not silent, and reach 1."""
+    flat = x.flatten(3) if x.dim() > 3 else x.unsqueeze(-1)
+    top = flat.amax(0)  # a column holds all steps of a word
+    top = F.pad(top, (0, -top.shape[-1] % TILE)).unflatten(-1, (-1, TILE)).amax(-1)
+    return float((top > 0).float().mean()), float((top >= 1).float().mean())
 
 
 def quantize(layer: Layer, units: int) -> Layer:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spikeprune.core.errors import InvalidValue
 from spikeprune.pruner.adapter import Adapter, adapter_for
 from spikeprune.pruner.trace import ChannelGate, Graph, Node, Tracer, _Recorder, _tensors, undisturbed
-from spikeprune.runtime.compile.layers import Layer, Network, interpret
+from spikeprune.runtime.compile.layers import Layer, Network, busyness, interpret
 
 
 class _WithConstants(_Recorder):
@@ -68,10 +68,16 @@ def _trace(model: nn.Module, example: Tensor, adapter: Adapter) -> _Recorded:
 def _check(network: Network, recorded: _Recorded, example: Tensor) -> None:
     """Compares the lowered network with the model on the example: a subclass may compute what its base does not.
 
+    Also notes how busy the example's spikes are.
+
     The first neuron that differs decides; behind it, differences only spread.
     """
     with torch.no_grad():
         values = interpret(network, example.detach().float().cpu(), network.still)
+    static = network.static(network.still)
+    for layer in network.layers:
+        if layer.kind in ("neuron", "pool") and values[layer.output].dim() > 2 and layer.output not in static:
+            network.busy[layer.output] = busyness(values[layer.output])
     for layer in network.layers:
         if layer.kind != "neuron":
             continue

@@ -34,9 +34,20 @@ class Neuron(ctypes.Structure):
 
 _OP_INTS = (
     "code", "input", "spikes", "real", "residual", "pool_kind", "kernel_h", "kernel_w", "stride_h", "stride_w",
-    "pad_h", "pad_w", "dilation_h", "dilation_w", "channels", "height", "width", "unused",
+    "pad_h", "pad_w", "dilation_h", "dilation_w", "channels", "height", "width", "first_event",
 )  # fmt: skip
-_OP_POINTERS = ("scale", "bias", "post_scale", "post_bias", "starts", "map", "pairs", "weights")
+_OP_POINTERS = (
+    "scale",
+    "bias",
+    "post_scale",
+    "post_bias",
+    "starts",
+    "map",
+    "pairs",
+    "event_starts",
+    "events",
+    "weights",
+)
 
 
 class Op(ctypes.Structure):
@@ -49,6 +60,7 @@ class Op(ctypes.Structure):
 
 PAIR = np.dtype([("a", np.float32), ("b", np.float32), ("first", np.uint16), ("second", np.uint16)])
 MAX_COLUMNS = 65535  # what fits in a pair's 16-bit places
+EVENT = np.dtype([("value", np.float32), ("row", np.uint32)])
 WEIGHT = np.dtype([("value", np.float32), ("column", np.int32)])
 
 
@@ -93,18 +105,21 @@ def real_weights(s: Sparse) -> tuple[np.ndarray, np.ndarray]:
     return s.starts, weights
 
 
-def lookup_pairs(s: Sparse, planes: Sequence[tuple[float, int]]) -> tuple[np.ndarray, np.ndarray]:
+def lookup_pairs(
+    s: Sparse, planes: Sequence[tuple[float, int]], used: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Row starts and pairs for inputs packed in two bits.
 
     Args:
         planes: (factor, largest value) of each plane; the input is the sum of factor * value. Spikes are [(1, 1)].
             Values of one bit go two weights at a time; a value up to 3 fills the index alone, as weights w and 2 w.
+        used: how many of the planes to list, if not all; the others are left to events.
     """
     zero = s.n_columns * len(planes)
     counts = np.diff(s.starts)
     rows = np.repeat(np.arange(len(counts)), counts)
     parts: list[tuple[np.ndarray, np.ndarray]] = []
-    for place, (factor, largest) in enumerate(planes):
+    for place, (factor, largest) in enumerate(planes[:used]):
         values = (s.values * np.float32(factor)).astype(np.float32)
         columns = s.columns + place * s.n_columns
         if largest > 1:
@@ -121,11 +136,23 @@ def lookup_pairs(s: Sparse, planes: Sequence[tuple[float, int]]) -> tuple[np.nda
         pairs["first"][at[~second]], pairs["a"][at[~second]] = columns[~second], values[~second]
         pairs["second"][at[second]], pairs["b"][at[second]] = columns[second], values[second]
         parts.append((np.repeat(np.arange(len(counts)), (counts + 1) // 2), pairs))
+    if not parts:
+        return np.zeros(len(counts) + 1, np.int32), np.zeros(1, PAIR)
     all_rows = np.concatenate([rows for rows, _ in parts])
     order = np.argsort(all_rows, kind="stable")
     pairs = np.concatenate([pairs for _, pairs in parts])[order]
     starts = np.concatenate([[0], np.cumsum(np.bincount(all_rows, minlength=len(counts)))])
     return starts.astype(np.int32), pairs
+
+
+def event_lists(s: Sparse, factor: float) -> tuple[np.ndarray, np.ndarray]:
+    """Column starts and weights by column, for inputs that are read event by event."""
+    order = np.argsort(s.columns, kind="stable")
+    rows = np.repeat(np.arange(len(s.starts) - 1), np.diff(s.starts))
+    events = np.empty(len(order), EVENT)
+    events["value"], events["row"] = s.values[order] * np.float32(factor), rows[order]
+    starts = np.concatenate([[0], np.cumsum(np.bincount(s.columns, minlength=s.n_columns))])
+    return starts.astype(np.int32), events
 
 
 @dataclass
@@ -152,6 +179,7 @@ class OpSpec:
     real: int = -1
     residual: int = -1
     pool_kind: int = 0
+    first_event: int = 0
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
     pad: tuple[int, int] = (0, 0)
@@ -164,7 +192,7 @@ class OpSpec:
 
     def fill(self, op: Op) -> None:
         op.code, op.input, op.spikes, op.real = self.code, self.input, self.spikes, self.real
-        op.residual, op.pool_kind = self.residual, self.pool_kind
+        op.residual, op.pool_kind, op.first_event = self.residual, self.pool_kind, self.first_event
         op.kernel_h, op.kernel_w = self.kernel
         op.stride_h, op.stride_w = self.stride
         op.pad_h, op.pad_w = self.pad

@@ -2,6 +2,7 @@
 
 Engines of a conv or linear layer:
     lookup  kept weights only, two at a time, on spikes packed in bits
+    event   kept weights of the input channels that fired somewhere in a tile, on spikes packed in bits
     real    kept weights only, on inputs of any value
     dense   PyTorch's convolution with the folded weights
 """
@@ -19,7 +20,8 @@ from spikeprune.runtime.compile import program as P
 from spikeprune.runtime.compile.layers import Layer, Network
 from spikeprune.runtime.compile.program import BufferSpec, OpSpec, Program
 
-ENGINES = ("lookup", "real", "dense")
+ENGINES = ("lookup", "event", "real", "dense")
+PACKED = ("lookup", "event")
 MAX_PLANE_SUM = 15  # two planes of two bits
 
 
@@ -252,7 +254,7 @@ class Builder:
             weight = weight.view(weight.shape[0], *spatial(self.shapes[base]))
             o = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
             source = base
-        lookup = engine == "lookup"
+        lookup = engine in PACKED
         packed = self.packed.get(source)
         if lookup and (packed is None or not self._available(source)):
             return False
@@ -272,8 +274,7 @@ class Builder:
         if "scale" in layer.tensors:  # whole numbers: summed exactly, scaled behind the sum
             op.arrays["scale"] = _array(layer.tensors["scale"])
         self._finish(place, layer, op)
-        starts, entries = P.lookup_pairs(op.sparse, op.planes) if lookup else P.real_weights(op.sparse)
-        op.arrays |= {"starts": starts, "pairs" if lookup else "weights": entries}
+        op.arrays |= entries(op, engine)
         self.ops.append(op)
         return True
 
@@ -339,7 +340,7 @@ class Builder:
         readers = [p for v in (value, *(f for f, base in self.flat.items() if base == value)) for p in self.readers[v]]
         return all(
             self.network.layers[p].kind == "flatten"
-            or (self.network.layers[p].kind in ("conv", "linear") and self.engines.get(p) == "lookup")
+            or (self.network.layers[p].kind in ("conv", "linear") and self.engines.get(p) in PACKED)
             for p in readers
         )
 
@@ -464,6 +465,26 @@ def _neuron(layer: Layer) -> dict[str, np.ndarray]:
 
 def _array(vector: Tensor) -> np.ndarray:
     return np.ascontiguousarray(vector.detach().float().numpy())
+
+
+def entries(op: OpSpec, engine: str) -> dict[str, np.ndarray]:
+    """The kept weights in the order of the engine's kernel."""
+    assert op.sparse is not None
+    if engine == "real":
+        starts, weights = P.real_weights(op.sparse)
+        return {"starts": starts, "weights": weights}
+    # The upper plane of an average is silent almost everywhere (it takes four spikes at once), so it goes by events.
+    first = 1 if engine == "lookup" else 0
+    starts, pairs = P.lookup_pairs(op.sparse, op.planes, first)
+    arrays = {"starts": starts, "pairs": pairs}
+    if op.planes[first:]:
+        op.first_event = first * op.sparse.n_columns
+        lists = [P.event_lists(op.sparse, factor) for factor, _ in op.planes[first:]]
+        ends = np.cumsum([0, *(len(events) for _, events in lists)])
+        begins = [starts[:-1] + end for (starts, _), end in zip(lists, ends, strict=False)]
+        arrays["event_starts"] = np.concatenate([*begins, ends[-1:]]).astype(np.int32)
+        arrays["events"] = np.concatenate([events for _, events in lists])
+    return arrays
 
 
 def _scaled(op: OpSpec, scale: Tensor, bias: Tensor) -> dict[str, np.ndarray]:

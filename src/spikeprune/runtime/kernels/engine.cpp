@@ -139,7 +139,7 @@ struct Job {
   int64_t columns;  // per block of time
 
   static View view(const SpBuffer* buffers, int index, int64_t T, int64_t n, int64_t first, int64_t images) {
-    static const SpBuffer none{nullptr, SP_WORDS, 0, 0, 0, 0};
+    static const SpBuffer none{nullptr, SP_WORDS, 0, 0, 0, 0, 0};
     return View(index < 0 ? none : buffers[index], T, n, first, images);
   }
   Job(const SpOp& o, const SpBuffer* b, int64_t T_, int64_t chunk, int64_t first, int64_t images)
@@ -223,12 +223,15 @@ ENGINE_INLINE void finish(const Job& job, const Tile& tile, int c, int k, Floats
   }
 }
 
-// A conv's sums start at the bias, unless they are scaled first.
+// A conv's sums start at the bias (at 0 if they are scaled first), or at what the events have added up.
+ENGINE_INLINE float first_sum(const SpOp& op, int c) { return op.scale ? 0.f : op.bias[c]; }
 template <int B>
-ENGINE_INLINE void begin_sums(const SpOp& op, int c, Floats* even, Floats* odd) {
-  const Floats start = splat(op.scale ? 0.f : op.bias[c]);
+ENGINE_INLINE void begin_sums(float bias, const float* start, Floats* even, Floats* odd) {
 #pragma GCC unroll 8
-  for (int t = 0; t < B; ++t) even[t] = odd[t] = start;
+  for (int t = 0; t < B; ++t) {
+    even[t] = start ? load<Floats>(start + t * kTile) : splat(bias);
+    odd[t] = start ? load<Floats>(start + t * kTile + kLanes) : splat(bias);
+  }
 }
 template <int B>
 ENGINE_INLINE void end_sums(const SpOp& op, int c, Floats* even, Floats* odd) {
@@ -258,14 +261,35 @@ ENGINE_INLINE void look_up(const SpPair* pair, const SpPair* end, const Word* ba
   }
 }
 
+// Adds the columns that are read event by event: one that is silent at every position and step costs a glance.
+template <int S>
+void add_events(const SpOp& op, const Word* base, int64_t columns, int from, int to, float* sums) {
+  for (int64_t column = op.first_event; column < columns; ++column) {
+    const Ints index = load<Ints>(base + column * kTile);
+    uint64_t any = 0;
+    for (int i = 0; i < kTile / 4; ++i) any |= load<uint64_t>(base + column * kTile + 4 * i);
+    if (!any) continue;
+    const int32_t* range = op.event_starts + (column - op.first_event);
+    for (const SpEvent *event = op.events + range[0], *end = op.events + range[1]; event < end; ++event) {
+      if (int(event->row) < from || int(event->row) >= to) continue;
+      const Table table(event->value, 2 * event->value);
+      float* sum = sums + int64_t(event->row - from) * S * kTile;
+#pragma GCC unroll 8
+      for (int t = 0; t < S; ++t) {
+        store(sum + t * kTile, load<Floats>(sum + t * kTile) + table.pick(index >> (2 * t)));
+        store(sum + t * kTile + kLanes, load<Floats>(sum + t * kTile + kLanes) + table.pick(index >> (2 * t + 16)));
+      }
+    }
+  }
+}
+
 // Where the last tile (or a small map) fills at most half of the lanes, later time steps move into the idle ones:
 // lane = part * filled + position, with S steps in each part.
 template <int S>
 __attribute__((noinline)) void look_up_folded(const SpPair* pair, const SpPair* end, const Word* base, int filled, int steps, float bias,
-                    float* plain) {
+                    const float* start, float* plain) {
   Floats even[S], odd[S];
-#pragma GCC unroll 8
-  for (int t = 0; t < S; ++t) even[t] = odd[t] = splat(bias);
+  begin_sums<S>(bias, start, even, odd);
   look_up<S>(pair, end, base, even, odd);
   float sums[S][kTile];
   for (int t = 0; t < S; ++t) join(even[t], odd[t], sums[t]);
@@ -294,22 +318,39 @@ void conv_lookup(const Job& job, const Tile& tile, int from, int to, char* scrat
         }
     std::memset(to_column, 0, sizeof(Word) * kTile);
   }
+  float* sums = nullptr;  // [block of time][channel][step][kTile], if there are events
+  const int64_t per_block = int64_t(to - from) * steps * kTile;
+  if (op.events) {
+    sums = (float*)(words + job.blocks * plane);
+    for (int k = 0; k < job.blocks; ++k) {
+      float* block = sums + k * per_block;
+      for (int c = from; c < to; ++c)
+        std::fill_n(block + int64_t(c - from) * steps * kTile, steps * kTile, first_sum(op, c));
+      const Word* base = words + k * plane;
+      if (steps == B) add_events<B>(op, base, job.columns, from, to, block);
+      else if (steps == 1) add_events<1>(op, base, job.columns, from, to, block);
+      else if (steps == 2) add_events<2>(op, base, job.columns, from, to, block);
+      else add_events<3>(op, base, job.columns, from, to, block);
+    }
+  }
   for (int c = from; c < to; ++c) {
     Membrane v = rest(op, c);
     const SpPair* const begin = op.pairs + op.starts[c];
     const SpPair* const end = op.pairs + op.starts[c + 1];
     for (int k = 0; k < job.blocks; ++k) {
       const Word* base = words + k * plane;
+      const float* start = sums ? sums + k * per_block + int64_t(c - from) * steps * kTile : nullptr;
       Floats even[B], odd[B];
       if (steps < B) {
         float plain[B * kTile] = {};
-        if (steps == 1) look_up_folded<1>(begin, end, base, tile.filled, B, op.scale ? 0.f : op.bias[c], plain);
-        if (steps == 2) look_up_folded<2>(begin, end, base, tile.filled, B, op.scale ? 0.f : op.bias[c], plain);
-        if (steps == 3) look_up_folded<3>(begin, end, base, tile.filled, B, op.scale ? 0.f : op.bias[c], plain);
+        const float bias = first_sum(op, c);
+        if (steps == 1) look_up_folded<1>(begin, end, base, tile.filled, B, bias, start, plain);
+        if (steps == 2) look_up_folded<2>(begin, end, base, tile.filled, B, bias, start, plain);
+        if (steps == 3) look_up_folded<3>(begin, end, base, tile.filled, B, bias, start, plain);
 #pragma GCC unroll 8
         for (int t = 0; t < B; ++t) split(plain + t * kTile, even[t], odd[t]);
       } else {
-        begin_sums<B>(op, c, even, odd);
+        begin_sums<B>(first_sum(op, c), start, even, odd);
         look_up<B>(begin, end, base, even, odd);
       }
       end_sums<B>(op, c, even, odd);
@@ -345,7 +386,7 @@ void conv_real(const Job& job, const Tile& tile, int from, int to, char* scratch
     for (int k = 0; k < job.blocks; ++k) {
       const float* base = (const float*)scratch + k * job.columns * slot;
       Floats even[B], odd[B];
-      begin_sums<B>(op, c, even, odd);
+      begin_sums<B>(first_sum(op, c), nullptr, even, odd);
       for (const SpWeight *w = op.weights + op.starts[c], *end = op.weights + op.starts[c + 1]; w < end; ++w) {
         const Floats value = splat(w->value);
         const float* x = base + w->column * slot;
@@ -487,10 +528,11 @@ void work(const Job& job, const Plan& plan, int64_t item, char* scratch) {
 }
 
 int64_t scratch_bytes(const Job& job) {
-  const int64_t per_block = job.op.code == SP_CONV_LOOKUP ? (job.columns + 1) * kTile * int64_t(sizeof(Word))
-                            : job.op.code == SP_CONV_REAL ? job.columns * job.block * kTile * int64_t(sizeof(float))
-                                                          : 0;
-  return per_block * job.blocks + kSlack;
+  const int64_t steps = int64_t(job.blocks) * job.block * kTile * int64_t(sizeof(float));  // of one channel or column
+  if (job.op.code == SP_CONV_REAL) return job.columns * steps + kSlack;
+  if (job.op.code != SP_CONV_LOOKUP) return kSlack;
+  const int64_t words = job.blocks * (job.columns + 1) * kTile * int64_t(sizeof(Word));
+  return words + (job.op.events ? job.op.channels * steps : 0) + kSlack;
 }
 
 // Threads of one call meet here between operations. They sleep while waiting: on a busy machine a spinning thread

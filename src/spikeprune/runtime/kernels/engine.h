@@ -34,6 +34,11 @@ struct SpWeight {
   int32_t column;
 };
 
+struct SpEvent {
+  float value;
+  uint32_t row;
+};
+
 // v_pre = decay * v + current; spike = v_pre >= threshold; then v = reset (hard) or v_pre + reset (soft, reset < 0).
 // A neuron that fires at > instead is given the next larger float as its threshold.
 struct SpNeuron {
@@ -46,12 +51,14 @@ struct SpOp {
   int32_t in, spikes, real;      // buffers: input; where spikes and the real result go (-1: nowhere)
   int32_t residual, pool_kind;   // buffer added before the neuron (-1: none); SpPool
   int32_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int32_t channels, height, width, unused;  // of the output
+  int32_t channels, height, width, first_event;  // of the output; first_event: a column of the tile
   const float *scale, *bias;     // per output channel: scale * x + bias, x the input or a conv's sum (scale null: 1)
   const float *post_scale, *post_bias;  // affine between the real output and the neuron (null: none)
   const int32_t* starts;         // channels + 1 row starts into pairs or weights
   const int32_t* map;            // pointwise: the input's channel for each output channel (null: the same)
   const SpPair* pairs;
+  const int32_t* event_starts;   // lookup: per tile column from `first_event` on, its weights' start in events (null: none)
+  const SpEvent* events;
   const SpWeight* weights;
   SpNeuron neuron;
 };
