@@ -162,6 +162,11 @@ def check_regrowth(
     check_choice("start_value", start_value, ("zero", "kept", "last"))
 
 
+def is_number(value: object, *, whole: bool = False) -> bool:
+    """Whether a setting, which may come from a file, is a number."""
+    return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+
+
 def check_choice(setting: str, value: object, allowed: tuple[str | None, ...]) -> None:
     """Raises: InvalidValue if `value` is not one of `allowed`."""
     if value not in allowed:

@@ -9,7 +9,7 @@ from torch import Tensor
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.evidence import Scores
 from spikeprune.core.schedule import Constant, Geometric
-from spikeprune.methods.base import Memory, Training
+from spikeprune.methods.base import Memory, Training, is_number
 
 SHARED = 20 / 280  # epochs before the rewind point over epochs of a round, in the code of arXiv:2207.01382
 
@@ -27,6 +27,12 @@ def check_search(distance: float, window: int, patience: float) -> None:
             "an early ticket needs distance above 0, window of 2 or more masks and patience in (0, 1), "
             f"got {distance}, {window}, {patience}"
         )
+
+
+def check_search_T(search_T: int | None) -> None:
+    """Raises: InvalidValue if the number of time steps of a search is neither None nor a positive number."""
+    if search_T is not None and not (is_number(search_T, whole=True) and search_T >= 1):
+        raise InvalidValue(f"search_T must be None (chosen by the network) or 1 or more time steps, got {search_T}")
 
 
 def rounds(sparsity: float, steps: int, rate: float) -> Geometric:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.evidence import Evidence, Scores
-from spikeprune.methods.base import Method, Training, check_choice, magnitude
+from spikeprune.methods.base import Method, Training, check_choice, is_number, magnitude
 from spikeprune.methods.registry import register
 
 
@@ -40,7 +40,7 @@ class Stds(Method):
 
     def __post_init__(self) -> None:
         check_choice("ramp", self.ramp, ("sine", "linear"))
-        if self.depth is not None and not self.depth > 0:
+        if self.depth is not None and not (is_number(self.depth) and self.depth > 0):
             raise InvalidValue(f"depth must be None (set by the sparsity) or a threshold above 0, got {self.depth}")
 
     def before_update(self, training: Training) -> None:

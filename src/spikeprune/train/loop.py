@@ -12,18 +12,21 @@ from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spikeprune.core.errors import RunFailed
 from spikeprune.pruner.pruner import Pruner
 from spikeprune.train.augment import Augment
 from spikeprune.train.data import Dataset, batches
 from spikeprune.train.device import PRECISIONS, random_states, restore_random_states, seed_everything
+from spikeprune.train.early_time import fewer_steps
 from spikeprune.train.network import Network
 from spikeprune.train.plan import Plan, learning_rate
 from spikeprune.train.recipe import Recipe
 from spikeprune.train.score import Score, score
 from spikeprune.zoo.readout import LOSSES, predict
+
+_ET_EPOCHS = 2  # Early-Time chooses its time steps after so many epochs, as its authors' code
 
 
 @final
@@ -66,7 +69,10 @@ class Phase:
         self.search_seconds = 0.0
         self.search_step = 0
         self._pruning_before = 0.0
-        self.kept_samples: dict[str, int] = {}
+        # Samples trained on, times the weights alive in each layer; a sample of fewer time steps counts in proportion.
+        self.kept_samples: dict[str, float] = {}
+        self.samples: float = 0
+        self.search_T: int | None = None
         self._setting = setting
         self._batch = 0
         # Of the current epoch: summed loss and right answers, on the device, and samples.
@@ -135,10 +141,13 @@ class Phase:
         )
         began = time.perf_counter()
         for x, target in feed:
+            self._set_time(x)
+            span = (0, None) if self.pruner is None else self.pruner.round_steps
             for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, self.step, plan)
+                group["lr"] = learning_rate(recipe, self.step, plan, span)
             with torch.autocast(setting.device.type, PRECISIONS[setting.precision], setting.precision != "fp32"):
                 logits = self.network(x, data.time_first)
+            share = 1 if self.network.T == recipe.T else self.network.T / recipe.T
             loss = loss_of(logits.float(), target)
             self._optimizer.zero_grad(set_to_none=True)
             self._scaler.scale(loss).backward()
@@ -154,12 +163,13 @@ class Phase:
             now = time.perf_counter()
             self.seconds += now - began
             began = now
-            self._account(len(target))
+            self._account(len(target) * share)
             yield shown
 
     def end_epoch(self) -> dict[str, Any]:
         """Score the epoch and go on to the next; returns its line for metrics.jsonl."""
         setting, began = self._setting, time.perf_counter()
+        self._set_time()
         held = self.validate("validation")
         seen = self.validate("train", len(setting.data.validation)) if held else None
         line = {
@@ -204,15 +214,30 @@ class Phase:
         """Higher accuracy on the validation split wins, then lower loss, then the earlier epoch."""
         return self.best is None or (held.accuracy, -held.loss) > (self.best["accuracy"], -self.best["loss"])
 
-    def _account(self, samples: int) -> None:
+    def _set_time(self, x: Tensor | None = None) -> None:
+        """For methods that search with fewer time steps: how many are taken now. `x` is the coming batch."""
+        if self.pruner is None or not self.pruner.method.early_time:
+            return
+        T = self._setting.recipe.T
+        if self.search_T is None:
+            self.search_T = self.pruner.method.search_T  # type: ignore[attr-defined]
+        if self.search_T is None and x is not None and (self.epoch, self._batch) == (_ET_EPOCHS, 0):
+            self.search_T = fewer_steps(self.network, x, self._setting.data.time_first)
+        wanted = min(self.search_T or T, T) if self.pruner.searching else T
+        if wanted != self.network.T:
+            self.network = self.network.at(wanted)
+
+    def _account(self, samples: float) -> None:
         """Add one step's samples, times the weights that were alive in it, to each layer's sum."""
+        self.samples += samples
         if self.pruner is None:
             return
         for name, kept in self._kept.items():
             self.kept_samples[name] = self.kept_samples.get(name, 0) + samples * kept
         if len(self.pruner.rounds) != self._rounds:
             self._count_alive()
-            self.search_seconds, self.search_step = self.seconds, self.step
+            if self.pruner.rounds[-1]["cut"]:
+                self.search_seconds, self.search_step = self.seconds, self.step
 
     def _count_alive(self) -> None:
         if self.pruner is not None:
@@ -232,6 +257,8 @@ class Phase:
             "search_step": self.search_step,
             "pruning_seconds": self.pruning_seconds,
             "kept_samples": self.kept_samples,
+            "samples": self.samples,
+            "search_T": self.search_T,
             "model": self.network.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
@@ -245,6 +272,7 @@ class Phase:
         self._loss.fill_(loss)
         self._right.fill_(right)
         self.best, self.kept_samples = state["best"], state["kept_samples"]
+        self.samples, self.search_T = state["samples"], state["search_T"]
         self.seconds = state["seconds"]
         self.search_seconds, self.search_step = state["search_seconds"], state["search_step"]
         self._pruning_before = state["pruning_seconds"]

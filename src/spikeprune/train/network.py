@@ -4,6 +4,7 @@ T time steps, N batch, C channels, H/W space, K classes.
 """
 
 import contextlib
+import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -49,7 +50,23 @@ class Network:
             x: images [N, C, H, W], or recordings [T, N, C, H, W] if `recorded`.
         """
         self.adapter.reset(self.model)
-        return _call(self.model, x, self.takes, self.T, recorded)
+        return _call(self.model, x[: self.T] if recorded else x, self.takes, self.T, recorded)
+
+    def at(self, T: int) -> "Network":
+        """The same model over another number of time steps; of recordings, over the first ones.
+
+        A model that repeats images by itself must say how often in an attribute `T`, which is changed.
+        Raises: InvalidValue if it does not.
+        """
+        own: Any = self.model
+        if isinstance(getattr(own, "T", None), int):
+            own.T = T
+        elif self.takes == "image" and T != self.T:
+            raise InvalidValue(
+                f"{type(own).__name__} has no attribute T to change its time steps by, as Early-Time needs; "
+                "take imp or early-bird"
+            )
+        return dataclasses.replace(self, T=T)
 
     def fed(self, x: Tensor, recorded: bool = False) -> Tensor:
         """What the model is called with for a batch, inside `one_call`."""

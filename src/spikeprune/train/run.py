@@ -307,7 +307,7 @@ class _Job:
     def cost(self, phase: Phase, counts: Counts, masks: Mapping[str, Tensor]) -> dict[str, Any]:
         """What the pruned run took; see contract: search is up to the last change of a mask, the others are totals."""
         layout: Plan = self.setting.plan
-        samples = len(self.setting.data.train) * self.recipe.epochs
+        samples = phase.samples
         effective = 0.0
         for name, layer in counts.layers.items():
             weight = f"{name}.weight"
