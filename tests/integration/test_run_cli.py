@@ -8,7 +8,7 @@ import torch
 
 from spikeprune.cli.main import main
 
-TINY = ["--epochs", "1", "--data.limit", "80", "--batch", "32", "--precision", "fp32"]
+TINY = ["--model", "mlp", "--epochs", "1", "--data.limit", "80", "--batch", "32", "--precision", "fp32"]
 MODULE = """
 import torch
 from spikingjelly.activation_based import layer, neuron, surrogate
@@ -134,7 +134,7 @@ def test_the_masks_fit_the_saved_weights(finished):
 
 @pytest.mark.parametrize("model", ["multi_step", "single_step", "own_loop"])
 def test_a_model_of_the_users_own(model, tmp_path, capsys):
-    words = ["--model", f"my_nets_for_cli:{model}", *TINY, "--baseline", "false", "--out", str(tmp_path)]
+    words = [*TINY, "--model", f"my_nets_for_cli:{model}", "--baseline", "false", "--out", str(tmp_path)]
     status, out, err = ends(capsys, "run", "digits", *words)
     assert status == 0, err
     record = json.loads((Path(out[-1]) / "record.json").read_text())
@@ -178,16 +178,13 @@ def test_data_of_the_users_own_and_weights_to_start_from(tmp_path, capsys):
         (["--weights", "other.pt"], "is of another network"),
         (["--pattern", "3:2"], "pattern"),
         (["--device", "gpu"], "device 'gpu' is not usable here"),
-        (["--prune.every", "9ep"], "no event fits"),
     ],
 )
 def test_wrong_input_ends_with_status_2_and_writes_nothing(words, message, place, tmp_path, capsys):
     (place / "garbage.pt").write_bytes(b"\x80not a pickle")
     torch.save({"weight": torch.zeros(2)}, place / "other.pt")
     (place / "empty").mkdir(exist_ok=True)
-    every = [] if "--prune.every" in words else TINY
-    more = ["--prune.events", "1"] if "--prune.every" in words else []
-    status, out, err = ends(capsys, "run", "digits", *every, *more, *words, "--out", str(tmp_path / "runs"))
+    status, out, err = ends(capsys, "run", "digits", *TINY, *words, "--out", str(tmp_path / "runs"))
     assert (status, out) == (2, [])
     assert message in err
     assert err.startswith("spikeprune: ")

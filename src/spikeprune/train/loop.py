@@ -13,8 +13,9 @@ from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from spikeprune.core.errors import RunFailed
+from spikeprune.core.errors import InvalidValue, RunFailed
 from spikeprune.pruner.pruner import Pruner
 from spikeprune.train.augment import Augment
 from spikeprune.train.data import Dataset, batches
@@ -55,12 +56,29 @@ class Phase:
     """One training from the initial weights to the last epoch: `begin`, then `train_epoch` and `end_epoch` in turn.
 
     Args:
-        name: `dense` or `pruned`, as in metrics.jsonl.
-        pruner: not yet attached; None trains dense.
+        name: `dense`, `pretrain` or `pruned`, as in metrics.jsonl.
+        pruner: not yet attached; None trains as it is.
+        first_epoch: how many epochs of the run came before this phase.
+        sparsity: of a network that was pruned before.
     """
 
-    def __init__(self, name: Literal["dense", "pruned"], setting: Setting, network: Network, pruner: Pruner | None):
+    def __init__(
+        self,
+        name: Literal["dense", "pretrain", "pruned"],
+        setting: Setting,
+        network: Network,
+        pruner: Pruner | None,
+        first_epoch: int = 0,
+        sparsity: float = 0.0,
+    ):
         self.name = name
+        self._first = first_epoch
+        self._sparsity = sparsity
+        scales = [p for m in network.model.modules() if isinstance(m, _BatchNorm) for p in [m.weight] if p is not None]
+        self._scales = scales if setting.recipe.optim.slim else []
+        self._slim_until = setting.plan.steps if name == "pretrain" else 0
+        if pruner is not None and pruner.preview():
+            self._slim_until = pruner.preview()[-1].step
         self.network = network
         self.pruner = pruner
         self.epoch = 0
@@ -82,7 +100,7 @@ class Phase:
         self._rounds = 0
         self._kept: dict[str, int] = {}
         recipe = setting.recipe
-        seed_everything(recipe.seed)
+        seed_everything(recipe.seed + first_epoch)
         network.model.train()
         self._optimizer = make_optimizer(recipe, network.model)
         self._scaler = torch.amp.GradScaler(setting.device.type, enabled=setting.precision == "fp16")
@@ -134,7 +152,7 @@ class Phase:
             recipe.batch,
             shuffle=True,
             seed=recipe.seed,
-            epoch=self.epoch,
+            epoch=self._first + self.epoch,
             start=self._batch,
             device=setting.device,
             augment=self._augment,
@@ -151,7 +169,12 @@ class Phase:
             loss = loss_of(logits.float(), target)
             self._optimizer.zero_grad(set_to_none=True)
             self._scaler.scale(loss).backward()
-            self._scaler.step(self._optimizer)
+            self._slim()
+            try:
+                self._scaler.step(self._optimizer)
+            except InvalidValue:
+                self.check_weights()  # weights that are not numbers cannot be ranked at a pruning event
+                raise
             self._scaler.update()
             self._loss += loss.detach() * len(target)
             self._right += (predict(logits.detach()) == target).sum()
@@ -166,6 +189,18 @@ class Phase:
             self._account(len(target) * share)
             yield shown
 
+    def _slim(self) -> None:
+        """Network slimming: the gradient of slim * |gamma|, as long as the network is not pruned to its end.
+
+        Source: Liu et al. 2017, arXiv:1708.06519.
+        """
+        if self.step >= self._slim_until:
+            return
+        pull = self._setting.recipe.optim.slim * self._scaler.get_scale()  # 1 unless fp16 scales its gradients
+        for scale in self._scales:
+            if scale.grad is not None:
+                scale.grad.add_(scale.detach().sign(), alpha=pull)
+
     def end_epoch(self) -> dict[str, Any]:
         """Score the epoch and go on to the next; returns its line for metrics.jsonl."""
         setting, began = self._setting, time.perf_counter()
@@ -174,8 +209,8 @@ class Phase:
         seen = self.validate("train", len(setting.data.validation)) if held else None
         line = {
             "phase": self.name,
-            "epoch": self.epoch + 1,
-            "step": self.step,
+            "epoch": self._first + self.epoch + 1,
+            "step": self._first * setting.plan.steps_per_epoch + self.step,
             "lr": self._optimizer.param_groups[0]["lr"],
             "train_loss": float(self._loss) / self._seen,
             "train_accuracy": int(self._right) / self._seen,
@@ -183,7 +218,7 @@ class Phase:
             "seen_accuracy": seen.accuracy if seen else None,
             "val_loss": held.loss if held else None,
             "val_accuracy": held.accuracy if held else None,
-            "sparsity": self.pruner.sparsity if self.pruner is not None else 0.0,
+            "sparsity": self.pruner.sparsity if self.pruner is not None else self._sparsity,
         }
         for part in (held, seen):
             self._check(part.loss if part else 0.0, "loss of the validation")
@@ -202,6 +237,15 @@ class Phase:
         if count is not None:
             feed = itertools.islice(feed, math.ceil(count / setting.recipe.batch))
         return score(self.network, feed, setting.data.time_first) if len(setting.data.split(split)) else None
+
+    def check_weights(self) -> None:
+        """Raises: RunFailed if a parameter is not a number, before it is saved or relied upon."""
+        for name, value in self.network.model.named_parameters():
+            if not bool(value.isfinite().all()):
+                raise RunFailed(
+                    f"the weights of {name} are not numbers after step {self.step}, {self.name} run; a lower --lr than "
+                    f"{self._setting.recipe.lr:g} may help"
+                )
 
     def _check(self, value: float, what: str) -> None:
         if not math.isfinite(value):

@@ -18,6 +18,7 @@ from spikeprune.core.errors import MissingDependency, RunFailed, UserError
 from spikeprune.pruner.count import Counts, count
 from spikeprune.pruner.pruner import Pruner
 from spikeprune.runtime.fuse import fuse, unfuse
+from spikeprune.shrink.plan import ChannelPlan
 from spikeprune.train import data as datasets
 from spikeprune.train.device import choose_device, choose_precision, environment, repeatable
 from spikeprune.train.folder import RunFolder, read_safetensors
@@ -28,6 +29,9 @@ from spikeprune.train.progress import ProgressBar
 from spikeprune.train.recipe import Recipe, complete, make_method, settings_hash
 from spikeprune.train.score import Score, score
 from spikeprune.train.statistics import layer_statistics, statistics_record
+from spikeprune.train.structured import Pruned, cut_out, example_of, prune_once
+
+PhaseName = Literal["dense", "pretrain", "pruned"]
 
 SCHEMA = 1
 # A step of the backward pass costs two passes: gradients for the inputs and for the weights.
@@ -80,6 +84,8 @@ def preview(recipe: Recipe) -> list[str]:
         load_weights(model, recipe.weights)
     laid_out = plan(recipe, train_count)
     pruner = make_pruner(recipe, laid_out.schedule, model)
+    if recipe.pattern in ("channel", "gate"):
+        return _preview_channels(recipe, laid_out, pruner, model, classes, shape, train_count)
     total = {name: mask.numel() for name, mask in pruner.masks.items()}
     events = pruner.preview()
     lines = [
@@ -96,6 +102,40 @@ def preview(recipe: Recipe) -> list[str]:
         quota = pruner.quota(events[-1].target)
         lines += [f"quota {name}: {kept} of {total[name]}" for name, kept in quota.items()]
     return lines
+
+
+def _preview_channels(
+    recipe: Recipe,
+    laid_out: Plan,
+    pruner: Pruner,
+    model: torch.nn.Module,
+    classes: int,
+    shape: tuple[int, ...],
+    train_count: int,
+) -> list[str]:
+    """The same for channels, which show in a forward: noise of the images' shape does for that."""
+    few = torch.rand(2 * recipe.T + 2, *shape)
+    network = connect(model, few, recipe.T, classes, recipe.loss, False)
+    pruner.trace(network.fed(few[:2]))
+    before = laid_out.steps - laid_out.of("pruned").steps
+    events = pruner.preview()
+    lines = [
+        f"prunable channels: {pruner.prunable}",
+        f"training images: {train_count}",
+        f"steps per epoch: {laid_out.steps_per_epoch}",
+        f"steps: {laid_out.steps}",
+        f"events: {len(events)}",
+    ]
+    lines += [
+        f"event {n}: step {before or event.step} target {event.target:.4f} kept {event.kept}"
+        for n, event in enumerate(events, 1)
+    ]
+    if laid_out.finetune is not None:
+        lines += [f"epochs before pruning: {laid_out.epochs - laid_out.finetune}", f"fine-tuning: {laid_out.finetune}"]
+    if recipe.allocate == "global" or not events:  # fresh scales are all alike and would rank by chance
+        return lines + [f"channels {name}: {len(alive)}" for name, alive in pruner.channels.items()]
+    quota = pruner.quota(events[-1].target)
+    return lines + [f"quota {name}: {kept} of {len(pruner.channels[name])}" for name, kept in quota.items()]
 
 
 def load_data(recipe: Recipe) -> datasets.Dataset:
@@ -154,67 +194,76 @@ class _Job:
         data = load_data(recipe)
         laid_out = plan(recipe, len(data.train))
         self.setting = Setting(recipe, laid_out, data.to(device), device, choose_precision(recipe.precision, device))
-        self.phases: list[Literal["dense", "pruned"]] = ["pruned"]
+        self.phases: list[PhaseName] = ["pruned"] if laid_out.finetune is None else ["pretrain", "pruned"]
         if recipe.baseline and recipe.method != "dense":
             self.phases.insert(0, "dense")
         self.check_model()
 
-    def make_phase(self, name: Literal["dense", "pruned"]) -> Phase:
-        """A phase from the initial weights."""
-        setting = self.setting
+    def make_phase(self, name: PhaseName, done: Mapping[str, Any]) -> Phase:
+        """A phase from the initial weights, or from those of the network that was shrunk before it."""
+        setting = dataclasses.replace(self.setting, plan=self.setting.plan.of(name))
         network = make_network(self.recipe, setting.data, setting.device)
-        pruner = make_pruner(self.recipe, setting.plan.schedule, network.model) if name == "pruned" else None
+        cut = done.get("pretrain") if name == "pruned" else None
+        pruner = None
+        if cut is not None:
+            ChannelPlan.from_json(cut["plan"]).apply(network.model)
+            if "model" in cut:  # a checkpoint of this phase has the weights instead
+                network.model.load_state_dict(cut.pop("model"))
+            network.model.to(setting.device)
+        elif name == "pruned":
+            pruner = make_pruner(self.recipe, setting.plan.schedule, network.model)
         if self.recipe.fuse:
             fuse(network.model)
-        return Phase(name, setting, network, pruner)
+        first = 0 if cut is None else self.recipe.epochs - setting.plan.epochs
+        return Phase(name, setting, network, pruner, first, 0.0 if cut is None else cut["pruned"]["sparsity"])
 
     def check_model(self) -> None:
         """A model that cannot be pruned, or a weight whose neuron cannot be told, shows before anything is written."""
         setting = self.setting
         network = make_network(self.recipe, setting.data, setting.device)
         pruner = make_pruner(self.recipe, setting.plan.schedule, network.model)
-        if "grads" not in pruner.method.needs:
-            x, _ = next(datasets.batches(setting.data, "train", min(4, self.recipe.batch), device=setting.device))
-            recorded = setting.data.time_first
-            pruner.observe([x[0] if recorded and network.takes == "step" else network.fed(x, recorded)])
+        pruner.trace(example_of(network, setting.data, setting.device))
 
     def work(self) -> None:
         """All phases, from the last checkpoint on, to the finished record."""
         state = self.folder.load_checkpoint("last", hash=self.hash)
-        threads, dense, remaining = torch.get_num_threads(), None, self.phases
+        done: dict[str, Any] = {}  # phase -> what the record will say of it
+        threads, remaining = torch.get_num_threads(), self.phases
         if state:
             if state["checksum"] != self.setting.data.checksum:
                 raise UserError(
                     f"the run in {self.folder.path} began with other data than {self.recipe.data.name} is now; "
                     "bring that data back, or use another --out"
                 )
-            threads, dense, self.metrics = state["threads"], state["dense"], state["metrics"]
+            threads, done, self.metrics = state["threads"], state["done"], state["metrics"]
             remaining = self.phases[self.phases.index(state["phase"]["name"]) :]
             self.setting = dataclasses.replace(self.setting, precision=state["precision"])
         self.folder.cut_metrics(self.metrics)
-        total = self.setting.plan.steps * len(self.phases)
-        done = self.setting.plan.steps * (len(self.phases) - len(remaining))
-        with repeatable(threads), ProgressBar(total, done) as bar:
+        lengths = {name: self.setting.plan.of(name).steps for name in self.phases}
+        behind = sum(lengths[name] for name in self.phases if name not in remaining)
+        with repeatable(threads), ProgressBar(sum(lengths.values()), behind) as bar:
             for name in remaining:
-                phase = self.make_phase(name).begin(state["phase"] if state else None)
+                phase = self.make_phase(name, done).begin(state["phase"] if state else None)
                 if state is None:
-                    self.save(phase, dense)
+                    self.save(phase, done)
                 state = None
-                self.train(phase, dense, bar)
+                self.train(phase, done, bar)
                 if name == "dense":
-                    dense = self.finish_dense(phase)
+                    done[name] = self.finish_dense(phase)
+                elif name == "pretrain":
+                    done[name] = self.cut(phase)
                 else:
-                    self.finish(phase, dense)
+                    self.finish(phase, done)
 
-    def train(self, phase: Phase, dense: dict[str, Any] | None, bar: ProgressBar) -> None:
+    def train(self, phase: Phase, done: Mapping[str, Any], bar: ProgressBar) -> None:
         """The rest of a phase, with a checkpoint after every epoch and every minute."""
-        epochs = self.setting.plan.epochs
+        epochs = self.setting.plan.of(phase.name).epochs
         while phase.epoch < epochs:
             saved = time.monotonic()
             for loss in phase.train_epoch():
                 bar.advance(f"{phase.name} epoch {phase.epoch + 1}/{epochs} loss {loss:.3f}")
                 if time.monotonic() - saved > _CHECKPOINT_EVERY:
-                    self.save(phase, dense)
+                    self.save(phase, done)
                     saved = time.monotonic()
             best_before = phase.best
             line = phase.end_epoch()
@@ -222,15 +271,13 @@ class _Job:
             if phase.best != best_before:
                 best = {"phase": phase.name, "epoch": phase.epoch, "model": phase.network.model.state_dict()}
                 self.folder.save_checkpoint("best", best)
-            self.save(phase, dense)
+            self.save(phase, done)
             if self.recipe.tensorboard:
                 _to_tensorboard(self.folder, line)
 
-    def save(self, phase: Phase, dense: dict[str, Any] | None) -> None:
+    def save(self, phase: Phase, done: Mapping[str, Any]) -> None:
         """Write the last checkpoint. Raises: RunFailed rather than keep weights that are not numbers."""
-        for name, value in phase.network.model.named_parameters():
-            if not bool(value.isfinite().all()):
-                raise RunFailed(f"the weights of {name} are not numbers after step {phase.step}; a lower --lr may help")
+        phase.check_weights()
         self.folder.save_checkpoint(
             "last",
             {
@@ -239,50 +286,89 @@ class _Job:
                 "precision": self.setting.precision,
                 "threads": torch.get_num_threads(),
                 "metrics": self.metrics,
-                "dense": dense,
+                "done": dict(done),
                 "phase": phase.state_dict(),
             },
         )
 
-    def settle(self, phase: Phase) -> Score:
-        """Put the chosen epoch's weights in place and score the test split, once."""
+    def settle(self, phase: Phase) -> None:
+        """Put the chosen epoch's weights in place."""
         if phase.best is not None:
             best = self.folder.load_checkpoint("best", phase=phase.name, epoch=phase.best["epoch"])
             if best is not None:
                 phase.network.model.load_state_dict(best["model"])
         unfuse(phase.network.model)  # what is scored is the plain network that model.safetensors holds
-        return score_test(phase.network, self.setting.data, self.recipe, self.setting.device)
+
+    def score_test(self, network: Network) -> Score:
+        """The test split, once for each network that is reported."""
+        return score_test(network, self.setting.data, self.recipe, self.setting.device)
 
     def finish_dense(self, phase: Phase) -> dict[str, Any]:
         """What the record says of the dense run; its weights are kept beside."""
-        result = self.settle(phase)
+        self.settle(phase)
+        result = self.score_test(phase.network)
         self.folder.save_tensors(self.folder.dense, phase.network.model.state_dict())
         counts, statistics = self.count(phase.network, None)
         figures = {"accuracy": result.accuracy, **_figures(counts.dense)}
         return {"figures": figures, "statistics": statistics, "seconds": phase.seconds}
 
-    def finish(self, phase: Phase, dense: dict[str, Any] | None) -> None:
+    def cut(self, phase: Phase) -> dict[str, Any]:
+        """Prunes the trained network and shrinks it: what the next phase starts from and what the record says of it."""
+        setting, network = self.setting, phase.network
+        self.settle(phase)
+        accuracy = self.score_test(network).accuracy
+        counts, _ = self.count(network, None)
+        pruner = make_pruner(self.recipe, setting.plan.schedule, network.model)
+        pruned = prune_once(pruner, network, setting.data, self.recipe.batch, setting.device)
+        small, plan = cut_out(network, pruned.masks, example_of(network, setting.data, setting.device))
+        return {
+            "plan": plan.to_json(),
+            "model": small.model.state_dict(),
+            "pruned": dataclasses.asdict(pruned),
+            "figures": _figures(counts.dense),
+            "accuracy": {"pretrained": accuracy, "pruned": self.score_test(small).accuracy},
+            "seconds": phase.seconds + pruned.seconds,
+            "samples": phase.samples,
+        }
+
+    def finish(self, phase: Phase, done: Mapping[str, Any]) -> None:
         """Masks, weights and record of the pruned run, and the report."""
-        pruner = phase.pruner
-        assert pruner is not None
-        pruner.finish()
-        masks = dict(pruner.masks)
-        missed = len(self.setting.plan.schedule.steps()) - len(pruner.rounds)
-        if missed and self.recipe.method != "dense":
-            raise RunFailed(
-                f"{missed} pruning events did not happen, since fp16 skipped as many steps; let prune.end come earlier"
-            )
-        result = self.settle(phase)
-        counts, statistics = self.count(phase.network, masks)
-        self.folder.save_tensors(self.folder.model, phase.network.model.state_dict())
-        self.folder.save_tensors(self.folder.masks, masks)
-        if any(event["regrown"] for event in pruner.rounds):
-            self.folder.save_tensors(self.folder.regrown, pruner.regrown_alive)
+        pruner, network, dense, cut = phase.pruner, phase.network, done.get("dense"), done.get("pretrain")
+        if pruner is not None:
+            pruner.finish()
+            missed = len(self.setting.plan.schedule.steps()) - len(pruner.rounds)
+            if missed and self.recipe.method != "dense":
+                raise RunFailed(
+                    f"{missed} pruning events did not happen, since fp16 skipped as many steps; "
+                    "let prune.end come earlier"
+                )
+        self.settle(phase)
+        plan = None if cut is None else ChannelPlan.from_json(cut["plan"])
+        pruned = (
+            Pruned.by(pruner, phase.pruning_seconds) if pruner is not None else Pruned(**done["pretrain"]["pruned"])
+        )
+        counts, statistics = self.count(network, None if plan else pruned.masks)
+        whole = cut["figures"] if cut is not None else _figures(counts.dense)
+        cost = self.cost(phase, counts, pruned.masks) if cut is None else self.cost_of_two(phase, counts, cut)
+        if pruned.channels and plan is None:
+            network, plan = cut_out(network, pruned.masks, example_of(network, self.setting.data, self.setting.device))
+            counts, statistics = self.count(network, None)
+        result = self.score_test(network)
+        structured = {}
+        if plan is not None:
+            self.folder.save_plan(plan.to_json())
+            structured = {"channels": pruned.record(plan)}
+        if cut is not None:
+            structured["stages"] = {**cut["accuracy"], "finetuned": result.accuracy}
+        self.folder.save_tensors(self.folder.model, network.model.state_dict())
+        self.folder.save_tensors(self.folder.masks, pruned.masks)
+        if any(event["regrown"] for event in pruned.rounds):
+            self.folder.save_tensors(self.folder.regrown, pruned.regrown)
         self.folder.save_statistics(statistics_record(dense["statistics"] if dense else None, statistics))
         if dense is None:
             # Without a dense run there is no accuracy of it; its size and operations are those of the same spikes.
             accuracy = result.accuracy if self.recipe.method == "dense" else None
-            dense = {"figures": {"accuracy": accuracy, **_figures(counts.dense)}, "seconds": None}
+            dense = {"figures": {"accuracy": accuracy, **whole}, "seconds": None}
         self.folder.save_record(
             {
                 "schema": SCHEMA,
@@ -294,12 +380,13 @@ class _Job:
                 "data": {**self.setting.data.record(), "counted": min(_COUNTED, len(self.setting.data.test))},
                 "dense": dense["figures"],
                 "pruned": {"accuracy": result.accuracy, **_figures(counts.pruned)},
-                "sparsity": pruner.sparsity,
-                "density": pruner.density,
-                "rounds": list(pruner.rounds),
+                "sparsity": pruned.sparsity,
+                "density": 1.0 - pruned.sparsity,
+                "rounds": pruned.rounds,
                 "best_epoch": phase.best["epoch"] if phase.best else self.recipe.epochs,
-                "cost": self.cost(phase, counts, masks) | {"dense_seconds": dense["seconds"]},
+                "cost": cost | {"dense_seconds": dense["seconds"]},
                 "status": "finished",
+                **structured,
             }
         )
         self.folder.drop_older_checkpoints()
@@ -321,6 +408,19 @@ class _Job:
             "pruning_seconds": phase.pruning_seconds,
             "search_epochs": phase.search_step / layout.steps_per_epoch,
             "search_seconds": phase.search_seconds,
+        }
+
+    def cost_of_two(self, phase: Phase, counts: Counts, cut: Mapping[str, Any]) -> dict[str, Any]:
+        """The same where the network was pruned between two trainings; `counts` are of the small one."""
+        whole, small, after = cut["figures"]["macs"], counts.dense.macs, phase.samples
+        return {
+            "epochs": self.recipe.epochs,
+            "seconds": cut["seconds"] + phase.seconds,
+            "train_macs": _PASSES * whole * (cut["samples"] + after),
+            "train_macs_effective": _PASSES * (whole * cut["samples"] + small * after),
+            "pruning_seconds": cut["pruned"]["seconds"],
+            "search_epochs": float(self.recipe.epochs - self.setting.plan.of("pruned").epochs),
+            "search_seconds": cut["seconds"],
         }
 
     def count(self, network: Network, masks: Mapping[str, Tensor] | None) -> tuple[Counts, dict[str, Any]]:
@@ -345,6 +445,9 @@ def restore(
     path = file or folder.model
     model = build(recipe.model, len(data.classes), recipe.T, data.shape, recipe.seed)
     tensors = read_safetensors(path)
+    own = model.state_dict()
+    if folder.plan.is_file() and any(name in own and own[name].shape != t.shape for name, t in tensors.items()):
+        ChannelPlan.load(folder.plan).apply(model)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
