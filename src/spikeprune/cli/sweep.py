@@ -1,0 +1,155 @@
+"""Make many runs from one file: methods x sparsities x seeds x whatever else holds a list."""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from spikeprune.core.errors import InvalidValue, RunFailed
+
+if TYPE_CHECKING:
+    from spikeprune.study.sweep import Sweep, Task
+    from spikeprune.study.workers import Done
+
+_HELP = """usage: spikeprune sweep RECIPE [--key value[,value...] ...] [--workers N] [--threads N] [--dry-run]
+
+Makes a run for each combination of the lists in RECIPE, a YAML file or the name of a shipped recipe, and on the command
+line: --methods magnitude,criticality --sparsities 0.9,0.95 --seeds 0,1,2 --datasets ... --models ... --ANY.KEY a,b
+A dense run of each seed is made once for all methods, for as many epochs (--baseline false: none). Finished runs are
+never made again: the same command continues a sweep that was stopped. Prints a table; the last line of the output is
+the sweep's file, which `spikeprune compare` takes.
+
+  --workers N       runs made at a time, each in a process of its own (1)
+  --threads N       threads of each (1)
+  --dry-run         list the runs with an estimate of their time; make none
+  --array print     print a Slurm script whose tasks share the runs
+  --array K/M       make the K-th of M shares of the runs, as such a task does
+  --reference ARM   what the table compares with; dense where there is one
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    words = list(arguments)
+    if not words or words[0] in ("--help", "-h") or "--help" in words[1:]:
+        print(_HELP)
+        if words:
+            return 0
+        raise InvalidValue("sweep needs a recipe: `spikeprune sweep digits --seeds 0,1,2`, or a YAML file with lists")
+    dry = "--dry-run" in words
+    words = [word for word in words if word != "--dry-run"]
+    workers, threads = _count(_take(words, "--workers"), "--workers"), _count(_take(words, "--threads"), "--threads")
+    array = _take(words, "--array")
+
+    from spikeprune.study.sweep import read_sweep
+
+    sweep = read_sweep(words[0], words[1:])
+    if array == "print":
+        _print_array(sweep, words, threads)
+        return 0
+    mine = sweep if array is None else sweep.share(*_share(array))
+    if dry:
+        _dry_run(mine, workers, threads)
+        return 0
+    sweep.save()
+    return _make(sweep, mine, workers, threads)
+
+
+def _make(sweep: "Sweep", mine: "Sweep", workers: int, threads: int) -> int:
+    from spikeprune.report import write_report
+    from spikeprune.study.workers import work
+
+    total, ended = len(mine.tasks), sum(task.finished for task in mine.tasks)
+    print(f"{total} runs, {ended} of them finished before", flush=True)
+
+    def report(done: "Done") -> None:
+        nonlocal ended
+        ended += 1
+        folder = done.task.folder
+        print(f"{ended}/{total} {_name(done.task)}: {done.message or folder.path}", flush=True)
+        if done.state == "finished" and not folder.report.is_file():
+            write_report(folder)
+
+    failed = work(mine.tasks, workers, threads, report)
+    if any(task.finished for task in sweep.tasks):
+        from spikeprune.study import tables
+        from spikeprune.study.compare import collect, compare
+
+        runs, unfinished, reference = collect([sweep.file])
+        print("\n".join(["", *tables.to_text(compare(runs, reference, unfinished))]))
+    if failed:
+        raise RunFailed(
+            f"{len(failed)} of {total} runs failed, first {_name(failed[0].task)}: {failed[0].message[:150]}; "
+            "the same command tries them again"
+        )
+    print(sweep.file)
+    return 0
+
+
+def _name(task: "Task") -> str:
+    return f"{task.label}, sparsity {task.recipe.sparsity:g}, seed {task.recipe.seed}"
+
+
+def _dry_run(sweep: "Sweep", workers: int, threads: int) -> None:
+    from spikeprune.study.estimate import Estimator
+
+    estimator, total, unknown_time = Estimator(threads), 0.0, 0
+    for task in sweep.tasks:
+        seconds = estimator.seconds(task.recipe)
+        state = "finished" if task.finished else "begun" if task.folder.checkpoints.is_dir() else "to do"
+        if not task.finished:
+            total += seconds or 0.0
+            unknown_time += seconds is None
+        time = "time unknown" if seconds is None else f"about {_duration(seconds)}"
+        print(f"{task.folder.path.name}  {state:<8}  {time:<14}  {task.recipe.data.name}  {_name(task)}")
+    left = sum(not task.finished for task in sweep.tasks)
+    print(
+        f"{len(sweep.tasks)} runs, {left} to make: about {_duration(total / workers)} with {workers} "
+        f"worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)}"
+        + (f" and what {unknown_time} runs of unknown time take" if unknown_time else "")
+    )
+    print("Times are those of a few steps on random images just now; pruning events and other load come on top.")
+
+
+def _print_array(sweep: "Sweep", words: Sequence[str], threads: int) -> None:
+    import shlex
+
+    print("#!/bin/sh")
+    print(f"#SBATCH --job-name={sweep.name}")
+    print(f"#SBATCH --array=1-{len(sweep.tasks)}")
+    print(f"#SBATCH --cpus-per-task={threads}")
+    command = shlex.join(["spikeprune", "sweep", *words, "--threads", str(threads), "--array"])
+    print(f'{command} "$SLURM_ARRAY_TASK_ID/{len(sweep.tasks)}"')
+
+
+def _take(words: list[str], option: str) -> str | None:
+    """The value of an option of ours, which is taken out of the words."""
+    for at, word in enumerate(words):
+        if word.startswith(f"{option}="):
+            return words.pop(at).partition("=")[2]
+        if word == option:
+            words.pop(at)
+            if at == len(words) or words[at].startswith("--"):
+                raise InvalidValue(f"{option} needs a value after it; `spikeprune sweep --help` shows what it takes")
+            return words.pop(at)
+    return None
+
+
+def _count(text: str | None, option: str) -> int:
+    if text is None:
+        return 1
+    if not text.isdecimal() or not 1 <= int(text) <= 4 * (os.cpu_count() or 1) + 64:
+        raise InvalidValue(f"{option} must be a whole number of at least 1, got {text!r}; as in {option} 2")
+    return int(text)
+
+
+def _share(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)(?:/| of )(\d+)", text.strip())
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise InvalidValue(f"--array must be `print` or K/M with 1 <= K <= M, got {text!r}; as in --array 3/8")
+    return int(found[1]), int(found[2])
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

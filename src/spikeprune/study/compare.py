@@ -1,0 +1,287 @@
+"""Runs side by side: grouped by their settings but the seed, with intervals, paired tests and what each arm cost."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from spikeprune.core.errors import UnknownName, UserError, unknown
+from spikeprune.methods import settings_of
+from spikeprune.study.statistics import Paired, Summary, holm, paired, summarize
+from spikeprune.study.sweep import DENSE, UNUSED_BY_DENSE
+from spikeprune.train.folder import RunFolder
+from spikeprune.train.recipe import deciding
+
+MEASURED = ("accuracy", "synops", "macs", "energy_pj", "firing_rate", "bytes", "alive")
+COST = (
+    "search_epochs", "epochs", "train_macs", "train_macs_effective", "search_seconds", "seconds", "pruning_seconds",
+)  # fmt: skip
+# They tell comparisons apart, rather than arms within one.
+_BLOCK = ("data.name", "data.limit", "model")
+_BUDGET = ("epochs", "batch", "T", "data.name", "data.limit", "data.validation")
+# Numbers of a result do not depend on whether a dense network was trained beside.
+_ASIDE = ("seed", "baseline", *_BLOCK, "sparsity")
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """A finished run. `label` and `target` are those of its sweep, or its method and its own sparsity."""
+
+    path: Path
+    record: Mapping[str, Any]
+    label: str
+    target: float
+
+    @property
+    def seed(self) -> int:
+        return int(self.record["seed"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What can change a number of the result, without what its method takes no notice of."""
+        flat = deciding(self.record["settings"])
+        method = str(flat["method"])
+        if method == DENSE:
+            return {k: v for k, v in flat.items() if k not in UNUSED_BY_DENSE and not k.startswith("prune.")}
+        try:
+            regrows = "regrow" in settings_of(method)
+        except UnknownName:  # a method of a package that is not installed here
+            regrows = True
+        return flat if regrows else {k: v for k, v in flat.items() if k not in ("regrow", "regrow_schedule")}
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in the seed alone.
+
+    Attributes:
+        target: the sparsity that it is compared at; None for dense.
+        values: quantity -> its summary over seeds; quantities of `MEASURED`, `sparsity` and `COST`.
+        versus: accuracy minus that of the reference, by seed; None for the reference itself or without common seeds.
+        equal_budget: whether epochs, batch, T and data are the reference's; None without one.
+    """
+
+    label: str
+    method: str
+    dataset: str
+    model: str
+    target: float | None
+    seeds: tuple[int, ...]
+    values: Mapping[str, Summary]
+    versus: Paired | None
+    equal_budget: bool | None
+    runs: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Comparison:
+    """The table. `reference` is the arm compared with, `tests` the number of tests that Holm's correction counts."""
+
+    reference: str | None
+    tests: int
+    rows: tuple[Row, ...]
+    unfinished: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "reference": self.reference,
+            "interval": "mean and half the width of the 95 % t interval over seeds",
+            "tests": self.tests,
+            "unfinished": self.unfinished,
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+        }
+
+
+def collect(paths: Sequence[str | Path]) -> tuple[list[Run], int, str | None]:
+    """The finished runs under the paths, the number of unfinished ones, and the reference that a sweep's file names.
+
+    Args:
+        paths: run folders, folders of run folders, or the file that a sweep wrote beside its runs.
+    Raises: UserError if there is no finished run, or a file is damaged.
+    """
+    folders: dict[Path, None] = {}
+    labels: dict[str, tuple[str, float]] = {}
+    reference: str | None = None
+    missing = 0
+    for path in map(Path, paths):
+        if path.suffix == ".json" and path.is_file():
+            listed = _listed(path)
+            reference = listed["reference"] or reference
+            for entry in listed["runs"]:
+                labels[entry["hash"]] = (entry["label"], entry["target"])
+                there = [p for p in sorted(path.parent.glob(f"*-{entry['hash']}")) if (p / "record.json").is_file()]
+                missing += not there
+                folders |= dict.fromkeys(there[:1])
+        elif (path / "recipe.yaml").is_file():
+            folders[RunFolder.existing(path).path] = None
+        elif path.is_dir():
+            for file in sorted(path.glob("sweep-*.json")):
+                listed = _listed(file)
+                reference = listed["reference"] or reference
+                labels |= {entry["hash"]: (entry["label"], entry["target"]) for entry in listed["runs"]}
+            inside = sorted(entry for entry in path.iterdir() if (entry / "recipe.yaml").is_file())
+            whole = [entry for entry in inside if (entry / "record.json").is_file()]
+            missing += len(inside) - len(whole)
+            folders |= dict.fromkeys(whole)
+        else:
+            raise UserError(
+                f"{path} is no run folder, folder of runs or sweep file; `spikeprune sweep` prints the latter"
+            )
+    runs = [_run(RunFolder(folder), labels) for folder in folders]
+    if not runs:
+        raise UserError(f"no finished run in {', '.join(map(str, paths))[:150]}; `spikeprune sweep` makes some")
+    return runs, missing, reference
+
+
+def _listed(path: Path) -> Any:
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        for entry in listed["runs"]:
+            entry["hash"], entry["label"], float(entry["target"])
+        listed["reference"]
+        return listed
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not the file of a sweep, or it is damaged; `spikeprune sweep` writes it anew"
+        ) from error
+
+
+def _run(folder: RunFolder, labels: Mapping[str, tuple[str, float]]) -> Run:
+    record = folder.read_record()
+    try:
+        settings = record["settings"]
+        label, target = labels.get(record["settings_hash"], (settings["method"], settings["sparsity"]))
+        found = Run(folder.path, record, str(label), float(target))
+        values = [record["pruned"][name] for name in MEASURED] + [record["cost"][name] for name in COST]
+        if not all(isinstance(value, int | float) for value in values) or not found.settings:
+            raise TypeError("a number is missing")
+        return found
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{folder.record} is damaged ({error}); restore it or make the run again") from error
+
+
+def compare(runs: Sequence[Run], reference: str | None = None, unfinished: int = 0) -> Comparison:
+    """Group the runs and test each group against the reference at its sparsity.
+
+    Runs that differ in the seed alone are one row. Rows of one data set, model and target sparsity are a block; in it
+    each row is paired with the reference by seed. A dense row belongs to every block of its data set and model.
+
+    Args:
+        reference: a label or a method; without one dense, if there is a dense row.
+    Raises: UnknownName for a reference that is no row.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        key = json.dumps(
+            [run.label, None if _dense(run) else run.target, run.settings | {"seed": 0, "baseline": False}]
+        )
+        groups.setdefault(key, []).append(run)
+    rows = sorted(groups.values(), key=_order)
+    labels = _labels(rows)
+    named = list(dict.fromkeys(labels))
+    if reference is None and DENSE in labels:
+        reference = DENSE
+    if reference is not None and not any(
+        reference in (label, group[0].label) for label, group in zip(labels, rows, strict=True)
+    ):
+        raise unknown("reference", reference, named, f"(the rows are {', '.join(named)[:120]})")
+    made = [
+        _row(group, label, _reference(group, rows, labels, reference))
+        for group, label in zip(rows, labels, strict=True)
+    ]
+    corrected = holm([row.versus.t_p if row.versus else None for row in made])
+    finished = [
+        dataclasses.replace(row, versus=dataclasses.replace(row.versus, holm_p=p)) if row.versus else row
+        for row, p in zip(made, corrected, strict=True)
+    ]
+    return Comparison(reference, sum(p is not None for p in corrected), tuple(finished), unfinished)
+
+
+def _dense(run: Run) -> bool:
+    return run.record["settings"]["method"] == DENSE
+
+
+def _order(group: Sequence[Run]) -> tuple[Any, ...]:
+    run = group[0]
+    flat = deciding(run.record["settings"])
+    return flat["data.name"], flat["data.limit"] or 0, flat["model"], -1.0 if _dense(run) else run.target
+
+
+def _block(run: Run) -> tuple[Any, ...]:
+    flat = deciding(run.record["settings"])
+    return tuple(flat[key] for key in _BLOCK)
+
+
+def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """The arm's name, and where groups of one arm stand in one block the keys in which they differ."""
+    names = []
+    for group in groups:
+        run = group[0]
+        alike = [
+            other[0].settings
+            for other in groups
+            if (other[0].label, _block(other[0])) == (run.label, _block(run))
+            and (_dense(run) or other[0].target == run.target)
+        ]
+        mine = run.settings
+        varied = [key for key in mine if key not in _ASIDE and any(other.get(key) != mine[key] for other in alike)]
+        names.append(", ".join([run.label, *(f"{key}={mine[key]}" for key in varied)]))
+    return names
+
+
+def _reference(
+    group: Sequence[Run], groups: Sequence[Sequence[Run]], labels: Sequence[str], reference: str | None
+) -> Sequence[Run] | None:
+    """The reference's runs in the group's block; where several would do, those with the nearest settings."""
+    if reference is None:
+        return None
+    run = group[0]
+    able = [
+        other
+        for other, label in zip(groups, labels, strict=True)
+        if reference in (label, other[0].label)
+        and _block(other[0]) == _block(run)
+        and (_dense(other[0]) or (not _dense(run) and other[0].target == run.target))
+    ]
+    if any(other is group for other in able):
+        return None
+    mine = run.settings
+    return min(able, key=lambda other: sum(mine.get(k) != v for k, v in other[0].settings.items()), default=None)
+
+
+def _row(group: Sequence[Run], label: str, reference: Sequence[Run] | None) -> Row:
+    group = sorted(group, key=lambda run: (run.seed, str(run.path)))
+    once = {run.seed: run for run in reversed(group)}  # the same run made in two places counts once
+    group = [once[seed] for seed in sorted(once)]
+    first = group[0]
+    values = {name: summarize([run.record["pruned"][name] for run in group]) for name in MEASURED}
+    values["sparsity"] = summarize([run.record["sparsity"] for run in group])
+    values |= {name: summarize([run.record["cost"][name] for run in group]) for name in COST}
+    versus, equal = None, None
+    if reference is not None:
+        versus = paired(_accuracies(group), _accuracies(reference))
+        theirs, mine = reference[0].settings, first.settings
+        equal = all(mine.get(key) == theirs.get(key) for key in _BUDGET)
+    flat = deciding(first.record["settings"])
+    return Row(
+        label=label,
+        method=str(flat["method"]),
+        dataset=str(flat["data.name"]) + (f" ({flat['data.limit']:,} images)" if flat["data.limit"] else ""),
+        model=str(flat["model"]),
+        target=None if _dense(first) else first.target,
+        seeds=tuple(run.seed for run in group),
+        values=values,
+        versus=versus,
+        equal_budget=equal,
+        runs=tuple(run.path.name for run in group),
+    )
+
+
+def _accuracies(group: Iterable[Run]) -> dict[int, float]:
+    return {run.seed: float(run.record["pruned"]["accuracy"]) for run in group}

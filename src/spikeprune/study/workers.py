@@ -1,0 +1,134 @@
+"""Carries out the runs of a sweep, in this process or in several; one that fails does not stop the others."""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+
+from spikeprune.core.errors import RunFailed, UserError
+from spikeprune.study.sweep import Task
+from spikeprune.train.folder import Busy
+from spikeprune.train.recipe import Recipe
+from spikeprune.train.run import run
+
+# How long to leave a run alone that another process is working on.
+_PATIENCE = 2.0
+
+
+@final
+@dataclass(frozen=True)
+class Done:
+    """How a run ended; `message` says why it failed."""
+
+    task: Task
+    state: Literal["finished", "failed"]
+    message: str = ""
+
+
+def work(tasks: Sequence[Task], workers: int, threads: int, report: Callable[[Done], None]) -> list[Done]:
+    """Carry out what is not finished; `report` hears of each run as it ends.
+
+    A run that another process is working on, a second sweep or a worker of a killed one, is waited for.
+
+    Args:
+        workers: processes; 1 works in this one.
+        threads: of each process.
+    Returns: the runs that failed.
+    Raises: RunFailed if a worker process died, for example for want of memory.
+    """
+    left = [task for task in tasks if not task.finished]
+    ends = _alone(left, threads) if workers == 1 else _together(left, min(workers, len(left)), threads)
+    failed: list[Done] = []
+    for done in ends:
+        report(done)
+        if done.state == "failed":
+            failed.append(done)
+    return failed
+
+
+def _alone(tasks: Sequence[Task], threads: int) -> Iterator[Done]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    left = list(tasks)
+    try:
+        while left:
+            task = left.pop(0)
+            outcome = _carry_out(task.recipe)
+            if outcome is _BUSY:
+                left.append(task)
+                time.sleep(_PATIENCE)
+            else:
+                yield _done(task, outcome)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _together(tasks: Sequence[Task], workers: int, threads: int) -> Iterator[Done]:
+    if not tasks:
+        return
+    # Not forked: threads of torch do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(threads,)) as pool:
+        running: dict[Future[str], Task] = {pool.submit(_carry_out, task.recipe): task for task in tasks}
+        try:
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    task = running.pop(future)
+                    if future.result() == _BUSY:
+                        time.sleep(_PATIENCE)
+                        running[pool.submit(_carry_out, task.recipe)] = task
+                    else:
+                        yield _done(task, future.result())
+        except BrokenProcessPool as error:
+            raise RunFailed(
+                "a worker process of the sweep died (out of memory?); the same command goes on, with fewer --workers "
+                "if need be"
+            ) from error
+        finally:
+            for future in running:
+                future.cancel()
+
+
+_BUSY = "busy"
+
+
+def _carry_out(recipe: Recipe) -> str:
+    """Empty if the run is finished, `_BUSY`, or why it failed."""
+    try:
+        run(recipe)
+    except Busy:
+        return _BUSY
+    except (UserError, RunFailed) as error:
+        return " ".join(str(error).split())
+    except Exception as error:  # a fault in a model of the user's must not take the other runs with it
+        return (
+            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}; `spikeprune run` with --debug shows where"
+        )
+    return ""
+
+
+def _done(task: Task, message: str) -> Done:
+    return Done(task, "failed" if message else "finished", message)
+
+
+def _begin_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    # Bars and warnings of several processes on one terminal say nothing.
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def leave_with_parent() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
