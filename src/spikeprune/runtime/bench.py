@@ -10,6 +10,7 @@ import math
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ def _fire(x: Tensor, layer: Layer, static: bool, T: int) -> Tensor:
 
 
 def _exported(network: Network, x: Tensor) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
+    # The older exporter needs `onnx` alone and writes shapes out; it warns of its age, and of the loop over T.
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         path = Path(folder) / "model.onnx"
         module = _Exportable(network).eval()
         torch.onnx.export(module, (x,), str(path), dynamo=False, input_names=["x"], opset_version=17)

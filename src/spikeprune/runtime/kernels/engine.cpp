@@ -14,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -539,7 +540,16 @@ int64_t scratch_bytes(const Job& job) {
 // takes the core from the one it waits for.
 class Meeting {
  public:
-  explicit Meeting(int members) : members_(members) {}
+  // Threads that were started early wait here until it is known how many could be started.
+  void arrive() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    all_.wait(lock, [&] { return members_ > 0; });
+  }
+  void begin(int members) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    members_ = members;
+    all_.notify_all();
+  }
   void wait() {
     std::unique_lock<std::mutex> lock(mutex_);
     const int64_t round = round_;
@@ -553,7 +563,7 @@ class Meeting {
   }
 
  private:
-  const int members_;
+  int members_ = 0;
   int arrived_ = 0;
   int64_t round_ = 0;
   std::mutex mutex_;
@@ -568,7 +578,7 @@ int run(const SpOp* ops, int n_ops, const SpBuffer* buffers, int64_t T, int64_t 
   std::unique_ptr<char, void (*)(void*)> scratch((char*)std::aligned_alloc(64, bytes * threads), std::free);
   if (!scratch) return 1;
   std::vector<std::atomic<int64_t>> next(chunks * n_ops);
-  Meeting meeting(threads);
+  Meeting meeting;
   const auto member = [&](int id) {
     for (int64_t first = 0, round = 0; first < images; first += chunk)
       for (int i = 0; i < n_ops; ++i, ++round) {
@@ -580,7 +590,17 @@ int run(const SpOp* ops, int n_ops, const SpBuffer* buffers, int64_t T, int64_t 
       }
   };
   std::vector<std::thread> others;
-  for (int id = 1; id < threads; ++id) others.emplace_back(member, id);
+  try {
+    others.reserve(threads);
+    for (int id = 1; id < threads; ++id)
+      others.emplace_back([&member, &meeting, id] {
+        meeting.arrive();
+        member(id);
+      });
+  } catch (const std::system_error&) {
+    // The system gives no more threads: those that started do all the work.
+  }
+  meeting.begin(int(others.size()) + 1);
   member(0);
   for (auto& thread : others) thread.join();
   return 0;
