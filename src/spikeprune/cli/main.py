@@ -96,6 +96,7 @@ def _one_line(error: Exception) -> str:
 def _quiet(debug: bool) -> Iterator[None]:
     """Lines that frameworks print by themselves are not ours to show; our own warnings are one line each."""
     os.environ.setdefault("LOGURU_AUTOINIT", "0")
+    os.environ.setdefault("TORCH_LOGS", "-all")  # errors only: torch sets its loggers anew when it is imported
     if debug:
         yield
         return
