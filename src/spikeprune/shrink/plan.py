@@ -50,7 +50,11 @@ class ChannelPlan:
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON."""
-        Path(path).write_text(json.dumps({"schema": _SCHEMA, **asdict(self)}, separators=(",", ":")) + "\n")
+        Path(path).write_text(self.to_json())
+
+    def to_json(self) -> str:
+        """The plan as the text that `save` writes."""
+        return json.dumps({"schema": _SCHEMA, **asdict(self)}, separators=(",", ":")) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> "ChannelPlan":
@@ -59,7 +63,20 @@ class ChannelPlan:
         Raises: InvalidValue if the file is missing, damaged or of another kind.
         """
         try:
-            content = json.loads(Path(path).read_text())
+            return cls.from_json(Path(path).read_text(), str(path))
+        except OSError as error:
+            raise InvalidValue(f"cannot read the channel plan {path}: {error.strerror}; give the plan.json") from error
+        except UnicodeDecodeError as error:
+            raise InvalidValue(f"{path} is no channel plan, or a damaged one; `plan.save` writes it anew") from error
+
+    @classmethod
+    def from_json(cls, text: str, path: str = "the plan") -> "ChannelPlan":
+        """A plan from its text; `path` names it in errors.
+
+        Raises: InvalidValue if the text is damaged or of another kind.
+        """
+        try:
+            content = json.loads(text)
             if content.pop("schema") != _SCHEMA:
                 raise InvalidValue(
                     f"{path} is a plan of another version; write it again with this version of spikeprune"
@@ -71,8 +88,6 @@ class ChannelPlan:
                 tuple(content["parameters"]),
                 tuple(content["blocked"]),
             )
-        except OSError as error:
-            raise InvalidValue(f"cannot read the channel plan {path}: {error.strerror}; give the plan.json") from error
         except InvalidValue:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from spikeprune.train.device import choose_device, repeatable
-from spikeprune.train.folder import RunFolder, read_safetensors
+from spikeprune.train.folder import RunFolder
 from spikeprune.train.recipe import load
 from spikeprune.train.run import load_data, restore, score_test
 
@@ -22,7 +22,6 @@ def evaluate(path: str | Path, root: str | None = None, device: str | None = Non
     folder = RunFolder.existing(path)
     record = folder.read_record()
     recipe = load(str(folder.recipe), [] if root is None else ["--data.root", root])
-    masks = read_safetensors(folder.masks)
     data = load_data(recipe)
     where = choose_device(device or recipe.device)
     with repeatable(record["environment"]["threads"]):
@@ -34,6 +33,6 @@ def evaluate(path: str | Path, root: str | None = None, device: str | None = Non
         "loss": result.loss,
         "images": len(data.test),
         "sparsity": record["sparsity"],
-        "alive": sum(int(mask.sum()) for mask in masks.values()),
+        "alive": record["pruned"]["alive"],
         "run": str(path),
     }

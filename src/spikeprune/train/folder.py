@@ -184,6 +184,10 @@ class RunFolder:
 
         write_whole(path, save({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}))
 
+    def save_plan(self, text: str) -> None:
+        """Write plan.json: what makes the small network of model.safetensors out of the recipe's."""
+        write_whole(self.plan, text.encode())
+
     def save_record(self, record: Mapping[str, Any]) -> None:
         """Write record.json: the run is finished from here on."""
         write_whole(self.record, json.dumps(record, indent=2, allow_nan=False).encode() + b"\n")

@@ -72,7 +72,7 @@ class Phase:
         sparsity: float = 0.0,
     ):
         self.name = name
-        self._first = first_epoch
+        self.first = first_epoch
         self._sparsity = sparsity
         scales = [p for m in network.model.modules() if isinstance(m, _BatchNorm) for p in [m.weight] if p is not None]
         self._scales = scales if setting.recipe.optim.slim else []
@@ -152,7 +152,7 @@ class Phase:
             recipe.batch,
             shuffle=True,
             seed=recipe.seed,
-            epoch=self._first + self.epoch,
+            epoch=self.first + self.epoch,
             start=self._batch,
             device=setting.device,
             augment=self._augment,
@@ -209,8 +209,8 @@ class Phase:
         seen = self.validate("train", len(setting.data.validation)) if held else None
         line = {
             "phase": self.name,
-            "epoch": self._first + self.epoch + 1,
-            "step": self._first * setting.plan.steps_per_epoch + self.step,
+            "epoch": self.first + self.epoch + 1,
+            "step": self.first * setting.plan.steps_per_epoch + self.step,
             "lr": self._optimizer.param_groups[0]["lr"],
             "train_loss": float(self._loss) / self._seen,
             "train_accuracy": int(self._right) / self._seen,

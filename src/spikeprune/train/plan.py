@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import cast, final
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.core.schedule import SCHEDULES, Schedule, duration
+from spikeprune.core.schedule import SCHEDULES, OneShot, Schedule, duration
 from spikeprune.train.recipe import Recipe, make_method
 
 
@@ -19,15 +19,24 @@ class Plan:
         steps_per_epoch: the last batch of an epoch may be smaller, and counts.
         epochs: of the pruned run, and of the dense one.
         schedule: when the network is pruned, and how far.
+        finetune: the last epochs of the pruned run, with the shrunk network, if it is pruned between two trainings.
     """
 
     steps_per_epoch: int
     epochs: int
     schedule: Schedule
+    finetune: int | None = None
 
     @property
     def steps(self) -> int:
         return self.steps_per_epoch * self.epochs
+
+    def of(self, phase: str) -> "Plan":
+        """The part of the run that a phase is: where a network is pruned between two trainings, each is a whole."""
+        if self.finetune is None or phase == "dense":
+            return self
+        epochs = self.epochs - self.finetune if phase == "pretrain" else self.finetune
+        return Plan(self.steps_per_epoch, epochs, self.schedule)
 
 
 def plan(recipe: Recipe, train_count: int) -> Plan:
@@ -43,6 +52,14 @@ def plan(recipe: Recipe, train_count: int) -> Plan:
     begin, end, every = (
         duration(text, per_epoch) for text in (recipe.prune.begin, recipe.prune.end, recipe.prune.every)
     )
+    if recipe.prune.finetune is not None:
+        epochs = round(duration(recipe.prune.finetune, per_epoch) / per_epoch)
+        if epochs > recipe.epochs:
+            raise InvalidValue(
+                f"prune.finetune {recipe.prune.finetune} is longer than the whole run, {recipe.epochs} epochs; "
+                "shorten it or raise epochs"
+            )
+        return Plan(per_epoch, recipe.epochs, OneShot(recipe.sparsity), max(1, epochs))
     own = make_method(recipe).schedule(recipe.sparsity, total, per_epoch)
     if own is not None:
         return Plan(per_epoch, recipe.epochs, own)

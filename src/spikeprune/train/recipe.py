@@ -75,6 +75,7 @@ class OptimSettings:
         stepping: change the learning rate every epoch (as the paper's authors) or every step
         milestones: for `decay: step`, shares of the training after which the rate is multiplied by `drop`
         drop: factor at each milestone
+        slim: L1 pull on the scales of normalisation until the network is pruned (network slimming)
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -84,9 +85,11 @@ class OptimSettings:
     stepping: Literal["epoch", "step"] = "step"
     milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
     drop: float = 0.1
+    slim: float = 0.0
 
     def __post_init__(self) -> None:
         _check_types(self, "optim.")
+        _require(self.slim >= 0, "optim.slim", "0 or more", self.slim)
         _require(0 <= self.momentum < 1, "optim.momentum", "in [0, 1)", self.momentum)
         _require(self.weight_decay >= 0, "optim.weight_decay", "0 or more", self.weight_decay)
         inside = all(isinstance(m, int | float) and 0 < m < 1 for m in self.milestones)
@@ -106,6 +109,7 @@ class PruneSettings:
         every: distance of two events
         events: at least so many events: `every` is shortened where needed
         initial: sparsity that the schedule rises from (not constant or oneshot); that of a random start mask
+        finetune: prune channels once, by all training images, then train the small network so long; null: in training
     """
 
     schedule: Literal["cubic", "linear", "cosine", "constant", "oneshot"] = "cubic"
@@ -114,12 +118,14 @@ class PruneSettings:
     every: str = "1ep"
     events: int = 1
     initial: float = 0.0
+    finetune: str | None = None
 
     def __post_init__(self) -> None:
         _check_types(self, "prune.")
-        for name in ("begin", "end", "every"):
+        for name in ("begin", "end", "every", "finetune"):
             try:
-                duration(getattr(self, name), 1)
+                if getattr(self, name) is not None:
+                    duration(getattr(self, name), 1)
             except InvalidValue as error:
                 raise InvalidValue(f"prune.{name}: {error}") from error
         _require(self.events >= 1, "prune.events", "a whole number of at least 1", self.events)
@@ -204,6 +210,11 @@ class Recipe:
             _require(getattr(self, name) >= 1, name, "a whole number of at least 1", getattr(self, name))
         _require(0 <= self.seed < 2**63, "seed", "a whole number of at least 0", self.seed)
         _require(self.lr > 0, "lr", "a learning rate above 0", self.lr)
+        if self.prune.finetune is not None and self.pattern not in ("channel", "gate"):
+            raise InvalidValue(
+                f"prune.finetune trains a physically shrunk network, so it needs --pattern channel or gate, got "
+                f"{self.pattern!r}; with prune.finetune null the network is pruned during training"
+            )
 
 
 def shipped() -> list[str]:
@@ -236,8 +247,9 @@ def from_values(name: str, values: Mapping[str, Any], overrides: Sequence[str] =
     if recipe.epochs != before.epochs:
         factor = Fraction(recipe.epochs, before.epochs)
         fixed = {*given, *set_by_method}
-        phases = [part for part in ("begin", "end", "every") if f"prune.{part}" not in fixed]
-        scaled = {part: _scaled(getattr(recipe.prune, part), factor) for part in phases}
+        phases = [part for part in ("begin", "end", "every", "finetune") if f"prune.{part}" not in fixed]
+        lengths = {part: getattr(recipe.prune, part) for part in phases}
+        scaled = {part: _scaled(text, factor) for part, text in lengths.items() if text is not None}
         recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, **scaled))
     _check_names(recipe)
     recipe = dataclasses.replace(recipe, settings=_own_settings(recipe), weights=_absolute(recipe.weights))

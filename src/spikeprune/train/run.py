@@ -320,6 +320,7 @@ class _Job:
         counts, _ = self.count(network, None)
         pruner = make_pruner(self.recipe, setting.plan.schedule, network.model)
         pruned = prune_once(pruner, network, setting.data, self.recipe.batch, setting.device)
+        pruned = dataclasses.replace(pruned, rounds=[{**event, "step": phase.step} for event in pruned.rounds])
         small, plan = cut_out(network, pruned.masks, example_of(network, setting.data, setting.device))
         return {
             "plan": plan.to_json(),
@@ -383,7 +384,7 @@ class _Job:
                 "sparsity": pruned.sparsity,
                 "density": 1.0 - pruned.sparsity,
                 "rounds": pruned.rounds,
-                "best_epoch": phase.best["epoch"] if phase.best else self.recipe.epochs,
+                "best_epoch": phase.first + phase.best["epoch"] if phase.best else self.recipe.epochs,
                 "cost": cost | {"dense_seconds": dense["seconds"]},
                 "status": "finished",
                 **structured,

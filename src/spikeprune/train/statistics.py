@@ -31,7 +31,7 @@ def layer_statistics(network: Network, inputs: Sequence[Tensor], counts: Counts)
         the `QUANTILES` over its channels, and `peak`, the derivative at the threshold itself.
     """
     neurons: dict[str, dict[str, Any]] = {name: {"firing_rate": rate} for name, rate in counts.firing_rates.items()}
-    feeds, criticality = _criticality(network, inputs)
+    feeds, criticality = channel_criticality(network, inputs)
     modules = network.adapter.neurons(network.model)
     for name, score in criticality.items():
         at_threshold = network.adapter.derivative(modules[name], torch.zeros(1, device=score.device))
@@ -53,7 +53,7 @@ def statistics_record(dense: Mapping[str, Any] | None, pruned: Mapping[str, Any]
     return {"schema": 1, "quantiles": list(QUANTILES), "dense": dense, "pruned": pruned}
 
 
-def _criticality(network: Network, inputs: Sequence[Tensor]) -> tuple[dict[str, str | None], dict[str, Tensor]]:
+def channel_criticality(network: Network, inputs: Sequence[Tensor]) -> tuple[dict[str, str | None], dict[str, Tensor]]:
     """Layer -> the neuron it feeds, and neuron -> score of each channel; both empty where they cannot be told."""
     model = network.model
     modes = [(module, module.training) for module in model.modules()]
