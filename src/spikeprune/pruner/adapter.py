@@ -109,7 +109,7 @@ def surrogate_derivative(spike_function: Any, u: Tensor) -> Tensor:
             raise InvalidValue(
                 f"the spike function {spike_function!r} has no surrogate gradient; give one by name: surrogate='atan'"
             )
-        return torch.autograd.grad(spike, leaf, torch.ones_like(spike))[0]
+        return torch.autograd.grad(spike, leaf, spike.new_ones(()).expand_as(spike))[0]
 
 
 # Framework -> where its adapter stands. A model can only hold a framework's neurons if the framework has been
