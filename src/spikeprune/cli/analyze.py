@@ -1,0 +1,30 @@
+"""Look into a finished run: survival, feature consistency, importance, overfitting, criticality."""
+
+from collections.abc import Sequence
+
+from spikeprune.cli._arguments import Parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser("analyze", __doc__ or "")
+    parser.add_argument("run", metavar="RUN", help="a run folder; receives analysis.json and analysis.html")
+    parser.add_argument(
+        "--against", metavar="RUN", nargs="+", default=[], help="other runs, such as one without regrowth"
+    )
+    parser.add_argument("--features", default="rate", help="rate, or the authors' inverted-min-max")
+    parser.add_argument("--images", type=int, default=2000, help="of the training and of the test split (2000)")
+    parser.add_argument("--data.root", dest="root", default=None, help="where the data lies now, if it has moved")
+    options = parser.parse_args(arguments)
+
+    from spikeprune.study import findings
+    from spikeprune.study.analyze import analyze
+    from spikeprune.train.folder import RunFolder, write_whole
+
+    found = analyze(options.run, options.against, features=options.features, images=options.images, root=options.root)
+    folder = RunFolder.existing(options.run)
+    page = folder.path / "analysis.html"
+    write_whole(page, findings.page(found).encode())
+    for line in findings.lines(found):
+        print(line)
+    print(page)
+    return 0
