@@ -217,10 +217,10 @@ def test_the_trace_reads_a_fused_model():
 def test_criticality_of_a_fused_model():
     """Recorded in the kernel, and from the neuron's input as the Probe does it: both as in the unfused model."""
     torch.manual_seed(0)
-    plain = build("vgg16-channels", T=3, size=32).double()
+    plain = build("fashion-conv-large", T=3, size=8).double()
     fused = fuse(copy.deepcopy(plain))
     adapter = adapter_for(plain)
-    x = torch.rand(2, 3, 32, 32).double()
+    x = torch.rand(2, 1, 8, 8).double()
     steps(fused, x, 1)
     fused.load_state_dict(plain.state_dict())
 

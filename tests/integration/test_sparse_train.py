@@ -92,13 +92,13 @@ def test_an_empty_layer():
 
 
 def test_a_network_learns_the_same():
-    """Two steps of SGD with momentum on VGG-16, fused and sparse against masked dense."""
+    """Two steps of SGD with momentum, fused and sparse against masked dense."""
     torch.manual_seed(0)
-    dense = build("vgg16-channels", T=2, size=32)
+    dense = build("fashion-conv-large", T=2, size=8)
     masks = masked(dense)
     sparse = copy.deepcopy(dense)
     fuse(sparse)
-    x, steps = torch.rand(2, 3, 32, 32), []
+    x, steps = torch.rand(2, 1, 8, 8), []
     with sparse_finetune(sparse, masks) as report:
         assert [row.name for row in report if not row.sparse] == []
         for net in (dense, sparse):
@@ -112,7 +112,7 @@ def test_a_network_learns_the_same():
                     dict(net.named_parameters())[name].grad.mul_(mask)
                 optimizer.step()
                 steps.append(out.detach())
-    assert_close(steps[2:], steps[:2], rtol=1e-2, atol=1e-3)
+    assert_close(steps[2:], steps[:2], rtol=1e-3, atol=1e-4)
     for name, parameter in sparse.named_parameters():
         if name in masks:
             assert not parameter[~masks[name]].any()

@@ -248,18 +248,19 @@ def _refusal(module: nn.Module | None, alive: float) -> str:
 
 
 def _attach(module: Any, mask: Tensor) -> None:
-    padding = module.padding if isinstance(module, nn.Conv2d) else (0, 0)
-    module._sparse_state = _State(_Plan.of(mask, padding), vars(module).get("forward"))
-    module.forward = types.MethodType(_forward, module)
+    padding: Any = getattr(module, "padding", (0, 0))  # a Linear is a 1x1 convolution
+    before = vars(module).get("forward")
+    vars(module).update(_sparse_state=_State(_Plan.of(mask, padding), before))
+    vars(module).update(forward=types.MethodType(_forward, module))
 
 
-def _forward(self: Any, x: Tensor) -> Tensor:
-    plan: _Plan = self._sparse_state.plan
+def _forward(self: Any, x: Any) -> Any:
+    state: _State = self._sparse_state
+    plan = state.plan
     convolution = isinstance(self, nn.Conv2d)
     usual = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and x.numel() > 0
     if not usual or torch.compiler.is_compiling() or (convolution and x.dim() < 4):
-        before = self._sparse_state.before
-        return type(self).forward(self, x) if before is None else before(x)
+        return type(self).forward(self, x) if state.before is None else state.before(x)
     if convolution and x.dim() == 5:
         T = x.shape[0]
         if T > 1 and x.stride(0) == 0:  # one image for all steps

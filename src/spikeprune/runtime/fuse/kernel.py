@@ -244,7 +244,8 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_spikes: Tensor | None, g_last: Tensor | None) -> Any:
-        y, weight, bias, v_start, leak = ctx.saved_tensors
+        saved: Any = ctx.saved_tensors
+        y, weight, bias, v_start, leak = saved
         mean, inverse, scale, shift, means = ctx.small
         spec: _Spec = ctx.spec
         fold: int = ctx.fold
@@ -267,7 +268,7 @@ class _Fused(torch.autograd.Function):
         )  # fmt: skip
         sum_g, sum_gy = (t.unflatten(-1, (-1, fold)).sum(-1) for t in (sum_g, sum_gy))
         if call.norm is not None:
-            gamma = torch.ones((), dtype=torch.float64) if weight is None else weight.detach().double()
+            gamma = 1.0 if weight is None else weight.detach().double()
             by_g = (gamma * inverse).expand_as(mean)
             by_y = torch.zeros_like(mean)
             constant = torch.zeros_like(mean)
@@ -283,7 +284,7 @@ class _Fused(torch.autograd.Function):
         g_weight = None if weight is None else _per_channel(sum_gy * inverse).to(weight.dtype)
         g_bias = None if bias is None else _per_channel(sum_g).to(bias.dtype)
         g_leak = None
-        if sum_leak is not None:
+        if sum_leak is not None and leak is not None:
             d_decay, d_gain, d_offset = call.neuron.slopes
             one, by_v, by_x = sum_leak.flatten(1).sum(1)
             g_leak = (d_decay * by_v + d_gain * by_x + d_offset * one).to(leak.dtype).reshape(leak.shape)
@@ -327,7 +328,7 @@ class _Recomputed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g_spikes: Tensor | None, g_last: Tensor | None) -> Any:
         with torch.enable_grad():
-            inputs = [
+            inputs: list[Any] = [
                 None if t is None else t.detach().requires_grad_(needed)
                 for t, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
             ]

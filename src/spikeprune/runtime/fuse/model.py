@@ -250,7 +250,7 @@ def _norm_forward(self: Any, x: Any) -> Any:
     if active is None or not isinstance(x, Tensor):
         return plain(self, x.tensor() if isinstance(x, Pending) else x)
     state: NormState = self._fuse_state
-    sequence = getattr(self, "step_mode", "s") == "m" or hasattr(self, "alpha")
+    sequence = getattr(self, "step_mode", "s") == "m"
     made = bridge(self, state, x, sequence)
     if made is None:
         return plain(self, x)

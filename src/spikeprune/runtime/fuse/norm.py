@@ -91,7 +91,7 @@ def bridge(module: Any, state: NormState, x: Tensor, sequence: bool) -> Bridge |
     count = y.numel() // y.shape[1] // (T if state.per_step and not still else 1)
     if batch and count < 2:
         return None
-    running = None if batch else (module.running_mean, module.running_var)
+    running: Any = None if batch else (module.running_mean, module.running_var)
     return Bridge(state, y, T, still, module.weight, module.bias, module.eps, running)
 
 
