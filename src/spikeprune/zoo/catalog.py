@@ -76,6 +76,14 @@ def fashion_conv_large(spec: Spec) -> "SpikingNet":
     return conv_net(spec, (64, 64, "P", 128, 128, "P"))
 
 
+@register("fashion-conv-deep", channels=1, min_size=8)
+def fashion_conv_deep(spec: Spec) -> "SpikingNet":
+    """32-P-64-P-128-P-fc, for 28x28 images: twice the weights of `fashion-conv`, most of them on small maps."""
+    from spikeprune.zoo.small import conv_net
+
+    return conv_net(spec, (32, "P", 64, "P", 128, "P"))
+
+
 @register("mlp", channels=1)
 def mlp(spec: Spec) -> "SpikingNet":
     """256-256-fc on the flattened image."""
