@@ -552,6 +552,10 @@ class Pruner:
                 "regrown": _count(outcome.regrown),
                 "rescued": _overlap(newly_cut, outcome.alive),
                 "survived": None,
+                "layers": {
+                    n: {"kept": _count({n: m}), "regrown": _count({n: outcome.regrown[n]})}
+                    for n, m in outcome.alive.items()
+                },
             }
         )
 
