@@ -11,7 +11,6 @@ from spikeprune.core.errors import InvalidValue
 from spikeprune.core.neuron import lif_step
 from spikeprune.integrations import adapter_for, find_adapter
 from spikeprune.integrations.spikingjelly import SpikingJelly
-from spikeprune.pruner.adapter import surrogate_derivative
 
 pytestmark = pytest.mark.compat  # here, and against SpikingJelly 0.0.0.0.14 by `make test-compat`
 ADAPTER = SpikingJelly()
@@ -189,10 +188,3 @@ def test_a_model_without_spiking_neurons():
     with pytest.raises(InvalidValue, match="has no spiking neuron") as caught:
         adapter_for(nn.Linear(2, 2))
     assert 20 <= len(str(caught.value)) <= 300
-
-
-def test_a_curve_that_tells_its_own_derivative_agrees_with_its_backward():
-    zoo = pytest.importorskip("spikeprune.zoo.paper", reason="the zoo needs SpikingJelly 2.0", exc_type=ImportError)
-    node = neuron.IFNode(surrogate_function=zoo.Dspike())
-    u = torch.linspace(-1, 1, 41)
-    assert_close(ADAPTER.derivative(node, u), surrogate_derivative(node.surrogate_function, u))

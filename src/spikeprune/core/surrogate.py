@@ -55,8 +55,9 @@ def dspike(k: float = 3.0, *, clamped: bool = False) -> Curve:
         return (torch.tanh(k * u) + bottom) / (2 * bottom)
 
     def derivative(u: Tensor) -> Tensor:
-        slope = k * (1 - torch.tanh(k * u) ** 2) / (2 * bottom)
-        return torch.where(u.abs() <= 0.5, slope, torch.zeros_like(slope)) if clamped else slope
+        t = torch.tanh(k * u)
+        slope = (t * t).neg_().add_(1).mul_(k).div_(2 * bottom)  # in place: this runs over every potential recorded
+        return slope.masked_fill_(u.abs() > 0.5, 0) if clamped else slope
 
     return Curve(value, derivative)
 

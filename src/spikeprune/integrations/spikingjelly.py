@@ -2,8 +2,9 @@
 
 SpikingJelly stores the potential after the reset, and its `v_seq` too. Criticality needs it before firing, so the
 neuron is run once more without gradient: 2.0 has no charge step to hook, but every neuron implements
-`single_step_functional_forward`, which hands v_pre - v_threshold to the surrogate; there it is read. Plain IF, LIF and PLIF neurons
-are integrated in closed form, which is faster. Neurons with `neuronal_charge` (0.0.0.0.14, and 2.0's SimpleBaseNode) are charged, fired and reset step by step instead.
+`single_step_functional_forward`, which hands v_pre - v_threshold to the surrogate; there it is read. Neurons with
+`neuronal_charge` (0.0.0.0.14, and 2.0's SimpleBaseNode) are charged, fired and reset step by step instead, and plain
+IF, LIF and PLIF neurons are integrated in closed form, which is faster.
 """
 
 from collections.abc import Iterator
@@ -49,13 +50,13 @@ class SpikingJelly(Adapter):
             if callable(reset):
                 reset()
 
-    def begins(self, neuron: nn.Module, args: tuple[Any, ...]) -> bool:
+    def begins(self, neuron: Any, args: tuple[Any, ...]) -> bool:
         return not any(isinstance(value, Tensor) for value in neuron._memories.values())
 
     def multi_step(self, module: nn.Module) -> bool:
         return getattr(module, "step_mode", "s") == "m"
 
-    def drive(self, neuron: nn.Module, args: tuple[Any, ...]) -> Iterator[Tensor]:
+    def drive(self, neuron: Any, args: tuple[Any, ...]) -> Iterator[Tensor]:
         x = args[0].detach()
         sequence = x if self.multi_step(neuron) else x.unsqueeze(0)
         plain = self.describe(neuron)
@@ -107,13 +108,7 @@ class SpikingJelly(Adapter):
     def surrogate(self, neuron: nn.Module) -> Any:
         return neuron.surrogate_function
 
-    def derivative(self, neuron: nn.Module, u: Tensor) -> Tensor:
-        function = neuron.surrogate_function
-        if hasattr(function, "derivative") and hasattr(function, "_sg_params"):  # the zoo's own tell it themselves
-            return function.derivative(u, **function._sg_params)
-        return super().derivative(neuron, u)
-
-    def smooth(self, neuron: nn.Module, u: Tensor) -> Tensor:
+    def smooth(self, neuron: Any, u: Tensor) -> Tensor:
         function = neuron.surrogate_function
         try:
             parameters = function._sg_params if hasattr(function, "_sg_params") else _parameters(function)
@@ -124,7 +119,7 @@ class SpikingJelly(Adapter):
                 "give one by name, for example surrogate='atan'"
             ) from error
 
-    def describe(self, neuron: nn.Module) -> NeuronParams | None:
+    def describe(self, neuron: Any) -> NeuronParams | None:
         if type(neuron) not in (_IF, _LIF, _PLIF):  # a subclass may have dynamics of its own
             return None
         if type(neuron) is _IF:
