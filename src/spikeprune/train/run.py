@@ -303,6 +303,14 @@ class _Job:
         """The test split, once for each network that is reported."""
         return score_test(network, self.setting.data, self.recipe, self.setting.device)
 
+    def score_between(self, network: Network) -> float:
+        """Test accuracy of a network that training goes on from: shown in the record, nothing is chosen by it."""
+        if self.recipe.fuse:
+            fuse(network.model)
+        accuracy = self.score_test(network).accuracy
+        unfuse(network.model)
+        return accuracy
+
     def finish_dense(self, phase: Phase) -> dict[str, Any]:
         """What the record says of the dense run; its weights are kept beside."""
         self.settle(phase)
@@ -316,7 +324,7 @@ class _Job:
         """Prunes the trained network and shrinks it: what the next phase starts from and what the record says of it."""
         setting, network = self.setting, phase.network
         self.settle(phase)
-        accuracy = self.score_test(network).accuracy
+        accuracy = self.score_between(network)
         counts, _ = self.count(network, None)
         pruner = make_pruner(self.recipe, setting.plan.schedule, network.model)
         pruned = prune_once(pruner, network, setting.data, self.recipe.batch, setting.device)
@@ -327,7 +335,7 @@ class _Job:
             "model": small.model.state_dict(),
             "pruned": dataclasses.asdict(pruned),
             "figures": _figures(counts.dense),
-            "accuracy": {"pretrained": accuracy, "pruned": self.score_test(small).accuracy},
+            "accuracy": {"pretrained": accuracy, "pruned": self.score_between(small)},
             "seconds": phase.seconds + pruned.seconds,
             "samples": phase.samples,
         }
