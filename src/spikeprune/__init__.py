@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from spikeprune.core.schedule import Constant as Constant
     from spikeprune.core.schedule import Cosine as Cosine
     from spikeprune.core.schedule import Cubic as Cubic
+    from spikeprune.core.schedule import Geometric as Geometric
     from spikeprune.core.schedule import Linear as Linear
     from spikeprune.core.schedule import OneShot as OneShot
     from spikeprune.core.schedule import names as schedules  # noqa: F401
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from spikeprune.pruner.pruner import Pruner as Pruner
     from spikeprune.pruner.pruner import prune as prune
     from spikeprune.pruner.sensitivity import sensitivity as sensitivity
+    from spikeprune.runtime.compile import CompiledSNN as CompiledSNN
+    from spikeprune.runtime.compile import compile as compile
+    from spikeprune.runtime.compile import load as load
     from spikeprune.runtime.fuse import fuse as fuse
     from spikeprune.runtime.fuse import unfuse as unfuse
     from spikeprune.shrink.plan import ChannelPlan as ChannelPlan
@@ -39,25 +43,25 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Public name -> where it stands. `methods` and `shrink` are packages too, which answer the call themselves.
+# Public name -> where it stands. Beside these every class of a registered method is public by its own name.
+# `methods` and `shrink` are packages too, which answer the call themselves.
 _PUBLIC = {
     "ChannelPlan": "shrink.plan",
+    "CompiledSNN": "runtime.compile",
     "Constant": "core.schedule",
     "Cosine": "core.schedule",
     "Counts": "pruner.count",
-    "Criticality": "methods.criticality",
     "Cubic": "core.schedule",
-    "Dense": "methods.dense",
-    "Gradient": "methods.gradient",
+    "Geometric": "core.schedule",
     "Linear": "core.schedule",
-    "Magnitude": "methods.magnitude",
     "Masks": "core.mask",
     "OneShot": "core.schedule",
     "Pruner": "pruner.pruner",
-    "Random": "methods.random",
+    "compile": "runtime.compile",
     "count": "pruner.count",
     "datasets": "train.data:names",
     "fuse": "runtime.fuse",
+    "load": "runtime.compile",
     "methods": "methods.registry:names",
     "model": "zoo:build",
     "models": "zoo:names",
@@ -72,13 +76,22 @@ __all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    if name in _PUBLIC:
+        place, _, attribute = _PUBLIC[name].partition(":")
+        value = getattr(importlib.import_module(f"spikeprune.{place}"), attribute or name)
+    elif name[:1].isupper() and name in (classes := _method_classes()):
+        value = classes[name]
+    else:
         raise AttributeError(f"module 'spikeprune' has no attribute {name!r}")
-    place, _, attribute = _PUBLIC[name].partition(":")
-    value = getattr(importlib.import_module(f"spikeprune.{place}"), attribute or name)
     globals()[name] = value
     return value
 
 
+def _method_classes() -> dict[str, Any]:
+    from spikeprune.methods.registry import classes
+
+    return {cls.__name__: cls for cls in classes()}
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted({*globals(), *_PUBLIC, *_method_classes()})

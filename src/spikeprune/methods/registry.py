@@ -46,6 +46,11 @@ def names() -> list[str]:
     return sorted(_METHODS)
 
 
+def classes() -> list[type[Method]]:
+    """The classes of all methods, in the order of their names."""
+    return [_METHODS[name] for name in names()]
+
+
 def method_class(name: str) -> type[Method]:
     """The class of a method.
 
