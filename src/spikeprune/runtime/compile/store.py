@@ -1,0 +1,89 @@
+"""One file for a compiled network: a magic word, a SHA-256 of the rest, then safetensors. No pickle."""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.runtime.compile.layers import KINDS, Layer, Network
+
+MAGIC = b"spikeprune compiled 1\n"
+
+
+def save(path: str | os.PathLike[str], network: Network, precision: str) -> None:
+    """Writes one file at exactly `path`, whole or not at all."""
+    layers: list[dict[str, Any]] = []
+    tensors = {}
+    for place, layer in enumerate(network.layers):
+        layers.append(
+            {"kind": layer.kind, "name": layer.name, "inputs": layer.inputs, "output": layer.output,
+             "shape": layer.shape, "options": layer.options, "tensors": sorted(layer.tensors)}
+        )  # fmt: skip
+        tensors |= {f"{place}.{name}": tensor.contiguous().clone() for name, tensor in layer.tensors.items()}
+    head = {
+        "precision": precision, "layers": layers, "output": network.output, "input_shape": network.input_shape,
+        "T": network.T, "still": network.still,
+        "busy": [[value, *shares] for value, shares in network.busy.items()],
+    }  # fmt: skip
+    body = save_tensors(tensors, {"network": json.dumps(head)})
+    target = Path(path)
+    try:
+        handle, scratch = tempfile.mkstemp(prefix=target.name, dir=target.parent)
+    except OSError as error:
+        raise InvalidValue(
+            f"cannot write {str(path)!r}: {error.strerror}; give a path in a folder that exists"
+        ) from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(MAGIC + hashlib.sha256(body).digest() + body)
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, target)
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str]) -> tuple[Network, str]:
+    """The network and precision that `save` wrote.
+
+    Raises: InvalidValue for a missing, cut, changed or foreign file.
+    """
+    name = str(path)[-120:]
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidValue(
+            f"cannot read the compiled model {name!r}: {error.strerror}; write one with .save(path)"
+        ) from None
+    if not data.startswith(MAGIC):
+        raise InvalidValue(f"{name!r} is not a compiled spikeprune model of this version; write one with .save(path)")
+    start = len(MAGIC) + 32
+    body = data[start:]
+    if hashlib.sha256(body).digest() != data[len(MAGIC) : start]:
+        raise InvalidValue(f"{name!r} is damaged: its checksum does not match; compile the model again and .save(path)")
+    tensors = load_tensors(body)
+    head = json.loads(json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]["network"])
+    layers = [
+        Layer(
+            entry["kind"], entry["name"], tuple(entry["inputs"]), entry["output"], tuple(entry["shape"]),
+            {k: tuple(v) if isinstance(v, list) else v for k, v in entry["options"].items()},
+            {tensor: tensors[f"{place}.{tensor}"] for tensor in entry["tensors"]},
+        )
+        for place, entry in enumerate(head["layers"])
+    ]  # fmt: skip
+    if any(layer.kind not in KINDS for layer in layers):
+        raise InvalidValue(f"{name!r} holds layers that this version does not know; compile the model again")
+    network = Network(
+        layers,
+        head["output"],
+        tuple(head["input_shape"]),
+        head["T"],
+        head["still"],
+        {value: (some, four) for value, some, four in head["busy"]},
+    )
+    return network, head["precision"]
