@@ -20,5 +20,5 @@ def main(arguments: Sequence[str]) -> int:
         print_json(result)
         return 0
     print(f"accuracy {result['accuracy']:.2%} on {result['images']:,} test images (recorded: {result['recorded']:.2%})")
-    print(f"sparsity {result['sparsity']:.4f}, {result['alive']:,} weights alive")
+    print(f"sparsity {result['sparsity']:.4f}, {result['alive']:,} {result['unit']} alive")
     return 0

@@ -51,11 +51,12 @@ def summary(record: dict) -> list[str]:
     """A finished run in a few lines."""
     dense, pruned = record["dense"], record["pruned"]
     lines = []
+    unit = "channels" if record["settings"]["pattern"] in ("channel", "gate") else "weights"
     if dense["accuracy"] is not None:
         lines.append(f"dense   accuracy {dense['accuracy']:.2%}  {dense['synops']:,.0f} synaptic operations an image")
     lines.append(
         f"pruned  accuracy {pruned['accuracy']:.2%}  {pruned['synops']:,.0f} synaptic operations an image  "
-        f"sparsity {record['sparsity']:.4f} ({pruned['alive']:,} weights alive)"
+        f"sparsity {record['sparsity']:.4f} ({pruned['alive']:,} {unit} alive)"
     )
     regrown = sum(event["regrown"] > 0 for event in record["rounds"])
     lines.append(f"events  {len(record['rounds'])}, {regrown} of them with regrowth  (test: {_images(record)} images)")

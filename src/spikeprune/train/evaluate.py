@@ -34,5 +34,6 @@ def evaluate(path: str | Path, root: str | None = None, device: str | None = Non
         "images": len(data.test),
         "sparsity": record["sparsity"],
         "alive": record["pruned"]["alive"],
+        "unit": "channels" if recipe.pattern in ("channel", "gate") else "weights",
         "run": str(path),
     }

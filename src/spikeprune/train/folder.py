@@ -62,6 +62,7 @@ class RunFolder:
         self.dense = path / "dense.safetensors"
         self.statistics = path / "statistics.json"
         self.plan = path / "plan.json"
+        self.small = path / "small.safetensors"
         self.report = path / "report.html"
         self.checkpoints = path / "checkpoint"
 

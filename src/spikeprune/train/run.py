@@ -363,10 +363,14 @@ class _Job:
             network, plan = cut_out(network, pruned.masks, example_of(network, self.setting.data, self.setting.device))
             counts, statistics = self.count(network, None)
         result = self.score_test(network)
-        structured = {}
+        structured, units = {}, {}
         if plan is not None:
             self.folder.save_plan(plan.to_json())
             structured = {"channels": pruned.record(plan)}
+            units = {
+                "dense": {"alive": structured["channels"]["before"]},
+                "pruned": {"alive": structured["channels"]["after"]},
+            }
         if cut is not None:
             structured["stages"] = {**cut["accuracy"], "finetuned": result.accuracy}
         self.folder.save_tensors(self.folder.model, network.model.state_dict())
@@ -387,8 +391,8 @@ class _Job:
                 "seed": self.recipe.seed,
                 "environment": environment(self.setting.device, self.setting.precision),
                 "data": {**self.setting.data.record(), "counted": min(_COUNTED, len(self.setting.data.test))},
-                "dense": dense["figures"],
-                "pruned": {"accuracy": result.accuracy, **_figures(counts.pruned)},
+                "dense": dense["figures"] | units.get("dense", {}),
+                "pruned": {"accuracy": result.accuracy, **_figures(counts.pruned), **units.get("pruned", {})},
                 "sparsity": pruned.sparsity,
                 "density": 1.0 - pruned.sparsity,
                 "rounds": pruned.rounds,
@@ -434,12 +438,23 @@ class _Job:
 
     def count(self, network: Network, masks: Mapping[str, Tensor] | None) -> tuple[Counts, dict[str, Any]]:
         """MACs, SynOps, energy and firing rates on the first test images, and what each layer does on them."""
-        size, recorded = self.recipe.batch, self.setting.data.time_first
-        batches = datasets.batches(self.setting.data, "test", size, device=self.setting.device)
-        few = [(network.fed(x, recorded), y) for (x, y), _ in zip(batches, range(0, _COUNTED, size), strict=False)]
-        with network.one_call(recorded) as model:
-            counts = count(model, few, masks)
-            return counts, layer_statistics(network, [x for x, _ in few], counts)
+        return counted(network, self.setting.data, self.recipe, self.setting.device, masks)
+
+
+def counted(
+    network: Network,
+    data: datasets.Dataset,
+    recipe: Recipe,
+    device: torch.device,
+    masks: Mapping[str, Tensor] | None,
+) -> tuple[Counts, dict[str, Any]]:
+    """Counts and layer statistics on the first test images."""
+    size, recorded = recipe.batch, data.time_first
+    batches = datasets.batches(data, "test", size, device=device)
+    few = [(network.fed(x, recorded), y) for (x, y), _ in zip(batches, range(0, _COUNTED, size), strict=False)]
+    with network.one_call(recorded) as model:
+        counts = count(model, few, masks)
+        return counts, layer_statistics(network, [x for x, _ in few], counts)
 
 
 def score_test(network: Network, data: datasets.Dataset, recipe: Recipe, device: torch.device) -> Score:

@@ -1,0 +1,38 @@
+"""Cut the dead channels out of a finished run's network: a plan, its weights, and what it saves."""
+
+from collections.abc import Sequence
+
+from spikeprune.cli._arguments import Parser, print_json
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser("shrink", __doc__ or "")
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("--data.root", dest="root", default=None, help="where the data lies now, if it has moved")
+    parser.add_argument("--device", default=None, help="auto, cpu, cuda, ...; the run's own by default")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    options = parser.parse_args(arguments)
+
+    from spikeprune.train.shrink_run import shrink_run
+
+    result = shrink_run(options.run, root=options.root, device=options.device)
+    if options.json:
+        print_json(result)
+        return 0
+    before, after = result["before"], result["after"]
+    rows = (
+        ("parameters", "parameters", ",.0f"),
+        ("MACs an image", "macs", ",.0f"),
+        ("SynOps an image", "synops", ",.0f"),
+        (f"ms a batch of {result['batch']}", "latency_ms", ".2f"),
+    )
+    for label, key, form in rows:
+        factor = f"{before[key] / after[key]:.2f}x" if after[key] else "-"
+        print(f"{label:<20} {before[key]:>16{form}} -> {after[key]:>16{form}}   {factor}")
+    for name, (was, now) in result["layers"].items():
+        print(f"channels {name}: {was} -> {now}")
+    for reason in result["blocked"]:
+        print(f"kept: {reason}")
+    print(result["plan"])
+    print(result["weights"])
+    return 0

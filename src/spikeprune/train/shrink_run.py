@@ -1,0 +1,88 @@
+"""Shrink a finished run: its small network beside what is there, and what the cut saves."""
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikeprune.core.errors import UserError
+from spikeprune.shrink.plan import ChannelPlan
+from spikeprune.train.data import batches
+from spikeprune.train.device import choose_device, repeatable
+from spikeprune.train.folder import RunFolder, read_safetensors
+from spikeprune.train.network import Network
+from spikeprune.train.recipe import load
+from spikeprune.train.run import counted, load_data, make_network, restore
+from spikeprune.train.structured import cut_out, example_of
+
+_BATCH, _REPEATS = 32, 7
+
+
+def shrink_run(path: str | Path, root: str | None = None, device: str | None = None) -> dict[str, Any]:
+    """Cuts the dead channels out of a run's network: `plan.json` and `small.safetensors` are written into its folder.
+
+    A run of a channel pattern is small already: its plan.json and model.safetensors stand, and nothing is written.
+    Latency is the time of one batch in plain PyTorch, the median of interleaved calls of both networks.
+
+    Returns: parameters, MACs, SynOps and latency before and after, channels of each layer, and the files.
+    Raises: UserError if the folder is no finished run, or no channel of its network can go.
+    """
+    folder = RunFolder.existing(path)
+    record = folder.read_record()
+    recipe = load(str(folder.recipe), [] if root is None else ["--data.root", root])
+    where = choose_device(device or recipe.device)
+    data = load_data(recipe).to(where)
+    with repeatable(record["environment"]["threads"]):
+        network = restore(folder, recipe, data, where)
+        if "channels" in record:
+            plan, small, weights = ChannelPlan.load(folder.plan), network, folder.model
+            network = make_network(recipe, data, where)
+            before = {key: record["dense"][key] for key in ("parameters", "macs", "synops")}
+        else:
+            masks = {name: mask.to(where) for name, mask in read_safetensors(folder.masks).items()}
+            small, plan = cut_out(network, masks, example_of(network, data, where))
+            if not plan.cuts:
+                raise UserError(
+                    f"no channel of the network in {path} is dead as a whole, so nothing can be cut out; "
+                    "prune with --pattern channel for a physically smaller network"
+                )
+            weights = folder.small
+            folder.save_plan(plan.to_json())
+            folder.save_tensors(weights, small.model.state_dict())
+            before = _figures(counted(network, data, recipe, where, masks)[0].dense)
+        after = _figures(counted(small, data, recipe, where, None)[0].dense)
+        x, _ = next(batches(data, "test", _BATCH, device=where))
+        before["latency_ms"], after["latency_ms"] = _latencies([network, small], x, data.time_first)
+    return {
+        "before": before,
+        "after": after,
+        "batch": len(x) if not data.time_first else x.shape[1],
+        "layers": {name: list(pair) for name, pair in plan.layers.items()},
+        "blocked": list(plan.blocked),
+        "plan": str(folder.plan),
+        "weights": str(weights),
+    }
+
+
+def _figures(side: Any) -> dict[str, Any]:
+    return {"parameters": side.parameters, "macs": side.macs, "synops": side.synops}
+
+
+def _latencies(networks: list[Network], x: Tensor, recorded: bool) -> list[float]:
+    """Milliseconds of one batch for each network, medians of interleaved calls."""
+    times: list[list[float]] = [[] for _ in networks]
+    for network in networks:
+        network.model.eval()
+    with torch.no_grad():
+        for repeat in range(_REPEATS + 1):  # the first one only warms up
+            for network, own in zip(networks, times, strict=True):
+                began = time.perf_counter()
+                network(x, recorded)
+                if x.device.type == "cuda":
+                    torch.cuda.synchronize(x.device)
+                if repeat:
+                    own.append(1000 * (time.perf_counter() - began))
+    return [statistics.median(own) for own in times]
