@@ -143,8 +143,10 @@ def _listed(path: Path) -> Any:
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
         for entry in listed["runs"]:
-            entry["hash"], entry["label"], float(entry["target"])
-        listed["reference"]
+            if not isinstance(entry["hash"] + entry["label"], str) or not isinstance(entry["target"], float | int):
+                raise TypeError(entry)
+        if "reference" not in listed:
+            raise KeyError("reference")
         return listed
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

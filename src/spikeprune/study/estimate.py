@@ -88,8 +88,8 @@ class Estimator:
                 trained = sum(1 for _ in steps)
                 step = (time.perf_counter() - began) / trained
                 began = time.perf_counter()
-                phase.validate("test")
-                return step, (time.perf_counter() - began) / len(data.test)
+                phase.validate("train")
+                return step, (time.perf_counter() - began) / len(data.train)
         finally:
             torch.set_num_threads(before)
 

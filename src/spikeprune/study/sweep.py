@@ -111,14 +111,21 @@ def read_sweep(source: str, overrides: Sequence[str] = ()) -> Sweep:
         reference: the arm that the others are compared with
 
     Args:
-        overrides: `--key value`, `--key a,b` or `--key [a, b]`.
+        overrides: `--key value`, `--key a,b` or `--key [a, b]`; methods given here stand in place of the file's arms.
     Raises: UserError as for a recipe, naming the key.
     """
     name, values = _values(source)
     base_of = values.pop("recipe", None)
     if base_of is not None:
-        values = {**_values(str(base_of))[1], **values}
-    values = {**values, **_given(overrides)}
+        # The method that the base was written for is no arm of a file that names its own.
+        below = {
+            key: value for key, value in _values(str(base_of))[1].items() if key != "method" or "arms" not in values
+        }
+        values = {**below, **values}
+    given = _given(overrides)
+    if "method" in given:
+        values = {key: value for key, value in values.items() if key not in ("arms", "reference")}
+    values |= given
     reference = values.pop("reference", None)
     arms = _arms(values)
     axes = {key: value for key, value in values.items() if isinstance(value, list) and not _single(key, value)}

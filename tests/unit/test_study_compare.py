@@ -1,0 +1,189 @@
+"""Comparisons of records made by hand: groups, references, numbers, and every form that they are printed in."""
+
+import csv
+import io
+import json
+import re
+
+import pytest
+import yaml
+
+from spikeprune.cli.main import main
+from spikeprune.core.errors import UnknownName, UserError
+from spikeprune.study.compare import collect, compare
+from spikeprune.study.page import comparison_page
+from spikeprune.study.plots import Series, front, plot
+from spikeprune.train.recipe import complete, from_values, settings_hash
+
+COST = {
+    "epochs": 4, "seconds": 10.0, "train_macs": 1e9, "train_macs_effective": 4e8, "pruning_seconds": 0.1,
+    "search_epochs": 2.5, "search_seconds": 6.0,
+}  # fmt: skip
+
+
+def _write(out, accuracy, *words, **cost):
+    recipe = from_values("hand", {"model": "mlp", "epochs": 4, "prune.end": "2ep"}, [f"--{word}" for word in words])
+    folder = out / f"hand-{settings_hash(recipe)}"
+    folder.mkdir(parents=True)
+    pruned = {"accuracy": accuracy, "synops": 1000.0 * (1 - recipe.sparsity), "macs": 5.0, "energy_pj": 9.0}
+    pruned |= {"firing_rate": 0.1, "bytes": 100, "alive": 50}
+    record = {
+        "schema": 1, "settings": complete(recipe), "settings_hash": settings_hash(recipe), "seed": recipe.seed,
+        "pruned": pruned, "sparsity": recipe.sparsity, "cost": COST | cost,
+    }  # fmt: skip
+    (folder / "record.json").write_text(json.dumps(record))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(complete(recipe)))
+    return settings_hash(recipe)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Three seeds: dense .9, magnitude .80 .82 .84, criticality .81 .84 .84 with a constant share, else .80."""
+    for seed in range(3):
+        _write(tmp_path, 0.9, "method=dense", "sparsity=0", f"seed={seed}")
+        _write(tmp_path, 0.80 + 0.02 * seed, "method=magnitude", "sparsity=0.9", f"seed={seed}")
+        constant = ("method=criticality", "regrow_schedule=constant", "sparsity=0.9", f"seed={seed}")
+        _write(tmp_path, [0.81, 0.84, 0.84][seed], *constant, train_macs_effective=8e8)
+        _write(tmp_path, 0.80, "method=criticality", "sparsity=0.9", f"seed={seed}")
+    return tmp_path
+
+
+def _rows(found):
+    return {row.label: row for row in found.rows}
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_row(runs):
+    rows = _rows(compare(collect([runs])[0], "magnitude"))
+    assert set(rows) == {
+        "dense", "magnitude", "criticality, regrow_schedule=constant", "criticality, regrow_schedule=decay",
+    }  # fmt: skip
+    assert all(row.seeds == (0, 1, 2) for row in rows.values())
+    assert rows["magnitude"].values["accuracy"].mean == pytest.approx(0.82)
+    assert rows["magnitude"].values["accuracy"].sd == pytest.approx(0.02)
+    assert rows["magnitude"].values["accuracy"].half == pytest.approx(4.302653 * 0.02 / 3**0.5, rel=1e-6)
+    assert rows["dense"].target is None
+
+
+def test_differences_are_paired_by_seed(runs):
+    found = compare(collect([runs])[0], "magnitude")
+    versus = _rows(found)["criticality, regrow_schedule=constant"].versus
+    # .01, .02, .00: mean .01, sd .01, t = .01 / (.01 / sqrt 3) = sqrt 3 with 2 degrees of freedom: p = 1 - sqrt(3/5)
+    assert versus.difference.mean == pytest.approx(0.01)
+    assert versus.difference.sd == pytest.approx(0.01)
+    assert versus.t_p == pytest.approx(1 - (3 / 5) ** 0.5)
+    # The other: -.00, -.02, -.04: t = -.02 / (.02 / sqrt 3), the same p; Holm doubles the smallest of two.
+    assert found.tests == 2
+    assert versus.holm_p == pytest.approx(2 * versus.t_p)
+    assert _rows(found)["magnitude"].versus is None
+
+
+def test_dense_is_the_reference_of_every_sparsity_unless_another_is_named(runs):
+    _write(runs, 0.7, "method=magnitude", "sparsity=0.95", "seed=1")
+    found = compare(collect([runs])[0])
+    assert found.reference == "dense"
+    late = next(row for row in found.rows if row.target == 0.95)
+    assert late.versus.difference.mean == pytest.approx(-0.2)
+    assert late.versus.t_p is None  # one pair
+    assert late.equal_budget is True
+    assert next(r for r in compare(collect([runs])[0], "magnitude").rows if r.target == 0.95).versus is None
+
+
+def test_an_unequal_budget_is_said(runs):
+    _write(runs, 0.95, "method=random", "sparsity=0.9", "seed=0", "epochs=40", epochs=40)
+    row = _rows(compare(collect([runs])[0], "magnitude"))["random"]
+    assert row.equal_budget is False
+
+
+def test_the_file_of_a_sweep_names_arms_targets_and_what_is_missing(runs):
+    hash_ = _write(runs, 0.5, "method=magnitude", "sparsity=0.92", "seed=0")
+    listed = {"schema": 1, "name": "x", "reference": "gmp", "runs": []}
+    for path in sorted(runs.glob("hand-*/record.json")):
+        record = json.loads(path.read_text())
+        method, sparsity = record["settings"]["method"], record["settings"]["sparsity"]
+        if method == "magnitude" and record["seed"] == 0:
+            label = "gmp" if sparsity == 0.9 else "gmp, 80 % kept"
+            listed["runs"].append({"hash": record["settings_hash"], "label": label, "target": 0.9, "seed": 0})
+    listed["runs"].append({"hash": "0" * 10, "label": "gmp", "target": 0.9, "seed": 1})
+    file = runs / "sweep-x-1.json"
+    file.write_text(json.dumps(listed))
+    found_runs, missing, reference = collect([file])
+    assert (len(found_runs), missing, reference) == (2, 1, "gmp")
+    found = compare(found_runs, reference, missing)
+    rows = _rows(found)
+    assert rows["gmp, 80 % kept"].runs == (f"hand-{hash_}",)
+    assert rows["gmp, 80 % kept"].versus.difference.mean == pytest.approx(-0.3)
+    assert found.unfinished == 1
+
+
+def test_what_cannot_be_compared_is_named(runs, tmp_path):
+    with pytest.raises(UserError, match="is no run folder"):
+        collect([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no finished run"):
+        collect([tmp_path / "empty"])
+    (tmp_path / "sweep-a.json").write_text("{}")
+    with pytest.raises(UserError, match="not the file of a sweep"):
+        collect([tmp_path / "sweep-a.json"])
+    (tmp_path / "sweep-a.json").unlink()
+    with pytest.raises(UnknownName, match="no reference named 'magnitud'; did you mean 'magnitude'"):
+        compare(collect([runs])[0], "magnitud")
+    record = next(runs.glob("hand-*/record.json"))
+    record.write_text(record.read_text().replace('"firing_rate": 0.1', '"firing_rate": null'))
+    with pytest.raises(UserError, match="is damaged"):
+        collect([runs])
+
+
+def test_every_form_is_printed(runs, capsys):
+    def printed(*words):
+        assert main(["compare", str(runs), "--reference", "magnitude", *words]) == 0
+        return capsys.readouterr().out
+
+    text = printed()
+    assert "82.00 ± 4.97" in text
+    assert re.search(r"criticality, regrow_schedule=constant +3 +0.9000 .* \+1.00 ± 2.48", text)
+    assert re.search(r"search epochs +total epochs", text)
+    one = json.loads(printed("--json"))
+    assert {row["label"] for row in one["rows"]} >= {"dense", "magnitude"}
+    assert {(c["numerator"], c["denominator"]) for c in one["claims"]} >= {(2260, 200), (3100, 200)}
+    table = list(csv.DictReader(io.StringIO(printed("--csv"))))
+    by_label = {row["label"]: row for row in table}
+    assert float(by_label["magnitude"]["accuracy_mean"]) == pytest.approx(0.82)
+    assert float(by_label["criticality, regrow_schedule=constant"]["difference"]) == pytest.approx(0.01)
+    assert by_label["dense"]["p_t"] == ""
+    latex = printed("--latex")
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 1
+    assert r"82.00 $\pm$ 4.97" in latex
+    assert r"regrow\_schedule=constant" in latex
+
+
+def test_the_page_holds_tables_plots_and_named_factors(runs, capsys):
+    page = runs / "page.html"
+    assert main(["compare", str(runs), "--html", str(page)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(page)
+    text = page.read_text()
+    assert text == comparison_page(compare(collect([runs])[0]))
+    assert text.count("<figure>") == 3
+    assert "11.3 = 2260/200: search epochs of IMP with 8 prunings" in text
+    assert not re.search(r'(src|href)="|nan', text)
+
+
+def test_claims_need_no_runs(capsys):
+    assert main(["compare", "--claims"]) == 0
+    printed = capsys.readouterr().out
+    assert "15.5 = 3100/200: search epochs" in printed
+    assert "6.8 = 3380/500: total epochs" in printed
+    assert main(["compare"]) == 2
+
+
+def test_the_front_keeps_what_no_other_beats():
+    assert front([(3, 5), (1, 2), (2, 2), (4, 5), (2, 4), (5, 6)]) == [(1, 2), (2, 4), (3, 5), (5, 6)]
+
+
+def test_a_plot_of_nothing_says_so_and_a_point_lies_where_it_should():
+    assert "not applicable" in plot([Series("a", ())], "x", "y")
+    assert "not applicable" in plot([Series("a", ((0.0, 1.0),))], "x", "y", log=True)
+    drawn = plot([Series("<a>", ((1.0, 10.0), (2.0, 20.0), (3.0, 30.0)))], "x", "y")
+    at = [tuple(map(float, pair)) for pair in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn)]
+    assert at[1] == pytest.approx(((at[0][0] + at[2][0]) / 2, (at[0][1] + at[2][1]) / 2), abs=0.02)
+    assert at[0][1] > at[2][1]
+    assert "<a>" not in drawn

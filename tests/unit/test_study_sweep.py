@@ -1,0 +1,170 @@
+"""What a sweep's file asks for: combinations, the dense run once a seed, arms, the command line, errors."""
+
+import json
+
+import pytest
+
+from spikeprune.cli.main import main
+from spikeprune.core.errors import UserError
+from spikeprune.study.sweep import read_sweep
+from spikeprune.train.recipe import load, settings_hash
+
+FILE = """
+model: mlp
+epochs: 4
+data: {name: digits, limit: 200}
+prune: {begin: 0ep, end: 2ep, every: 1ep}
+methods: [magnitude, criticality]
+sparsities: [0.8, 0.9]
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def _runs(sweep):
+    return [(task.label, task.recipe.sparsity, task.recipe.seed) for task in sweep.tasks]
+
+
+def test_all_combinations_seed_by_seed_and_dense_once_a_seed(file):
+    sweep = read_sweep(str(file))
+    assert _runs(sweep)[:5] == [
+        ("dense", 0.0, 0),
+        ("magnitude", 0.8, 0),
+        ("criticality", 0.8, 0),
+        ("magnitude", 0.9, 0),
+        ("criticality", 0.9, 0),
+    ]
+    assert len(sweep.tasks) == 10
+    assert [run[2] for run in _runs(sweep)] == [0] * 5 + [1] * 5
+    assert not any(task.recipe.baseline for task in sweep.tasks)
+    assert sweep.name == "small"
+
+
+def test_a_run_is_the_one_that_run_would_make(file, tmp_path):
+    task = read_sweep(str(file)).tasks[2]
+    plain = tmp_path / "plain.yaml"
+    kept = [line for line in FILE.splitlines() if not line.startswith(("methods", "sparsities", "seeds"))]
+    plain.write_text("\n".join(kept))
+    same = load(str(plain), ["--method", "criticality", "--sparsity", "0.8", "--seed", "0"])
+    assert task.hash == settings_hash(same)
+
+
+def test_a_method_brings_its_own_settings_wherever_it_stands_in_the_list(file):
+    found = read_sweep(str(file), ["--methods", "rigl,magnitude", "--sparsities", "0.9", "--seeds", "3"])
+    other = read_sweep(str(file), ["--methods", "magnitude,rigl", "--sparsities", "0.9", "--seeds", "3"])
+    assert {t.hash for t in found.tasks} == {t.hash for t in other.tasks}
+    assert {t.label: t.recipe.start for t in found.tasks} == {"dense": "dense", "rigl": "random", "magnitude": "dense"}
+
+
+def test_lists_that_a_method_takes_no_notice_of_do_not_multiply_it(file):
+    words = ["--methods", "magnitude,random", "--regrow", "0.1,0.2", "--sparsities", "0.9", "--seeds", "0"]
+    assert _runs(read_sweep(str(file), words)) == [
+        ("dense", 0.0, 0),
+        ("magnitude", 0.9, 0),
+        ("random", 0.9, 0),
+        ("random", 0.9, 0),
+    ]
+    spaced = read_sweep(str(file), ["--methods", "magnitude", "--prune.every", "0.5ep,1ep", "--seeds", "0"])
+    assert [run[0] for run in _runs(spaced)].count("dense") == 1
+
+
+def test_epochs_in_a_list_scale_the_phases(file):
+    sweep = read_sweep(str(file), ["--epochs", "4,8", "--methods", "magnitude", "--sparsities", "0.9", "--seeds", "0"])
+    assert [(t.label, t.recipe.epochs, t.recipe.prune.end) for t in sweep.tasks] == [
+        ("dense", 4, "2ep"),
+        ("magnitude", 4, "2ep"),
+        ("dense", 8, "4ep"),
+        ("magnitude", 8, "4ep"),
+    ]
+
+
+def test_arms_have_names_settings_and_lists(tmp_path):
+    path = tmp_path / "arms.yaml"
+    path.write_text(
+        "recipe: digits\nseed: 0\nsparsity: 0.9\nbaseline: false\nreference: gmp\narms:\n"
+        "  gmp: {method: magnitude}\n"
+        "  gmp, 80 % kept: {method: magnitude, keep: 0.8}\n"
+        "  synapse: {method: criticality, unit: synapse, regrow: [0.1, 0.3]}\n"
+    )
+    sweep = read_sweep(str(path))
+    # 80 % of what sparsity 0.9 keeps: 1 - 0.8 * 0.1 = 0.92, compared at 0.9.
+    found = [(t.label, t.target, t.recipe.sparsity, t.recipe.regrow) for t in sweep.tasks]
+    assert found == [
+        ("gmp", 0.9, 0.9, 0.2),
+        ("gmp, 80 % kept", 0.9, 0.92, 0.2),
+        ("synapse", 0.9, 0.9, 0.1),
+        ("synapse", 0.9, 0.9, 0.3),
+    ]
+    assert sweep.tasks[2].recipe.settings["unit"] == "synapse"
+    assert sweep.tasks[0].recipe.model == "digits-conv-wide"
+    assert sweep.reference == "gmp"
+
+
+def test_shares_of_a_job_array_cover_every_run_once(file):
+    sweep = read_sweep(str(file))
+    shares = [sweep.share(k, 3).tasks for k in (1, 2, 3)]
+    assert sorted(t.hash for share in shares for t in share) == sorted(t.hash for t in sweep.tasks)
+    assert sum(map(len, shares)) == len(sweep.tasks)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--methods", "magnitud"], "no method named 'magnitud'; did you mean 'magnitude'"),
+        (["--sparsities", "0.9,1.5"], r"sparsity must be in \[0, 1\), got 1.5"),
+        (["--sparsitie", "0.9"], "no setting named 'sparsitie'; did you mean 'sparsity'"),
+        (["--seeds", "[]"], "seed of the sweep is an empty list"),
+        (["--seeds"], "--seeds needs a value after it"),
+        (["seeds"], "expected --key value, got 'seeds'"),
+        (["--arms", "3"], "arms of a sweep must be"),
+        (["--reference", "nobody"], "the reference 'nobody' is no arm of this sweep"),
+        (["--methods", "[a"], "cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_named(file, words, message):
+    with pytest.raises(UserError, match=message):
+        read_sweep(str(file), words)
+
+
+@pytest.mark.parametrize("words", [["--workers", "0"], ["--workers"], ["--array", "4/3"], ["--array", "x"]])
+def test_options_of_the_command_are_checked(file, words, capsys):
+    assert main(["sweep", str(file), *words]) == 2
+    assert words[0] in capsys.readouterr().err
+
+
+def test_a_slurm_script_has_one_task_a_run(file, capsys):
+    assert main(["sweep", str(file), "--seeds", "0", "--array", "print"]) == 0
+    printed = capsys.readouterr().out
+    assert "#SBATCH --array=1-5\n" in printed
+    assert printed.rstrip().endswith('--seeds 0 --threads 1 --array "$SLURM_ARRAY_TASK_ID/5"')
+
+
+def test_a_dry_run_lists_the_runs_with_their_time_and_writes_nothing(file, tmp_path, capsys):
+    words = ["--seeds", "0", "--sparsities", "0.9", "--out", str(tmp_path / "runs"), "--dry-run", "--workers", "2"]
+    assert main(["sweep", str(file), *words]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.rsplit("  ", 1)[1] for line in printed[:3]] == [
+        "dense, sparsity 0, seed 0",
+        "magnitude, sparsity 0.9, seed 0",
+        "criticality, sparsity 0.9, seed 0",
+    ]
+    assert all("to do" in line and "about" in line for line in printed[:3])
+    assert printed[3].startswith("3 runs, 3 to make: about ")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_list_of_runs_is_the_same_file_for_the_same_sweep(file, tmp_path):
+    words = ["--out", str(tmp_path / "runs")]
+    read_sweep(str(file), words).save()
+    read_sweep(str(file), words).save()
+    read_sweep(str(file), [*words, "--seeds", "7"]).save()
+    files = sorted((tmp_path / "runs").iterdir())
+    assert len(files) == 2
+    counts = sorted(len(json.loads(path.read_text())["runs"]) for path in files)
+    assert counts == [5, 10]
