@@ -82,7 +82,8 @@ class InputRates:
 
     def _watch(self, name: str) -> Any:
         def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            with torch.no_grad():
+            # A trace that runs meanwhile must not take what is counted here for a part of the model.
+            with torch.no_grad(), torch._C.DisableTorchFunction():
                 x = (*args, *kwargs.values())[0].detach()
                 axis = -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)  # type: ignore[arg-type]
                 active = (x != 0).double().movedim(axis, 0).flatten(1)
