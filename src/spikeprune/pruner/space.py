@@ -248,7 +248,7 @@ class Channels(Space):
         pattern: str,
     ) -> None:
         super().__init__(model, parameters, upkeep, budget=budget, allocate=allocate, floor=floor)
-        self.pattern = cast(Literal["channel", "gate"], pattern)
+        self.pattern: Literal["channel", "gate"] = cast(Literal["channel", "gate"], pattern)
         self._space: ChannelSpace | None = None
         self._least: dict[str, int] = {}
         self._rates: dict[str, Tensor] = {}  # share of non-zero inputs, of cut channels as it was before

@@ -151,6 +151,14 @@ def _ledger(run: Run) -> list[tuple[str, str, str, str]]:
     if run.pruned.accuracy is not None:
         dense = "not measured" if run.dense.accuracy is None else words.percent(run.dense.accuracy)
         rows.append(("accuracy on the test split", dense, words.percent(run.pruned.accuracy), ""))
+    stages, latency = run.record.get("stages"), run.record["cost"].get("latency_ms")
+    if stages is not None:
+        rows.append(("accuracy before pruning", "", words.percent(stages["pretrained"]), ""))
+        rows.append(("accuracy pruned, before fine-tuning", "", words.percent(stages["pruned"]), ""))
+    if latency is not None:
+        before, after = latency["before"], latency["after"]
+        label = f"milliseconds for {latency['batch']} images, measured in plain PyTorch"
+        rows.append((label, f"{before:,.1f}", f"{after:,.1f}", words.times(before, after)))
     for label, name, digits in (
         ("parameters, all", "parameters", 0),
         ("prunable weights alive", "alive", 0),

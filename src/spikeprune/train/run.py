@@ -29,7 +29,7 @@ from spikeprune.train.progress import ProgressBar
 from spikeprune.train.recipe import Recipe, complete, make_method, settings_hash
 from spikeprune.train.score import Score, score
 from spikeprune.train.statistics import layer_statistics, statistics_record
-from spikeprune.train.structured import Pruned, cut_out, example_of, prune_once
+from spikeprune.train.structured import Pruned, cut_out, example_of, latencies, prune_once
 
 PhaseName = Literal["dense", "pretrain", "pruned"]
 
@@ -367,6 +367,9 @@ class _Job:
         if plan is not None:
             self.folder.save_plan(plan.to_json())
             structured = {"channels": pruned.record(plan)}
+            whole_network = make_network(self.recipe, self.setting.data, self.setting.device)
+            images, times = latencies([whole_network, network], self.setting.data, self.setting.device)
+            cost["latency_ms"] = {"batch": images, "before": times[0], "after": times[1]}
             units = {
                 "dense": {"alive": structured["channels"]["before"]},
                 "pruned": {"alive": structured["channels"]["after"]},

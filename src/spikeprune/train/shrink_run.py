@@ -1,24 +1,15 @@
 """Shrink a finished run: its small network beside what is there, and what the cut saves."""
 
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from spikeprune.core.errors import UserError
 from spikeprune.shrink.plan import ChannelPlan
-from spikeprune.train.data import batches
 from spikeprune.train.device import choose_device, repeatable
 from spikeprune.train.folder import RunFolder, read_safetensors
-from spikeprune.train.network import Network
 from spikeprune.train.recipe import load
 from spikeprune.train.run import counted, load_data, make_network, restore
-from spikeprune.train.structured import cut_out, example_of
-
-_BATCH, _REPEATS = 32, 7
+from spikeprune.train.structured import cut_out, example_of, latencies
 
 
 def shrink_run(path: str | Path, root: str | None = None, device: str | None = None) -> dict[str, Any]:
@@ -54,12 +45,12 @@ def shrink_run(path: str | Path, root: str | None = None, device: str | None = N
             folder.save_tensors(weights, small.model.state_dict())
             before = _figures(counted(network, data, recipe, where, masks)[0].dense)
         after = _figures(counted(small, data, recipe, where, None)[0].dense)
-        x, _ = next(batches(data, "test", _BATCH, device=where))
-        before["latency_ms"], after["latency_ms"] = _latencies([network, small], x, data.time_first)
+        images, times = latencies([network, small], data, where)
+        before["latency_ms"], after["latency_ms"] = times
     return {
         "before": before,
         "after": after,
-        "batch": len(x) if not data.time_first else x.shape[1],
+        "batch": images,
         "layers": {name: list(pair) for name, pair in plan.layers.items()},
         "blocked": list(plan.blocked),
         "plan": str(folder.plan),
@@ -69,20 +60,3 @@ def shrink_run(path: str | Path, root: str | None = None, device: str | None = N
 
 def _figures(side: Any) -> dict[str, Any]:
     return {"parameters": side.parameters, "macs": side.macs, "synops": side.synops}
-
-
-def _latencies(networks: list[Network], x: Tensor, recorded: bool) -> list[float]:
-    """Milliseconds of one batch for each network, medians of interleaved calls."""
-    times: list[list[float]] = [[] for _ in networks]
-    for network in networks:
-        network.model.eval()
-    with torch.no_grad():
-        for repeat in range(_REPEATS + 1):  # the first one only warms up
-            for network, own in zip(networks, times, strict=True):
-                began = time.perf_counter()
-                network(x, recorded)
-                if x.device.type == "cuda":
-                    torch.cuda.synchronize(x.device)
-                if repeat:
-                    own.append(1000 * (time.perf_counter() - began))
-    return [statistics.median(own) for own in times]

@@ -1,8 +1,9 @@
 """Whole channels in a run: pruning once between two trainings, and the physically smaller network at the end."""
 
 import dataclasses
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -15,6 +16,8 @@ from spikeprune.shrink.shrink import shrink
 from spikeprune.train.data import Dataset, batches
 from spikeprune.train.network import Network
 from spikeprune.zoo.readout import LOSSES
+
+_LATENCY_BATCH, _LATENCY_REPEATS = 32, 5
 
 
 @final
@@ -79,3 +82,23 @@ def example_of(network: Network, data: Dataset, device: torch.device, images: in
     """The first training images as the model takes them in one call; one time step for a model called step by step."""
     x, _ = next(batches(data, "train", images, device=device))
     return x[0] if data.time_first and network.takes == "step" else network.fed(x, data.time_first)
+
+
+def latencies(networks: Sequence[Network], data: Dataset, device: torch.device) -> tuple[int, list[float]]:
+    """Images in a batch, and milliseconds of it for each network: medians of interleaved calls in plain PyTorch."""
+    x, target = next(batches(data, "test", _LATENCY_BATCH, device=device))
+    times: list[list[float]] = [[] for _ in networks]
+    for network in networks:
+        network.model.eval()
+    with torch.no_grad():
+        for repeat in range(_LATENCY_REPEATS + 1):  # the first one only warms up
+            for network, own in zip(networks, times, strict=True):
+                began = time.perf_counter()
+                network(x, data.time_first)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                if repeat:
+                    own.append(1000 * (time.perf_counter() - began))
+    for network in networks:
+        network.adapter.reset(network.model)
+    return len(target), [statistics.median(own) for own in times]
