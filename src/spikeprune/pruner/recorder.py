@@ -151,6 +151,8 @@ class Recorder:
         """
         if self.graph is not None:
             return
+        watched = self._entry is not None
+        self._unwatch()  # our own forward must not be taken for the user's first one
         try:
             graph = trace(self._model, *(example if isinstance(example, tuple) else (example,)), adapter=self._adapter)
         except UserError:
@@ -161,7 +163,12 @@ class Recorder:
                 f"the model cannot run on an example of shape {shape}: {str(error).splitlines()[0][:120]}; "
                 "give one batch as in training"
             ) from error
+        finally:
+            if watched:
+                self._watch()
         self._learn(graph)
+        if watched:
+            self._record()
 
     def observe(
         self, data: Iterable[Any], loss: Any, *, membrane: bool, rates: bool, graph: bool
