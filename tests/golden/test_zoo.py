@@ -17,7 +17,7 @@ from spikeprune.zoo import readout
 from spikeprune.zoo.paper import BatchNorm2dPerStep, Dspike, Gate, lif_channels, lif_weights
 
 PAPER = ["vgg16-weights", "vgg16-channels", "resnet19-weights", "resnet19-channels"]
-SMALL = ["digits-conv", "digits-conv-wide", "fashion-conv", "fashion-conv-deep", "fashion-conv-large", "mlp"]
+SMALL = ["digits-conv", "digits-conv-wide", "fashion-conv", "fashion-conv-fc", "fashion-conv-large", "mlp"]
 
 
 def fresh(name: str, **settings: int) -> nn.Module:

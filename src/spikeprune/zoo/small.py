@@ -7,8 +7,10 @@ from spikeprune.zoo.net import SpikingNet
 from spikeprune.zoo.registry import Spec
 
 
-def conv_net(spec: Spec, plan: tuple[int | str, ...]) -> SpikingNet:
+def conv_net(spec: Spec, plan: tuple[int | str, ...], hidden: tuple[int, ...] = ()) -> SpikingNet:
     """conv 3x3 -> BN -> LIF for each number in `plan`, 2x2 max pooling for each "P", then the classifier.
+
+    Before the classifier stands Linear -> BN -> LIF for each width in `hidden`.
 
     Max pooling keeps spikes binary, so every layer behind the first needs only additions. The first conv and its BN
     run once per image.
@@ -26,7 +28,11 @@ def conv_net(spec: Spec, plan: tuple[int | str, ...]) -> SpikingNet:
             body.append(layer.MaxPool2d(2, 2))
             size //= 2
     body.append(layer.Flatten())
-    return _net(spec, stem, body, channels * size * size)
+    features = channels * size * size
+    for width in hidden:
+        body += [*_linear_bn(features, width), _lif()]
+        features = width
+    return _net(spec, stem, body, features)
 
 
 def mlp(spec: Spec, hidden: tuple[int, ...]) -> SpikingNet:
