@@ -1,0 +1,116 @@
+"""Time a finished run's network: latency and throughput, dense against sparse, on every engine at hand."""
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from spikeprune.cli._arguments import Parser, print_json
+from spikeprune.core.errors import InvalidValue, UserError
+
+_CLOCKS = {"cpu": "CPU time", "wall": "wall clock"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser("bench", f"{__doc__}\n\nWrites bench.json and bench.svg into the run folder.")
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("--batch", default="1,32", help="batch sizes, such as 1,32")
+    parser.add_argument("--repeats", type=int, default=5, help="interleaved rounds whose median and spread are shown")
+    parser.add_argument("--threads", default=None, help="1 (CPU time) or all (wall clock); both by default")
+    parser.add_argument("--data.root", dest="root", default=None, help="where the data lies now, if it has moved")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    options = parser.parse_args(arguments)
+    try:
+        sizes = [int(size) for size in options.batch.split(",")]
+    except ValueError:
+        raise InvalidValue(f"--batch takes whole numbers such as 1,32, got {options.batch!r}") from None
+
+    from spikeprune.train.bench_run import bench_run
+    from spikeprune.train.folder import write_whole
+
+    result = bench_run(options.run, batches=sizes, repeats=options.repeats, threads=options.threads, root=options.root)
+    folder = Path(options.run)
+    written = {
+        folder / "bench.svg": picture(result),
+        folder / "bench.json": json.dumps(result, indent=1, allow_nan=False) + "\n",
+    }
+    try:
+        for path, text in written.items():
+            write_whole(path, text.encode())
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}; copy the run to where you may write") from error
+    if options.json:
+        print_json(result)
+        return 0
+    print("\n".join(table(result)))
+    for path in written:
+        print(path)
+    return 0
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """The measurement as lines: the machine first, then what was compared, then a table for each number of threads."""
+    inputs = result["inputs"]
+    lines = [
+        f"{result['cpu']}; {' '.join(result['flags']) or 'no known flags'}; kernels: {result['isa']}",
+        f"{result['model']}, T = {result['T']}, sparsity {result['sparsity']:.4f}, "
+        f"{result['multiplies_kept']:.1%} of the multiplies kept",
+        f"inputs: {inputs['count']} {inputs['kind']} {inputs['shape']}",
+    ]
+    if inputs["why_random"]:
+        lines.append(f"  ({inputs['why_random']})")
+    same = ", ".join(f"{engine} {share:.2%}" for engine, share in result["same_class"].items())
+    lines.append(f"same class as the model: {same}; int16 flips {result['int16_flipped']:.3%} of the spikes")
+    if result["not_shrunk"]:
+        lines.append(f"no shrunk network: {result['not_shrunk']}")
+    if result["load"] is not None:
+        lines.append(f"load of the machine: {result['load']:.1f}; beside other work only CPU time can be trusted")
+    for timing in result["timings"]:
+        lines += ["", f"{_heading(timing)}, median, lowest and highest of {result['repeats']} interleaved rounds"]
+        lines.append(f"{'batch':>5}  {'engine':<15}{'ms':>10}{'low':>10}{'high':>10}{'images/s':>12}  speedup")
+        for row in timing["rows"]:
+            speedup = "" if row["speedup"] is None else f"{row['speedup']:.2f}x over {row['opponent']}"
+            lines.append(
+                f"{row['batch']:>5}  {row['engine']:<15}{row['median_ms']:>10.3f}{row['low_ms']:>10.3f}"
+                f"{row['high_ms']:>10.3f}{row['images_per_s']:>12,.0f}  {speedup}".rstrip()
+            )
+    return lines
+
+
+def _heading(timing: dict[str, Any]) -> str:
+    threads = timing["threads"]
+    return f"{threads} thread{'s' if threads > 1 else ''}, {_CLOCKS[timing['clock']]}"
+
+
+def picture(result: dict[str, Any]) -> str:
+    """Images per second as bars; within a group the longest bar is the fastest engine."""
+    parts: list[str] = []
+    y = 24
+
+    def text(x: int, words: str) -> None:
+        parts.append(f'<text x="{x}" y="{y}">{escape(words)}</text>')
+
+    text(8, result["cpu"])
+    for timing in result["timings"]:
+        for batch in dict.fromkeys(row["batch"] for row in timing["rows"]):
+            y += 34
+            text(8, f"batch {batch}, {_heading(timing)}: images per second")
+            rows = [row for row in timing["rows"] if row["batch"] == batch]
+            fastest = max(row["images_per_s"] for row in rows)
+            for row in rows:
+                y += 22
+                kind = "rival" if row["speedup"] is None else "ours"
+                width = 380 * row["images_per_s"] / fastest
+                parts.append(f'<rect class="{kind}" x="130" y="{y - 13}" width="{width:.1f}" height="16"/>')
+                text(8, row["engine"])
+                text(518, f"{row['images_per_s']:,.0f}")
+    style = (
+        "text{font:13px sans-serif;fill:#222}.ours{fill:#2a78b8}.rival{fill:#999}"
+        "@media(prefers-color-scheme:dark){text{fill:#ddd}}"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {y + 16}"><style>{style}</style>\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
+    )
