@@ -1,5 +1,6 @@
 """What growth did, from the files of a run: survival, importance after recovery, overfitting. Plain functions."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,8 @@ def mean_at(values: Mapping[str, Tensor], where: Mapping[str, Tensor]) -> float 
     """Mean over all positions that are True in `where`; None if there is none."""
     chosen = [v[where[name]] for name, v in values.items() if name in where]
     count = sum(len(values) for values in chosen)
-    return sum(float(values.sum()) for values in chosen) / count if count else None
+    # Exactly rounded, so that it does not depend on how a tensor lies in memory.
+    return math.fsum(x for values in chosen for x in values.tolist()) / count if count else None
 
 
 def importance_within(
