@@ -39,7 +39,7 @@ class Norse(Adapter):
     def multi_step(self, module: nn.Module) -> bool:
         return isinstance(module, SNN)
 
-    def drive(self, neuron: nn.Module, args: tuple[Any, ...]) -> Iterator[Tensor]:
+    def drive(self, neuron: Any, args: tuple[Any, ...]) -> Iterator[Tensor]:
         x = args[0].detach()
         steps = x if self.multi_step(neuron) else x.unsqueeze(0)
         state = neuron.state_fallback(steps[0]) if self.begins(neuron, args) else args[1]
@@ -48,17 +48,17 @@ class Norse(Adapter):
                 u, state = _spied(neuron, x_t, state)
             yield u
 
-    def surrogate(self, neuron: nn.Module) -> Any:
+    def surrogate(self, neuron: Any) -> Any:
         parameters = neuron.p
         return lambda u: threshold(u, parameters.method, parameters.alpha)
 
-    def smooth(self, neuron: nn.Module, u: Tensor) -> Tensor:
+    def smooth(self, neuron: Any, u: Tensor) -> Tensor:
         raise InvalidValue(
             f"Norse gives no smooth forward curve for {neuron.p.method!r}, which curve='value' needs; "
             "give one by name, for example surrogate='atan'"
         )
 
-    def describe(self, neuron: nn.Module) -> NeuronParams | None:
+    def describe(self, neuron: Any) -> NeuronParams | None:
         p = neuron.p
         if not hasattr(p, "tau_mem_inv") or hasattr(p, "tau_syn_inv"):
             return None  # a synaptic current is a second state: no plain integrate-and-fire neuron
