@@ -25,7 +25,7 @@ from spikeprune.train.folder import read_safetensors
 from spikeprune.train.network import connect
 from spikeprune.train.packed import read_packed
 
-TINY = ["--epochs", "1", "--data.limit", "80", "--batch", "32", "--precision", "fp32", "--baseline", "false"]
+TINY = ["--epochs", "1", "--data.limit", "200", "--batch", "64", "--precision", "fp32", "--baseline", "false"]
 ONCE = ["--repeats", "1", "--threads", "1"]
 
 
