@@ -40,7 +40,7 @@ def main(out: Path) -> None:
 def _import_everything() -> None:
     """One step in this process: what it imports on the way is there in all children."""
     job = running._Job(load("digits", WORDS), folders.RunFolder(Path("unused")))
-    next(job.make_phase("pruned").begin().train_epoch())
+    next(job.make_phase("pruned", {}).begin().train_epoch())
 
 
 def _child(out: Path, checkpoint_every: float, kill_at: int | None) -> int:

@@ -30,7 +30,7 @@ def test_own_model_is_pruned_paired_and_regrown():
     y = torch.tensor(digits.target[:640])
     model = example.build()
     keys = list(model.state_dict())
-    pruner = example.train(model, x, y, epochs=4, T=2)
+    pruner = example.train(model, x, y, epochs=10, T=2)
     assert list(model.state_dict()) == keys
     assert pruner.alive == int(pruner.prunable * (1 - 0.9) + 1e-6)
     feeds = {row.name: row.neuron for row in pruner.table()}

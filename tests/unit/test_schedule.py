@@ -7,7 +7,7 @@ from spikeprune.core.schedule import SCHEDULES, Constant, Cubic, Linear, OneShot
 
 
 def test_names():
-    assert names() == ["constant", "cosine", "cubic", "linear", "oneshot"]
+    assert names() == ["constant", "cosine", "cubic", "geometric", "linear", "oneshot"]
 
 
 def test_events_count_from_begin():

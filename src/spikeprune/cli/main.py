@@ -96,6 +96,8 @@ def _one_line(error: Exception) -> str:
 def _quiet(debug: bool) -> Iterator[None]:
     """Lines that frameworks print by themselves are not ours to show; our own warnings are one line each."""
     os.environ.setdefault("LOGURU_AUTOINIT", "0")
+    # Threads that spin while they wait make small networks several times slower on a machine that has other work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TORCH_LOGS", "-all")  # errors only: torch sets its loggers anew when it is imported
     if debug:
         yield
