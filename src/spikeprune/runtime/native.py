@@ -6,6 +6,7 @@ under a key of sources, compiler and flags. Without a compiler `library` returns
 """
 
 import ctypes
+import functools
 import hashlib
 import logging
 import os
@@ -54,6 +55,7 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache  # asked at every kernel call
 def cpu_features() -> frozenset[str]:
     """Lower-case instruction set flags of this machine's processor."""
     for line in _cpuinfo():

@@ -386,10 +386,17 @@ def _leaves(cls: Any) -> list[str]:
 
 def _method_settings() -> dict[str, list[str]]:
     """Settings that only methods have -> the methods that have them."""
-    from spikeprune.methods import names, settings_of
+    from spikeprune.methods import names
+
+    return _method_settings_of(tuple(names()))
+
+
+@functools.cache
+def _method_settings_of(methods: tuple[str, ...]) -> dict[str, list[str]]:
+    from spikeprune.methods import settings_of
 
     found: dict[str, list[str]] = {}
-    for method in names():
+    for method in methods:
         for setting in settings_of(method):
             if setting not in _leaves(Recipe):
                 found.setdefault(setting, []).append(method)
