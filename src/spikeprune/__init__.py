@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from spikeprune.core.schedule import Geometric as Geometric
     from spikeprune.core.schedule import Linear as Linear
     from spikeprune.core.schedule import OneShot as OneShot
+    from spikeprune.core.schedule import Until as Until
     from spikeprune.core.schedule import names as schedules  # noqa: F401
     from spikeprune.methods.criticality import Criticality as Criticality
     from spikeprune.methods.dense import Dense as Dense
@@ -57,6 +58,7 @@ _PUBLIC = {
     "Masks": "core.mask",
     "OneShot": "core.schedule",
     "Pruner": "pruner.pruner",
+    "Until": "core.schedule",
     "compile": "runtime.compile",
     "count": "pruner.count",
     "datasets": "train.data:names",

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from spikeprune.core.allocate import kept, lamp_score, quotas
-from spikeprune.core.schedule import Constant, Cosine, Cubic, Linear, decaying
+from spikeprune.core.errors import InvalidValue
+from spikeprune.core.schedule import Constant, Cosine, Cubic, Linear, Until, decaying
 from spikeprune.methods.base import regrow_schedule
 from spikeprune.methods.criticality import Criticality
 
@@ -54,6 +55,11 @@ def test_regrow_share_decays_to_zero():
     assert decaying(0.2).share(1, 1, step=0) == pytest.approx(0.2)  # a single event regrows r itself
     constant = regrow_schedule(Criticality(regrow=Constant(0.2)))
     assert [constant.share(n, 5, step=0) for n in range(1, 6)] == [0.2] * 5
+
+    early = regrow_schedule(Criticality(regrow=Until(initial=0.2)))  # p = 0, 1/4, 1/2, 3/4, 1; until 4/5
+    assert [early.share(n, 5, step=0) for n in range(1, 6)] == [0.2, 0.2, 0.2, 0.2, 0.0]
+    with pytest.raises(InvalidValue, match="until"):
+        Until(until=0.0)
 
 
 def test_regrow_share_with_an_end_of_its_own():

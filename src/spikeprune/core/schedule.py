@@ -214,6 +214,31 @@ class OneShot(Schedule):
         return self.to
 
 
+@final
+@dataclass(frozen=True)
+class Until(Schedule):
+    """s(p) = initial as long as p < until, then to: a regrow share that ends before the last events.
+
+    Args:
+        until: the progress, in (0, 1], from which it is `to`.
+    """
+
+    to: float = 0.0
+    begin: int | None = 0
+    end: int | None = None
+    every: int | None = None
+    initial: float = 0.2
+    until: float = 0.8
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if not 0 < self.until <= 1:
+            raise InvalidValue(f"until must be a progress in (0, 1], got {self.until}; 0.8 ends at four fifths")
+
+    def at(self, progress: float) -> float:
+        return self.initial if progress < self.until else self.to
+
+
 SCHEDULES: dict[str, type[Schedule]] = {
     "constant": Constant,
     "cosine": Cosine,

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import yaml
 
 from spikeprune.core.errors import InvalidValue, UserError, unknown
-from spikeprune.core.schedule import Constant, duration
+from spikeprune.core.schedule import Constant, Until, duration
 
 if TYPE_CHECKING:
     from spikeprune.methods.base import Method
@@ -142,7 +142,7 @@ class Recipe:
         method: what is pruned and regrown (`spikeprune list methods`)
         sparsity: share of the prunable weights (or channels) that is 0 at the end, in [0, 1)
         regrow: share of the kept weights that is regrown at an event
-        regrow_schedule: `decay` to 0 at the last event, or `constant` as in the paper
+        regrow_schedule: `decay` to 0 at the last event, `constant` as in the paper, or `early`: none in the last fifth
         allocate: how the sparsity is spread over layers
         pattern: what is cut: weight, channel, gate, or N:M such as 2:4
         budget: what the sparsity is a share of
@@ -172,7 +172,7 @@ class Recipe:
     method: str = "criticality"
     sparsity: float = 0.95
     regrow: float = 0.2
-    regrow_schedule: Literal["decay", "constant"] = "decay"
+    regrow_schedule: Literal["decay", "constant", "early"] = "decay"
     allocate: Literal["global", "uniform", "erk", "lamp"] = "global"
     pattern: str = "weight"
     budget: Literal["weights", "parameters", "macs", "synops"] = "weights"
@@ -282,7 +282,8 @@ def make_method(recipe: Recipe) -> "Method":
     """
     from spikeprune import methods
 
-    regrow = Constant(recipe.regrow) if recipe.regrow_schedule == "constant" else recipe.regrow
+    share = recipe.regrow
+    regrow = {"decay": share, "constant": Constant(share), "early": Until(initial=share)}[recipe.regrow_schedule]
     return methods.make_method(recipe.method, regrow=regrow, **recipe.settings)
 
 
