@@ -84,6 +84,13 @@ def test_epochs_in_a_list_scale_the_phases(file):
     ]
 
 
+def test_the_command_line_overrides_as_it_does_for_run(file):
+    """One value scales the phases like a list of one; a key that a method sets by default is the user's."""
+    words = ["--methods", "rigl", "--sparsities", "0.9", "--seeds", "0", "--baseline", "false"]
+    (task,) = read_sweep(str(file), [*words, "--epochs", "8", "--start", "dense"]).tasks
+    assert (task.recipe.epochs, task.recipe.prune.end, task.recipe.start) == (8, "4ep", "dense")
+
+
 def test_arms_have_names_settings_and_lists(tmp_path):
     path = tmp_path / "arms.yaml"
     path.write_text(

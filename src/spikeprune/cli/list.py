@@ -3,16 +3,20 @@
 from collections.abc import Callable, Sequence
 
 from spikeprune.cli._arguments import Parser, print_json
-from spikeprune.core.errors import unknown
+from spikeprune.core.errors import InvalidValue, unknown
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = Parser("list", __doc__ or "")
     parser.add_argument("kind", nargs="?", metavar="|".join(_KINDS), help="all of them by default")
-    parser.add_argument("--json", action="store_true", help="one JSON object: kind -> names")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object: kind -> names")
+    form.add_argument("--markdown", action="store_true", help="of methods: the page docs/methods.md")
     options = parser.parse_args(arguments)
     if options.kind not in (None, *_KINDS):
         raise unknown("list", options.kind, _KINDS, "(methods, models, datasets or recipes)")
+    if options.markdown:
+        return _page(options.kind)
     kinds = [options.kind] if options.kind else list(_KINDS)
     listed = {kind: _KINDS[kind]() for kind in kinds}
     if options.json:
@@ -23,6 +27,15 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{kind}:")
         for name in names:
             print(name if options.kind else f"  {name}")
+    return 0
+
+
+def _page(kind: str | None) -> int:
+    if kind != "methods":
+        raise InvalidValue("list --markdown makes a page of the methods alone: `spikeprune list methods --markdown`")
+    from spikeprune.report.method_page import methods_page
+
+    print(methods_page(), end="")
     return 0
 
 

@@ -21,7 +21,7 @@ class AntiCriticality(Method):
     Args:
         unit: "neuron" or "synapse", as for `criticality`.
         curve: "derivative" or "value", as for `criticality`.
-        regrow, candidates, momentum, grace, start_value: as for `random`.
+        regrow, candidates, momentum, grace, start_value: as for `criticality`.
     """
 
     regrow: float | Schedule = 0.2

@@ -15,7 +15,10 @@ from spikeprune.methods.registry import register
 class Gradient(Method):
     """Prune by magnitude, bring back the dead weights whose loss gradient is largest.
 
-    score = |w|,  regrow_score = |dL/dw|  of the event's own step
+        score = |w|,  regrow_score = |dL/dw|  of the event's own step
+
+    Args:
+        regrow, candidates, momentum, grace, start_value: as for `criticality`.
     """
 
     regrow: float | Schedule = 0.2

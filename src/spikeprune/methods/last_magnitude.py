@@ -21,7 +21,8 @@ class LastMagnitude(Method):
 
     A score that prefers weights which magnitude has just cut may win by that alone; this does nothing else.
 
-    Args: as for `random`.
+    Args:
+        regrow, candidates, momentum, grace, start_value: as for `criticality`.
     """
 
     regrow: float | Schedule = 0.2

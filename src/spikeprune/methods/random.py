@@ -15,7 +15,10 @@ from spikeprune.methods.registry import register
 class Random(Method):
     """Prune by magnitude, bring back dead weights drawn uniformly.
 
-    score = |w|,  regrow_score ~ U(0, 1)
+        score = |w|,  regrow_score ~ U(0, 1)
+
+    Args:
+        regrow, candidates, momentum, grace, start_value: as for `criticality`.
     """
 
     regrow: float | Schedule = 0.2

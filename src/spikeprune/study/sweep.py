@@ -125,14 +125,18 @@ def read_sweep(source: str, overrides: Sequence[str] = ()) -> Sweep:
     given = _given(overrides)
     if "method" in given:
         values = {key: value for key, value in values.items() if key not in ("arms", "reference")}
-    values |= given
-    reference = values.pop("reference", None)
-    arms = _arms(values)
-    axes = {key: value for key, value in values.items() if isinstance(value, list) and not _single(key, value)}
+    reference = given.get("reference", values.get("reference"))
+    arms = _arms(values | given)
+    ours = ("method", "arms", "baseline", "reference")
+    values = {key: value for key, value in values.items() if key not in ours}
+    # What the command line gives is an override of every run, as it is for `spikeprune run`: phases follow `--epochs`.
+    chosen = {key: value if _lists(key, value) else [value] for key, value in given.items() if key not in ours}
+    axes = {key: value for key, value in values.items() if _lists(key, value)} | chosen
     empty = [key for key, value in axes.items() if not value]
     if empty:
         raise InvalidValue(f"{empty[0]} of the sweep is an empty list; give at least one value, as in {empty[0]}: [1]")
-    base = {key: axes[key][0] if key in axes else value for key, value in values.items()}
+    whole = {key: value for key, value in values.items() if value or not _lists(key, value)}
+    base = {key: value[0] if _lists(key, value) else value for key, value in whole.items()}
     tasks: dict[str, Task] = {}
     for point in _points(axes):
         for label, own in arms.items():
@@ -172,13 +176,14 @@ def _given(overrides: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _single(key: str, value: list[Any]) -> bool:
-    return key in _LISTS and not any(isinstance(entry, list) for entry in value)
+def _lists(key: str, value: Any) -> bool:
+    """Whether a value stands for several, one for each run."""
+    return isinstance(value, list) and (key not in _LISTS or any(isinstance(entry, list) for entry in value))
 
 
-def _arms(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Name -> own keys, the dense run first; takes what makes arms out of `values`."""
-    methods, named = values.pop("method", []), values.pop("arms", {}) or {}
+def _arms(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name -> own keys, the dense run first."""
+    methods, named = values.get("method", []), values.get("arms", {}) or {}
     if not isinstance(named, Mapping) or not all(isinstance(own, Mapping) for own in named.values()):
         raise InvalidValue("arms of a sweep must be `name: {key: value, ...}`; see docs/guide/laboratory.md")
     methods = methods if isinstance(methods, list) else [methods]
@@ -186,7 +191,7 @@ def _arms(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
     arms |= {str(name): dict(own) for name, own in named.items()}
     if not arms:
         raise InvalidValue("the sweep names no method: give methods: [magnitude, criticality], or --methods a,b")
-    if values.pop("baseline", True) and not any(own.get("method") == DENSE for own in arms.values()):
+    if values.get("baseline", True) and not any(own.get("method") == DENSE for own in arms.values()):
         arms = {DENSE: {"method": DENSE}, **arms}
     return arms
 
@@ -202,9 +207,7 @@ def _tasks(
     name: str, base: Mapping[str, Any], point: Mapping[str, Any], label: str, own: Mapping[str, Any]
 ) -> Iterator[Task]:
     """The runs of one arm at one combination of the lists; an arm may hold lists too."""
-    lists = {
-        key: value if isinstance(value, list) and not _single(key, value) else [value] for key, value in own.items()
-    }
+    lists = {key: value if _lists(key, value) else [value] for key, value in own.items()}
     for chosen in _points(lists):
         keep = chosen.pop("keep", None)
         given = {**point, **chosen, "baseline": False}

@@ -1,0 +1,83 @@
+"""docs/methods.md: every registered method with its source and settings, from its class and docstring."""
+
+import inspect
+import re
+
+from spikeprune.core.schedule import Schedule
+from spikeprune.methods import names, settings_of
+from spikeprune.methods.base import Method
+from spikeprune.methods.registry import method_class, source_of
+
+_HEAD = """# Methods
+
+Made by `spikeprune list methods --markdown` from the registry: do not edit. Every setting is a key of a recipe and an
+option of the command line (`spikeprune run digits --method criticality --unit synapse`). Scores: higher = keep.
+
+| method | what it does | source |
+|---|---|---|
+"""
+
+
+def methods_page() -> str:
+    """The page as Markdown: one table of all methods, then a part for each with its rule and settings."""
+    rows = [f"| [{name}](#{name}) | {_cell(_summary(name))} | {_cell(source_of(name))} |" for name in names()]
+    return _HEAD + "\n".join([*rows, "", *("\n".join(_part(name)) for name in names())])
+
+
+def _doc(name: str) -> str:
+    return inspect.cleandoc(method_class(name).__doc__ or "")
+
+
+def _summary(name: str) -> str:
+    return _doc(name).partition("\n\n")[0].replace("\n", " ")
+
+
+def _part(name: str) -> list[str]:
+    cls, doc = method_class(name), _doc(name)
+    rest = doc.partition("\n\n")[2]
+    arguments = re.search(r"^Args:((?: .*)?\n?(?:[ ].*\n?|\n(?=[ ]))*)", rest, re.MULTILINE)
+    meanings = _meanings(arguments[1]) if arguments else {}
+    rule = (rest[: arguments.start()] + rest[arguments.end() :]) if arguments else rest
+    lines = [f"## {name}", "", _summary(name), ""]
+    if rule.strip():
+        lines += ["```text", rule.strip("\n").rstrip(), "```", ""]
+    if settings := settings_of(name):
+        lines += ["| setting | default | meaning |", "|---|---|---|"]
+        lines += [
+            f"| `{key}` | `{_spelled(value)}` | {_cell(meanings.get(key, ''))} |" for key, value in settings.items()
+        ]
+        lines.append("")
+    return [*lines, *(f"- {fact}" for fact in _facts(name, cls)), ""]
+
+
+def _meanings(text: str) -> dict[str, str]:
+    """Setting -> its sentence, from what stands at `Args:`; one sentence may be for several (`unit, curve: as ...`)."""
+    entries = re.split(r"^ {1,4}(\w+(?:, \w+)*): ", text, flags=re.MULTILINE)[1:]
+    pairs = zip(entries[::2], entries[1::2], strict=True)
+    return {key: " ".join(said.split()) for keys, said in pairs for key in keys.split(", ")}
+
+
+def _facts(name: str, cls: type[Method]) -> list[str]:
+    found = [f"source: {source_of(name)}", f"looks at: {', '.join(sorted(cls.needs))}"]
+    if cls.channels:
+        found.append("takes the patterns `channel` and `gate` only")
+    if cls.regrows:
+        found.append("brings pruned weights back")
+    if cls.acts:
+        found.append("takes part in every step up to the last event")
+    if cls.rewinds != "never":
+        found.append(f"rewinds the weights: {cls.rewinds}")
+    if cls.defaults:
+        found.append("sets in a recipe: " + ", ".join(f"`{k}: {_spelled(v)}`" for k, v in cls.defaults.items()))
+    return found
+
+
+def _spelled(value: object) -> str:
+    """As it is written in a recipe."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return type(value).__name__ if isinstance(value, Schedule) else str(value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
