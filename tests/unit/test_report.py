@@ -369,6 +369,19 @@ def test_shrunken_run_shows_its_channels(made: Folder):
     assert "Channels before and after" in write_report(made.folder).read_text(encoding="utf-8")
 
 
+def test_regrown_channels_are_called_channels(made: Folder):
+    made.record["settings"] = {**made.settings, "pattern": "channel"}
+    made.record["rounds"] = [
+        {**made.record["rounds"][0], "survived": None, "layers": {"b": {"kept": 6, "regrown": 2}}},
+    ]
+    text = Structure(made.page()).text
+    assert "fewer channels" in text
+    assert "channels are cut" in text
+    assert "No later cut has judged them." in text
+    [strip] = figures.regrowth_strips(read_run(made.folder))
+    assert (strip.name, strip.total, strip.shades[0][0]) == ("b", "2", 1.0)
+
+
 # ---- names and damage --------------------------------------------------------------------------------------------
 
 

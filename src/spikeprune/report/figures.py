@@ -74,7 +74,7 @@ class Bar:
 @final
 @dataclass(frozen=True)
 class Column:
-    """One event: regrown weights, of them those that outlived the next cut, and those that growth rescued."""
+    """One event: what was regrown, of that those that outlived the next cut, and those that growth rescued."""
 
     number: int
     step: int
@@ -184,14 +184,16 @@ def columns(run: Run) -> list[Column]:
 
 
 def regrowth_strips(run: Run) -> list[Strip]:
-    """Weights regrown in each layer by each event; empty where the record does not tell."""
-    names = [layer.name for layer in run.layers]
+    """What each event regrew in each layer or group of channels; empty where the record does not tell."""
+    names = dict.fromkeys(layer.name for layer in run.layers)
+    if run.unit == "channels":
+        names = dict.fromkeys(name for r in run.rounds for name in r.layers)
     most = max((n for r in run.rounds for n in r.layers.values()), default=0)
     if not most:
         return []
 
     def strip(name: str) -> Strip:
-        counts = [r.layers.get(f"{name}.weight", 0) for r in run.rounds]
+        counts = [r.layers.get(name, 0) for r in run.rounds]
         shades = tuple((math.sqrt(n / most), f"event {e}: {n:,}") for e, n in enumerate(counts, 1))
         return Strip(name, layer_note(run, name), shades, words.whole(sum(counts)))
 

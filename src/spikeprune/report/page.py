@@ -92,7 +92,7 @@ def render(run: Run) -> str:
         rates=figures.rate_bars(run),
         operations=figures.operation_bars(run),
         survival=_survival(run),
-        most_regrown=words.short(max((max(r.regrown, r.rescued) for r in run.rounds), default=0)),
+        most_regrown=_exact_if_small(max((max(r.regrown, r.rescued) for r in run.rounds), default=0)),
         channels=figures.channel_bars(run),
         ledger=_ledger(run),
         settings=_flat(run.settings),
@@ -111,7 +111,8 @@ def _first_words(run: Run) -> Words:
     if not run.pruning:
         headline = f"{words.percent(accuracy)} accuracy, nothing pruned"
         return Words(headline, f"The dense network is right on {of_images}.", caution)
-    left = f"{words.percent(run.sparsity, 1)} sparse" if run.sparsity else "Nothing cut"
+    cut = "sparse" if run.unit == "weights" else "fewer channels"
+    left = f"{words.percent(run.sparsity, 1)} {cut}" if run.sparsity else "Nothing cut"
     if run.dense.accuracy is None:
         result = f"The pruned network is right on {of_images}. No dense network was trained beside it."
         return Words(f"{left}, {words.percent(accuracy)} accuracy", result, caution)
@@ -124,9 +125,8 @@ def _first_words(run: Run) -> Words:
 
 def _tiles(run: Run) -> list[Tile]:
     pruned, dense = run.pruned, run.dense
-    unit = "channels" if run.settings["pattern"] in ("channel", "gate") else "weights"
     rows = (
-        (f"{unit.capitalize()} alive", "alive", _exact_if_small, "fewer"),
+        (f"{run.unit.capitalize()} alive", "alive", _exact_if_small, "fewer"),
         ("Size", "bytes", lambda value: words.short(value, "B"), "less"),
         ("MACs an image", "macs", words.short, "fewer"),
         ("SynOps an image", "synops", words.short, "fewer"),
@@ -174,10 +174,13 @@ def _ledger(run: Run) -> list[tuple[str, str, str, str]]:
 
 
 def _survival(run: Run) -> str:
-    """How many of the weights regrown outlived the next cut; those of the last event met none."""
+    """How much of what was regrown outlived the next cut; that of the last event met none."""
     judged = [r for r in run.rounds if r.survived is not None]
     regrown, survived = sum(r.regrown for r in judged), sum(r.survived or 0 for r in judged)
-    return f"{survived:,} of {regrown:,} ({words.percent(survived / regrown, 1)})" if regrown else "none yet"
+    if not regrown:
+        return "No later cut has judged them."
+    share = f"{survived:,} of {regrown:,} ({words.percent(survived / regrown, 1)})"
+    return f"Of the {run.unit} that they regrew, {share} survived the next cut."
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -49,7 +49,7 @@ class Side:
 @final
 @dataclass(frozen=True)
 class Round:
-    """One event. `layers` is weight name -> weights regrown in it, empty where that was not recorded."""
+    """One event. `layers` is layer, or group of channels -> regrown in it; empty where that was not recorded."""
 
     step: int
     target: float
@@ -143,6 +143,11 @@ class Run:
         return self.settings["method"] != "dense"
 
     @property
+    def unit(self) -> str:
+        """What is cut and regrown."""
+        return "channels" if self.settings["pattern"] in ("channel", "gate") else "weights"
+
+    @property
     def test_images(self) -> int:
         return int(self.record["data"]["counts"]["test"])
 
@@ -215,7 +220,7 @@ def _round(event: Mapping[str, Any]) -> Round:
         regrown=int(event["regrown"]),
         rescued=int(event["rescued"]),
         survived=None if survived is None else int(survived),
-        layers={str(name): int(values["regrown"]) for name, values in event.get("layers", {}).items()},
+        layers={str(name).removesuffix(".weight"): int(values["regrown"]) for name, values in event.get("layers", {}).items()},
     )
 
 
