@@ -11,7 +11,9 @@ def pooled(classes: int = 10, T: int = 2, channels: int = 1, size: int = 28) -> 
 
     The first conv runs once per image. At half the resolution a CPU trains it some 4 times as fast as at the whole.
     """
-    stem = nn.Sequential(layer.AvgPool2d(2), layer.Conv2d(channels, 32, 3, padding=1, bias=False), layer.BatchNorm2d(32))
+    stem = nn.Sequential(
+        layer.AvgPool2d(2), layer.Conv2d(channels, 32, 3, padding=1, bias=False), layer.BatchNorm2d(32)
+    )
     body = [_lif(), layer.MaxPool2d(2, 2)]
     for inputs, outputs in ((32, 64), (64, 128)):
         body += [layer.Conv2d(inputs, outputs, 3, padding=1, bias=False), layer.BatchNorm2d(outputs), _lif()]

@@ -4,48 +4,38 @@ import csv
 import io
 import json
 import re
+import shutil
+import xml.etree.ElementTree
+from pathlib import Path
 
 import pytest
-import yaml
 
+from records import write_run
 from spikeprune.cli.main import main
 from spikeprune.core.errors import UnknownName, UserError
-from spikeprune.study.compare import collect, compare
+from spikeprune.study.compare import collect, compare, from_dict
 from spikeprune.study.page import comparison_page
-from spikeprune.study.plots import Series, front, plot
-from spikeprune.train.recipe import complete, from_values, settings_hash
-
-COST = {
-    "epochs": 4, "seconds": 10.0, "train_macs": 1e9, "train_macs_effective": 4e8, "pruning_seconds": 0.1,
-    "search_epochs": 2.5, "search_seconds": 6.0,
-}  # fmt: skip
+from spikeprune.study.plots import Series, front, picture, plot
+from spikeprune.study.tables import main_table, to_text
 
 
-def _write(out, accuracy, *words, **cost):
-    recipe = from_values("hand", {"model": "mlp", "epochs": 4, "prune.end": "2ep"}, [f"--{word}" for word in words])
-    folder = out / f"hand-{settings_hash(recipe)}"
-    folder.mkdir(parents=True)
-    pruned = {"accuracy": accuracy, "synops": 1000.0 * (1 - recipe.sparsity), "macs": 5.0, "energy_pj": 9.0}
-    pruned |= {"firing_rate": 0.1, "bytes": 100, "alive": 50}
-    record = {
-        "schema": 1, "settings": complete(recipe), "settings_hash": settings_hash(recipe), "seed": recipe.seed,
-        "pruned": pruned, "sparsity": recipe.sparsity, "cost": COST | cost,
-    }  # fmt: skip
-    (folder / "record.json").write_text(json.dumps(record))
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(complete(recipe)))
-    return settings_hash(recipe)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Three seeds: dense .9, magnitude .80 .82 .84, criticality .81 .84 .84 with a constant share, else .80."""
+    out = tmp_path_factory.mktemp("made")
+    for seed in range(3):
+        write_run(out, 0.9, "method=dense", "sparsity=0", f"seed={seed}")
+        write_run(out, 0.80 + 0.02 * seed, "method=magnitude", "sparsity=0.9", f"seed={seed}")
+        constant = ("method=criticality", "regrow_schedule=constant", "sparsity=0.9", f"seed={seed}")
+        write_run(out, [0.81, 0.84, 0.84][seed], *constant, train_macs_effective=8e8)
+        write_run(out, 0.80, "method=criticality", "sparsity=0.9", f"seed={seed}")
+    return out
 
 
 @pytest.fixture
-def runs(tmp_path):
-    """Three seeds: dense .9, magnitude .80 .82 .84, criticality .81 .84 .84 with a constant share, else .80."""
-    for seed in range(3):
-        _write(tmp_path, 0.9, "method=dense", "sparsity=0", f"seed={seed}")
-        _write(tmp_path, 0.80 + 0.02 * seed, "method=magnitude", "sparsity=0.9", f"seed={seed}")
-        constant = ("method=criticality", "regrow_schedule=constant", "sparsity=0.9", f"seed={seed}")
-        _write(tmp_path, [0.81, 0.84, 0.84][seed], *constant, train_macs_effective=8e8)
-        _write(tmp_path, 0.80, "method=criticality", "sparsity=0.9", f"seed={seed}")
-    return tmp_path
+def runs(made, tmp_path):
+    """A copy of these, for a test to add to."""
+    return Path(shutil.copytree(made, tmp_path, dirs_exist_ok=True))
 
 
 def _rows(found):
@@ -72,13 +62,71 @@ def test_differences_are_paired_by_seed(runs):
     assert versus.difference.sd == pytest.approx(0.01)
     assert versus.t_p == pytest.approx(1 - (3 / 5) ** 0.5)
     # The other: -.00, -.02, -.04: t = -.02 / (.02 / sqrt 3), the same p; Holm doubles the smallest of two.
-    assert found.tests == 2
+    assert [block.tests for block in found.blocks] == [2]
     assert versus.holm_p == pytest.approx(2 * versus.t_p)
     assert _rows(found)["magnitude"].versus is None
 
 
+def test_each_table_is_a_family_of_tests_of_its_own(runs):
+    """Three tests at 95 % leave Holm's correction at 90 % alone; the reference's own table says how many it has."""
+    alone = _rows(compare(collect([runs])[0], "magnitude"))["criticality, regrow_schedule=constant"].versus
+    for seed in range(3):
+        write_run(runs, 0.7 + 0.01 * seed, "method=magnitude", "sparsity=0.95", f"seed={seed}")
+        for number, method in enumerate(("random", "gradient", "set")):
+            write_run(runs, 0.7 + 0.02 * seed * number, f"method={method}", "sparsity=0.95", f"seed={seed}")
+    found = compare(collect([runs])[0], "magnitude")
+    assert [(block.target, block.tests) for block in found.blocks] == [(0.9, 2), (0.95, 3)]
+    assert found.blocks[0].rows[0].label == found.blocks[1].rows[0].label == "dense"
+    assert _rows(found)["criticality, regrow_schedule=constant"].versus.holm_p == alone.holm_p
+    text = "\n".join(to_text(found))
+    assert "corrected for the 2 tests against magnitude in this table" in text
+    assert "corrected for the 3 tests against magnitude in this table" in text
+
+
+def test_rows_are_sorted_by_mean_accuracy_below_dense(runs):
+    (block,) = compare(collect([runs])[0], "magnitude").blocks
+    assert [row.label for row in block.rows] == [
+        "dense", "criticality, regrow_schedule=constant", "magnitude", "criticality, regrow_schedule=decay",
+    ]  # fmt: skip
+
+
+def test_what_a_row_tells_beside_its_means(runs):
+    """Of 40 regrown the next cut kept 10 in seed 0, 20 in seed 1; the last event's are not judged."""
+    for seed, survived in enumerate((10, 20)):
+        rounds = [{"regrown": 40, "survived": survived}, {"regrown": 40, "survived": None}]
+        write_run(runs, 0.8, "method=gradient", "sparsity=0.9", f"seed={seed}", rounds=rounds)
+    rows = _rows(compare(collect([runs])[0], "magnitude"))
+    assert rows["gradient"].survived.mean == pytest.approx(0.375)
+    assert rows["magnitude"].survived is None
+    assert rows["magnitude"].accuracies == pytest.approx((0.80, 0.82, 0.84))
+    assert rows["magnitude"].settings["epochs"] == 4
+    assert "seed" not in rows["magnitude"].settings
+    assert rows["magnitude"].images == {"train": 100, "validation": 0, "test": 50}
+    assert rows["magnitude"].machines == ("a processor, 1 thread, fp32; spikeprune 0.1.0, torch 2.13.0",)
+
+
+def test_columns_without_anything_to_tell_are_left_out(runs):
+    (block,) = (found := compare(collect([runs])[0], "magnitude")).blocks
+    heads = main_table(found, block.rows)[0]
+    assert "p (Wilcoxon)" not in heads
+    assert "budget" not in heads
+    assert "regrown survive %" not in heads
+    write_run(runs, 0.95, "method=random", "sparsity=0.9", "seed=0", "epochs=40", epochs=40)
+    (block,) = (found := compare(collect([runs])[0], "magnitude")).blocks
+    assert "budget" in main_table(found, block.rows)[0]
+
+
+def test_the_json_is_the_whole_comparison(runs, capsys):
+    assert main(["compare", str(runs), "--reference", "magnitude", "--json"]) == 0
+    read = from_dict(json.loads(capsys.readouterr().out))
+    assert read == compare(collect([runs])[0], "magnitude")
+    for wrong in ({}, {"schema": 1, "rows": []}, {"schema": 2, "reference": None, "unfinished": 0, "rows": [{}]}):
+        with pytest.raises(UserError, match="this is no comparison"):
+            from_dict(wrong)
+
+
 def test_dense_is_the_reference_of_every_sparsity_unless_another_is_named(runs):
-    _write(runs, 0.7, "method=magnitude", "sparsity=0.95", "seed=1")
+    write_run(runs, 0.7, "method=magnitude", "sparsity=0.95", "seed=1")
     found = compare(collect([runs])[0])
     assert found.reference == "dense"
     late = next(row for row in found.rows if row.target == 0.95)
@@ -89,13 +137,13 @@ def test_dense_is_the_reference_of_every_sparsity_unless_another_is_named(runs):
 
 
 def test_an_unequal_budget_is_said(runs):
-    _write(runs, 0.95, "method=random", "sparsity=0.9", "seed=0", "epochs=40", epochs=40)
+    write_run(runs, 0.95, "method=random", "sparsity=0.9", "seed=0", "epochs=40", epochs=40)
     row = _rows(compare(collect([runs])[0], "magnitude"))["random"]
     assert row.equal_budget is False
 
 
 def test_the_file_of_a_sweep_names_arms_targets_and_what_is_missing(runs):
-    hash_ = _write(runs, 0.5, "method=magnitude", "sparsity=0.92", "seed=0")
+    hash_ = write_run(runs, 0.5, "method=magnitude", "sparsity=0.92", "seed=0")
     listed = {"schema": 1, "name": "x", "reference": "gmp", "runs": []}
     for path in sorted(runs.glob("hand-*/record.json")):
         record = json.loads(path.read_text())
@@ -187,3 +235,21 @@ def test_a_plot_of_nothing_says_so_and_a_point_lies_where_it_should():
     assert at[1] == pytest.approx(((at[0][0] + at[2][0]) / 2, (at[0][1] + at[2][1]) / 2), abs=0.02)
     assert at[0][1] > at[2][1]
     assert "<a>" not in drawn
+
+
+def test_a_picture_is_one_file_with_its_own_colours_and_a_mark_for_each_name():
+    names = [f"arm {number}" for number in range(20)]
+    panel = plot([Series(name, ((10.0 ** (i / 4), 50.0 + i),)) for i, name in enumerate(names)], "x", "y", log=True)
+    drawn = xml.etree.ElementTree.fromstring(picture([panel, panel], names))
+    space = "{http://www.w3.org/2000/svg}"
+    assert len(drawn.findall(f"{space}svg")) == 2
+    marks = [mark for mark in drawn if mark.tag.removeprefix(space) in ("circle", "rect", "path")]
+    assert len({(mark.tag, mark.get("class")) for mark in marks}) == 20
+    assert [text.text for text in drawn.findall(f"{space}text")] == names
+    assert "prefers-color-scheme: dark" in drawn.find(f"{space}style").text
+
+
+def test_a_logarithmic_axis_within_a_decade_has_ticks():
+    drawn = plot([Series("a", ((250.0, 1.0), (900.0, 2.0)))], "x", "y", log=True)
+    assert all(f">{tick}</text>" in drawn for tick in (500,))
+    assert ">1 k</text>" in plot([Series("a", ((250.0, 1.0), (4e5, 2.0)))], "x", "y", log=True)

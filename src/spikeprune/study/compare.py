@@ -14,6 +14,7 @@ from spikeprune.study.sweep import DENSE, UNUSED_BY_DENSE
 from spikeprune.train.folder import RunFolder
 from spikeprune.train.recipe import deciding
 
+SCHEMA = 2
 MEASURED = ("accuracy", "synops", "macs", "energy_pj", "firing_rate", "bytes", "alive")
 COST = (
     "search_epochs", "epochs", "train_macs", "train_macs_effective", "search_seconds", "seconds", "pruning_seconds",
@@ -60,9 +61,14 @@ class Row:
 
     Attributes:
         target: the sparsity that it is compared at; None for dense.
+        accuracies: of each seed, in the order of `seeds`.
         values: quantity -> its summary over seeds; quantities of `MEASURED`, `sparsity` and `COST`.
+        survived: share of the regrown weights that the next magnitude cut kept; None where nothing was regrown.
         versus: accuracy minus that of the reference, by seed; None for the reference itself or without common seeds.
         equal_budget: whether epochs, batch, T and data are the reference's; None without one.
+        settings: `group.key` -> value, the same for all of its seeds.
+        images: split -> how many.
+        machines: processor, threads, precision and versions, each way that occurs.
     """
 
     label: str
@@ -71,31 +77,101 @@ class Row:
     model: str
     target: float | None
     seeds: tuple[int, ...]
+    accuracies: tuple[float, ...]
     values: Mapping[str, Summary]
+    survived: Summary | None
     versus: Paired | None
     equal_budget: bool | None
+    settings: Mapping[str, Any]
+    images: Mapping[str, int]
+    machines: tuple[str, ...]
     runs: tuple[str, ...]
+
+    @property
+    def tested(self) -> bool:
+        """Whether it is one of the tests that Holm's correction counts."""
+        return self.versus is not None and self.versus.t_p is not None
+
+
+@final
+@dataclass(frozen=True)
+class Block:
+    """One table: the rows of one data set, model and target sparsity, the dense ones first, then by mean accuracy.
+
+    Its comparisons with the reference are one family of tests: Holm's correction is for these and no others.
+    """
+
+    dataset: str
+    model: str
+    target: float | None
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.dataset}, {self.model}, " + ("dense" if self.target is None else f"sparsity {self.target:g}")
+
+    @property
+    def tests(self) -> int:
+        """How many tests the family has. Those of dense rows stand in every block and count in their own."""
+        return sum(row.tested for row in self.rows if row.target == self.target)
 
 
 @final
 @dataclass(frozen=True)
 class Comparison:
-    """The table. `reference` is the arm compared with, `tests` the number of tests that Holm's correction counts."""
+    """All rows, block by block, and the reference: the arm compared with."""
 
     reference: str | None
-    tests: int
     rows: tuple[Row, ...]
     unfinished: int
 
+    @property
+    def blocks(self) -> list[Block]:
+        """The tables; dense rows stand on top of each of their data set and model."""
+        found: dict[tuple[str, str, float | None], list[Row]] = {}
+        for row in self.rows:
+            found.setdefault((row.dataset, row.model, row.target), []).append(row)
+        dense = {(d, m): rows for (d, m, target), rows in found.items() if target is None}
+        blocks = [Block(d, m, t, (*dense.get((d, m), ()), *rows)) for (d, m, t), rows in found.items() if t is not None]
+        shown = {(block.dataset, block.model) for block in blocks}
+        return blocks + [Block(d, m, None, tuple(rows)) for (d, m), rows in dense.items() if (d, m) not in shown]
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON; `from_dict` reads them."""
         return {
+            "schema": SCHEMA,
             "reference": self.reference,
             "interval": "mean and half the width of the 95 % t interval over seeds",
-            "tests": self.tests,
+            "families": [{"table": block.title, "tests": block.tests} for block in self.blocks],
             "unfinished": self.unfinished,
             "rows": [dataclasses.asdict(row) for row in self.rows],
         }
+
+
+def from_dict(found: Mapping[str, Any]) -> Comparison:
+    """The comparison that `spikeprune compare --json` wrote.
+
+    Raises: UserError if it is not of this form.
+    """
+    try:
+        if found["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {found['schema']}, not {SCHEMA}")
+        rows = tuple(_row_from(dict(row)) for row in found["rows"])
+        return Comparison(found["reference"], rows, found["unfinished"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"this is no comparison ({error}); `spikeprune compare RUNS --json > FILE` writes one"
+        ) from error
+
+
+def _row_from(row: dict[str, Any]) -> Row:
+    versus = row.pop("versus")
+    if versus is not None:
+        versus = Paired(**versus | {"difference": Summary(**versus["difference"])})
+    survived = row.pop("survived")
+    lists = {key: tuple(row.pop(key)) for key in ("seeds", "accuracies", "machines", "runs")}
+    values = {name: Summary(**summary) for name, summary in row.pop("values").items()}
+    return Row(**row, **lists, values=values, survived=survived and Summary(**survived), versus=versus)
 
 
 def collect(paths: Sequence[str | Path]) -> tuple[list[Run], int, str | None]:
@@ -163,6 +239,9 @@ def _run(folder: RunFolder, labels: Mapping[str, tuple[str, float]]) -> Run:
         values = [record["pruned"][name] for name in MEASURED] + [record["cost"][name] for name in COST]
         if not all(isinstance(value, int | float) for value in values) or not found.settings:
             raise TypeError("a number is missing")
+        _machine(record["environment"])
+        if not record["data"]["counts"] or not all("survived" in event for event in record["rounds"]):
+            raise TypeError("its images or events are missing")
         return found
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{folder.record} is damaged ({error}); restore it or make the run again") from error
@@ -172,7 +251,8 @@ def compare(runs: Sequence[Run], reference: str | None = None, unfinished: int =
     """Group the runs and test each group against the reference at its sparsity.
 
     Runs that differ in the seed alone are one row. Rows of one data set, model and target sparsity are a block; in it
-    each row is paired with the reference by seed. A dense row belongs to every block of its data set and model.
+    each row is paired with the reference by seed, and its tests are one family for Holm's correction. A dense row
+    stands in every block of its data set and model.
 
     Args:
         reference: a label or a method; without one dense, if there is a dense row.
@@ -193,16 +273,22 @@ def compare(runs: Sequence[Run], reference: str | None = None, unfinished: int =
         reference in (label, group[0].label) for label, group in zip(labels, rows, strict=True)
     ):
         raise unknown("reference", reference, named, f"(the rows are {', '.join(named)[:120]})")
-    made = [
-        _row(group, label, _reference(group, rows, labels, reference))
-        for group, label in zip(rows, labels, strict=True)
-    ]
-    corrected = holm([row.versus.t_p if row.versus else None for row in made])
-    finished = [
+    families: dict[Any, list[Row]] = {}
+    for group, label in zip(rows, labels, strict=True):
+        row = _row(group, label, _reference(group, rows, labels, reference))
+        families.setdefault((_block(group[0]), row.target), []).append(row)
+    corrected = [row for family in families.values() for row in _corrected(family)]
+    return Comparison(reference, tuple(corrected), unfinished)
+
+
+def _corrected(family: Sequence[Row]) -> list[Row]:
+    """The rows of one table with Holm's p for the tests of this table, the most accurate first."""
+    p_values = holm([row.versus.t_p if row.versus else None for row in family])
+    rows = [
         dataclasses.replace(row, versus=dataclasses.replace(row.versus, holm_p=p)) if row.versus else row
-        for row, p in zip(made, corrected, strict=True)
+        for row, p in zip(family, p_values, strict=True)
     ]
-    return Comparison(reference, sum(p is not None for p in corrected), tuple(finished), unfinished)
+    return sorted(rows, key=lambda row: -row.values["accuracy"].mean)
 
 
 def _dense(run: Run) -> bool:
@@ -278,12 +364,35 @@ def _row(group: Sequence[Run], label: str, reference: Sequence[Run] | None) -> R
         model=str(flat["model"]),
         target=None if _dense(first) else first.target,
         seeds=tuple(run.seed for run in group),
+        accuracies=tuple(_accuracies(group).values()),
         values=values,
+        survived=_survived(group),
         versus=versus,
         equal_budget=equal,
+        settings={key: value for key, value in first.settings.items() if key not in ("seed", "baseline")},
+        images=dict(first.record["data"]["counts"]),
+        machines=tuple(sorted({_machine(run.record["environment"]) for run in group})),
         runs=tuple(run.path.name for run in group),
     )
 
 
 def _accuracies(group: Iterable[Run]) -> dict[int, float]:
     return {run.seed: float(run.record["pruned"]["accuracy"]) for run in group}
+
+
+def _survived(group: Iterable[Run]) -> Summary | None:
+    """Over seeds, of regrown / survived of all events that a later cut judged."""
+    shares = []
+    for run in group:
+        judged = [event for event in run.record["rounds"] if event["survived"] is not None]
+        regrown = sum(event["regrown"] for event in judged)
+        if regrown:
+            shares.append(sum(event["survived"] for event in judged) / regrown)
+    return summarize(shares) if shares else None
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    threads = environment["threads"]
+    versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("spikeprune", "torch"))
+    plural = "s" * (threads != 1)
+    return f"{environment['device']}, {threads} thread{plural}, {environment['precision']}; {versions}"

@@ -6,7 +6,7 @@ from typing import final
 
 from spikeprune.study import claims, tables
 from spikeprune.study.compare import Comparison, Row
-from spikeprune.study.plots import Series, front, legend, plot
+from spikeprune.study.plots import COLOURS, Series, front, legend, plot
 
 
 @final
@@ -28,20 +28,21 @@ def render(title: str, lead: Sequence[str], sections: Sequence[Section], notes: 
     loader = PackageLoader("spikeprune.study")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = environment.get_template("page.html.j2")
-    return template.render(title=title, lead=lead, sections=sections, notes=notes) + "\n"
+    return template.render(title=title, lead=lead, sections=sections, notes=notes, colours=COLOURS) + "\n"
 
 
 def comparison_page(comparison: Comparison) -> str:
     """Tables of results and costs, Pareto plots, and the paper's factors with numerator and denominator."""
     sections = [
         Section(
-            title,
-            tables=(
-                [tables.heads(comparison), *map(tables.cells, rows)],
-                [tables.COST_HEADS, *map(tables.cost_cells, rows)],
+            block.title,
+            (tables.family(comparison, block),),
+            (
+                tables.main_table(comparison, block.rows),
+                [tables.COST_HEADS, *map(tables.cost_cells, block.rows)],
             ),
         )
-        for title, rows in tables.blocks(comparison)
+        for block in comparison.blocks
     ]
     for dataset, model in dict.fromkeys((row.dataset, row.model) for row in comparison.rows):
         rows = [row for row in comparison.rows if (row.dataset, row.model) == (dataset, model)]

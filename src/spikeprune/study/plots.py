@@ -6,9 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+from spikeprune.study.tables import short
+
 _WIDTH, _HEIGHT = 460.0, 300.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 10.0, 44.0
-MARKS = 8  # kinds of marks that the style sheet colours
+COLOURS = ("#3b6fd4", "#d4622a", "#2a9d5c", "#8e4bbf", "#c2307a", "#8a7a1e", "#1f9aa8", "#777784")
+MARKS = len(COLOURS)  # then the shape changes: circles, squares, triangles
+_ENTRY = 17.0  # height of a line of a picture's legend
+_STYLE = """text { font: 11px system-ui, sans-serif; fill: #66666d; } .middle { text-anchor: middle; }
+.end { text-anchor: end; } .grid { stroke: #dcdce1; fill: none; } .line { fill: none; stroke-width: 1.5; }
+.front { fill: none; stroke: #44444a; stroke-dasharray: 2 3; }
+@media (prefers-color-scheme: dark) { text { fill: #a6a6b0; } .grid { stroke: #3a3a42; } .front { stroke: #d8d8de; } }
+"""
 
 
 @final
@@ -63,8 +72,8 @@ def plot(
     for value in _ticks(y_low, y_high):
         parts.append(f'<path class="grid" d="M{_LEFT} {y(value)}H{_WIDTH - _RIGHT}"/>')
         parts.append(f'<text class="end" x="{_LEFT - 6}" y="{y(value) + 4}">{value:.4g}</text>')
-    for value in (10.0**e for e in range(math.ceil(x_low), math.floor(x_high) + 1)) if log else _ticks(x_low, x_high):
-        parts.append(f'<text class="middle" x="{x(value)}" y="{_HEIGHT - _BOTTOM + 16}">{value:.4g}</text>')
+    for value in _log_ticks(x_low, x_high) if log else _ticks(x_low, x_high):
+        parts.append(f'<text class="middle" x="{x(value)}" y="{_HEIGHT - _BOTTOM + 16}">{short(value)}</text>')
     parts.append(f'<text class="middle" x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 8}">{html.escape(x_name)}</text>')
     turned = f'transform="translate(13 {(_HEIGHT - _BOTTOM) / 2}) rotate(-90)"'
     parts.append(f'<text class="middle" {turned}>{html.escape(y_name)}</text>')
@@ -78,27 +87,58 @@ def plot(
             if spread:
                 parts.append(f'<path class="line {kind}" d="M{x(a)} {y(b - spread)}V{y(b + spread)}"/>')
             title = html.escape(f"{s.name}: {a:.4g}, {b:.4g}" + (f" ± {spread:.2g}" if spread else ""))
-            parts.append(f'<circle class="{kind}" cx="{x(a)}" cy="{y(b)}" r="4"><title>{title}</title></circle>')
+            parts.append(_mark(number, x(a), y(b), title))
     return "".join([*parts, "</svg>"])
 
 
 def legend(names: Sequence[str]) -> str:
     """The names with their marks, in the order of the series."""
     items = (
-        f'<li><svg viewBox="0 0 10 10"><circle class="m{n % MARKS}" cx="5" cy="5" r="4"/></svg>{html.escape(name)}</li>'
-        for n, name in enumerate(names)
+        f'<li><svg viewBox="0 0 10 10">{_mark(n, 5, 5)}</svg>{html.escape(name)}</li>' for n, name in enumerate(names)
     )
     return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def picture(panels: Sequence[str], names: Sequence[str]) -> str:
+    """Plots side by side and their legend as one SVG file, readable on light and dark pages."""
+    half = math.ceil(len(names) / 2)
+    width, height = len(panels) * _WIDTH, _HEIGHT + 14 + half * _ENTRY
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}"><style>{_STYLE}']
+    parts += [f".m{n} {{ fill: {c}; stroke: {c}; }} .line.m{n} {{ fill: none; }}\n" for n, c in enumerate(COLOURS)]
+    parts.append("</style>\n")
+    for n, panel in enumerate(panels):
+        inside = f'<svg x="{n * _WIDTH:g}" width="{_WIDTH:g}" height="{_HEIGHT:g}" '
+        parts.append(panel.replace("<svg ", inside, 1) + "\n")
+    for n, name in enumerate(names):
+        left, top = _LEFT + n // half * width / 2, _HEIGHT + 14 + n % half * _ENTRY
+        parts.append(f'{_mark(n, left, top - 4)}<text x="{left + 12:g}" y="{top:g}">{html.escape(name)}</text>\n')
+    return "".join([*parts, "</svg>\n"])
+
+
+def _mark(number: int, x: float, y: float, title: str = "") -> str:
+    kind, shape = f"m{number % MARKS}", number // MARKS % 3
+    said = f"<title>{title}</title>" if title else ""
+    if shape == 0:
+        return f'<circle class="{kind}" cx="{x:g}" cy="{y:g}" r="4">{said}</circle>'
+    if shape == 1:
+        return f'<rect class="{kind}" x="{x - 3.5:g}" y="{y - 3.5:g}" width="7" height="7">{said}</rect>'
+    return f'<path class="{kind}" d="M{x - 4.5:g} {y + 4:g}H{x + 4.5:g}L{x:g} {y - 4.5:g}Z">{said}</path>'
 
 
 def _range(values: Sequence[float], log: bool) -> tuple[float, float]:
     if log:
         values = [math.log10(value) for value in values]
     low, high = min(values), max(values)
-    margin = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
-    if log:
-        return math.floor(low), max(math.ceil(high), math.floor(low) + 1)
+    margin = 0.06 * (high - low) or (0.3 if log else 0.5 * abs(high) or 1.0)
     return low - margin, high + margin
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten; within two decades also twice and five times these."""
+    steps = (1, 2, 5) if high - low < 2 else (1,)
+    exponents = range(math.floor(low), math.ceil(high) + 1)
+    ticks = [m * 10.0**e for e in exponents for m in steps if low <= math.log10(m * 10.0**e) <= high]
+    return ticks or [float(f"{10 ** ((low + high) / 2):.2g}")]
 
 
 def _ticks(low: float, high: float) -> list[float]:

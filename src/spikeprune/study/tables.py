@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from spikeprune.study.compare import COST, MEASURED, Comparison, Row
+from spikeprune.study.compare import COST, MEASURED, Block, Comparison, Row
 from spikeprune.study.statistics import Summary
 
 NONE = "-"
@@ -33,7 +33,7 @@ def budget(row: Row) -> str:
 
 
 def cells(row: Row) -> list[str]:
-    """The row of the main table."""
+    """The row of the main table, below `heads`."""
     sd = row.values["accuracy"].sd
     return [
         row.label,
@@ -45,6 +45,7 @@ def cells(row: Row) -> list[str]:
         p_value(row.versus.t_p if row.versus else None),
         p_value(row.versus.holm_p if row.versus else None),
         p_value(row.versus.wilcoxon_p if row.versus else None),
+        NONE if row.survived is None else f"{100 * row.survived.mean:.1f}",
         short(row.values["synops"].mean),
         budget(row),
     ]
@@ -54,8 +55,23 @@ def heads(comparison: Comparison) -> list[str]:
     """Of the main table."""
     return [
         "arm", "seeds", "sparsity", "accuracy %", "sd", f"vs {comparison.reference or NONE}", "p (t)", "p (Holm)",
-        "p (Wilcoxon)", "SynOps", "budget",
+        "p (Wilcoxon)", "regrown survive %", "SynOps", "budget",
     ]  # fmt: skip
+
+
+def main_table(comparison: Comparison, rows: Sequence[Row]) -> list[list[str]]:
+    """Heads and rows; a column in which no row has anything to say is left out, the budget where all are equal."""
+    table = [heads(comparison), *map(cells, rows)]
+    told = [any(cell not in (NONE, "equal") for cell in column[1:]) for column in zip(*table, strict=True)]
+    return [[cell for cell, kept in zip(row, told, strict=True) if kept] for row in table]
+
+
+def family(comparison: Comparison, block: Block) -> str:
+    """Which tests Holm's correction is for."""
+    if not block.tests:
+        return "No test: that takes a reference and two seeds in common with it."
+    tests = "1 test" if block.tests == 1 else f"{block.tests} tests"
+    return f"p (Holm) is p (t) corrected for the {tests} against {comparison.reference} in this table."
 
 
 COST_HEADS = [
@@ -87,43 +103,29 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def blocks(comparison: Comparison) -> list[tuple[str, list[Row]]]:
-    """Title and rows of each comparison: one data set, model and sparsity, the dense row on top of each."""
-    found: dict[tuple[str, str, float], list[Row]] = {}
-    for row in comparison.rows:
-        if row.target is not None:
-            found.setdefault((row.dataset, row.model, row.target), []).append(row)
-    dense = [row for row in comparison.rows if row.target is None]
-    titled = [
-        (
-            f"{dataset}, {model}, sparsity {target:g}",
-            [d for d in dense if (d.dataset, d.model) == (dataset, model)] + rows,
-        )
-        for (dataset, model, target), rows in found.items()
-    ]
-    alone = [d for d in dense if not any(d in rows for _, rows in titled)]
-    return titled + [(f"{row.dataset}, {row.model}, dense", [row]) for row in alone]
-
-
 def to_text(comparison: Comparison) -> list[str]:
     """Plain lines: results and costs of each block, and what the numbers are."""
     lines: list[str] = []
-    for title, rows in blocks(comparison):
-        lines += [title, *_aligned([heads(comparison), *map(cells, rows)]), ""]
-        lines += [f"{title}: cost", *_aligned([COST_HEADS, *map(cost_cells, rows)]), ""]
+    for block in comparison.blocks:
+        lines += [block.title, *_aligned(main_table(comparison, block.rows)), family(comparison, block), ""]
+        lines += [f"{block.title}: cost", *_aligned([COST_HEADS, *map(cost_cells, block.rows)]), ""]
     return lines + notes(comparison)
 
 
 def notes(comparison: Comparison) -> list[str]:
     """How to read the table."""
     found = [
-        "± is half the width of the 95 % t interval over seeds; differences are paired by seed, in points.",
-        f"p (Holm) corrects p (t) for the {comparison.tests} tests of all tables here; p (Wilcoxon) is exact and needs "
-        "6 seeds.",
+        "Rows by mean accuracy; ± is half the width of the 95 % t interval over seeds, sd their standard deviation; "
+        "differences are paired by seed, in points.",
+        "p (t): paired t-test, two-sided; p (Holm): the same, corrected for the tests of its own table; p (Wilcoxon): "
+        "exact signed ranks, from 6 seeds on.",
         "search: up to the last change of a mask; total: the whole run. MACs count forward and backward of training.",
+        "regrown survive: of the weights regrown at an event, those that the next magnitude cut keeps.",
     ]
     if any(row.equal_budget is False for row in comparison.rows):
         found.append("UNEQUAL: epochs, batch, T or data are not those of the reference, so the difference says little.")
+    elif any(row.equal_budget for row in comparison.rows):
+        found.append("All rows have the reference's epochs, batch, T and data.")
     if comparison.unfinished:
         found.append(f"{comparison.unfinished} runs are not finished and not counted.")
     return found
@@ -144,7 +146,7 @@ def to_csv(comparison: Comparison) -> str:
     names = ["sparsity", *MEASURED, *COST]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    heading = ["label", "method", "dataset", "model", "target", "seeds"]
+    heading = ["label", "method", "dataset", "model", "target", "seeds", "accuracies", "survived_mean", "survived_sd"]
     heading += [f"{name}_{part}" for name in names for part in ("mean", "sd", "ci95")]
     heading += ["reference", "pairs", "difference", "difference_sd", "difference_ci95"]
     heading += ["p_t", "p_holm", "p_wilcoxon", "equal_budget"]
@@ -164,10 +166,10 @@ def to_csv(comparison: Comparison) -> str:
                 row.versus.holm_p,
                 row.versus.wilcoxon_p,
             ]
-        seeds = " ".join(map(str, row.seeds))
-        writer.writerow(
-            [row.label, row.method, row.dataset, row.model, row.target, seeds, *parts, *versus, row.equal_budget]
-        )
+        each = [" ".join(map(str, values)) for values in (row.seeds, row.accuracies)]
+        survived = [None, None] if row.survived is None else [row.survived.mean, row.survived.sd]
+        named = [row.label, row.method, row.dataset, row.model, row.target]
+        writer.writerow([*named, *each, *survived, *parts, *versus, row.equal_budget])
     return file.getvalue()
 
 
@@ -176,10 +178,10 @@ def to_latex(comparison: Comparison) -> str:
     lines = [r"% needs \usepackage{booktabs}", r"\begin{tabular}{lrrrrrr}", r"\toprule"]
     head = ["arm", "seeds", "sparsity", r"accuracy (\%)", f"vs {comparison.reference or NONE}", "$p$ (Holm)", "SynOps"]
     lines.append(" & ".join(_tex(text) if "$" not in text and "\\" not in text else text for text in head) + r" \\")
-    for title, rows in blocks(comparison):
-        lines += [r"\midrule", rf"\multicolumn{{7}}{{l}}{{{_tex(title)}}} \\"]
-        for row in rows:
-            chosen = [cells(row)[i] for i in (0, 1, 2, 3, 5, 7, 9)]
+    for block in comparison.blocks:
+        lines += [r"\midrule", rf"\multicolumn{{7}}{{l}}{{{_tex(block.title)}}} \\"]
+        for row in block.rows:
+            chosen = [cells(row)[i] for i in (0, 1, 2, 3, 5, 7, 10)]
             lines.append(" & ".join(map(_tex, chosen)) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 

@@ -1,0 +1,140 @@
+"""Makes docs/study.md and its pictures from the files in study/results: `python study/page.py`.
+
+A result is what `spikeprune compare SWEEP.json --json` prints; the words about it are the comment on top of
+study/NAME.yaml, and what follows from all of it is study/conclusions.md, put in as it stands.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from spikeprune.core.errors import UserError
+from spikeprune.study import claims, tables
+from spikeprune.study.compare import Block, Comparison, Row, from_dict
+from spikeprune.study.plots import Series, front, picture, plot
+
+ROOT = Path(__file__).parents[1]
+FIRST = ("fashion", "options", "cifar10")  # the others follow by name
+HEAD = """# The study
+
+Is regrowth worth it, by which rule, and at what cost? Every number here comes from the run folders of one command each,
+by way of `spikeprune compare` and `python study/page.py`, which makes this page from [study/results](../study/results):
+do not edit it. There each row has its accuracy seed by seed and all of its settings.
+"""
+
+
+def pages(root: Path = ROOT) -> dict[Path, str]:
+    """Every file of the page with its text.
+
+    Raises: UserError if there is no result, or one cannot be read.
+    """
+    files = {path.stem: path for path in sorted((root / "study" / "results").glob("*.json"))}
+    if not files:
+        raise UserError("study/results holds no result; `spikeprune compare SWEEP.json --json > FILE` makes one")
+    names = [name for name in FIRST if name in files] + [name for name in files if name not in FIRST]
+    found = {name: from_dict(json.loads(files[name].read_text(encoding="utf-8"))) for name in names}
+    said = root / "study" / "conclusions.md"
+    lines = [HEAD]
+    if said.is_file():
+        lines += ["## What it says", "", said.read_text(encoding="utf-8").strip(), ""]
+    lines += ["## How to read the tables", "", *(f"- {note}" for note in _notes(found.values())), ""]
+    made: dict[Path, str] = {}
+    for name, comparison in found.items():
+        lines += [f"## {name}", "", *_about(root / "study" / f"{name}.yaml")]
+        for number, block in enumerate(comparison.blocks, 1):
+            image = f"study-{name}-{number}.svg"
+            made[root / "docs" / "images" / image] = _picture(block)
+            lines += _part(comparison, block, image)
+    lines += ["## The paper's factors of cost", "", *(f"- {line}" for line in claims.explanation()), ""]
+    return {root / "docs" / "study.md": "\n".join(lines), **made}
+
+
+def _notes(comparisons: Iterable[Comparison]) -> list[str]:
+    """What the tables have in common, said once."""
+    return list(dict.fromkeys(note for comparison in comparisons for note in tables.notes(comparison)))
+
+
+def _about(recipe: Path) -> list[str]:
+    """The comment on top of a sweep's file, its commands set apart, and where the file is."""
+    if not recipe.is_file():
+        return []
+    text, commands = [], []
+    for line in recipe.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        (commands if line.startswith("#   ") else text).append(line.removeprefix("#").strip())
+    where = f"Arms and all settings: [study/{recipe.name}](../study/{recipe.name})."
+    return [*text, "", where, "", "```sh", *commands, "```", ""]
+
+
+def _part(comparison: Comparison, block: Block, image: str) -> list[str]:
+    """Setting, results, picture and costs of one table."""
+    caption = "Pruned arms: accuracy over the MACs of training, with credit for zeros, and over the SynOps of an image"
+    return [
+        f"### {block.title}",
+        "",
+        *_setting(block),
+        "",
+        *_table(tables.main_table(comparison, block.rows)),
+        "",
+        tables.family(comparison, block),
+        "",
+        f"![{caption}; mean and 95 % interval over seeds. Dotted: no arm is better at less.](images/{image})",
+        "",
+        "What it cost:",
+        "",
+        *_table([tables.COST_HEADS, *map(tables.cost_cells, block.rows)]),
+        "",
+    ]
+
+
+def _setting(block: Block) -> list[str]:
+    """What all rows have in common, in words; what differs stands in the sweep's file."""
+    rows, first = block.rows, block.rows[0]
+    same = {k: v for k, v in first.settings.items() if all(row.settings.get(k) == v for row in rows)}
+    keys = ("epochs", "T", "batch", "lr", "optim.weight_decay", "precision", "allocate")
+    images = ", ".join(f"{count:,} {split}" for split, count in first.images.items() if count)
+    seeds = sorted({seed for row in rows for seed in row.seeds})
+    machines = dict.fromkeys(machine for row in rows for machine in row.machines)
+    return [
+        f"- images: {images}; network: `{block.model}`",
+        "- " + ", ".join(f"{key.rpartition('.')[2].replace('_', ' ')} {same[key]}" for key in keys if key in same),
+        f"- seeds: {', '.join(map(str, seeds))}",
+        f"- made on: {' / '.join(machines)}",
+    ]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return [lines[0], "|---" + "|--:" * (len(rows[0]) - 1) + "|", *lines[1:]]
+
+
+def _picture(block: Block) -> str:
+    """The dense rows are left out: they lie so far off that all others would fall together."""
+    rows = [row for row in block.rows if row.target is not None] or list(block.rows)
+
+    def points(quantity: str) -> list[Series]:
+        return [Series(row.label, ((row.values[quantity].mean, _percent(row)),), (_half(row),)) for row in rows]
+
+    axes = {"train_macs_effective": "MACs of training, with credit for zeros", "synops": "SynOps an image"}
+    panels = []
+    for quantity, name in axes.items():
+        series = points(quantity)
+        best = front([point for one in series for point in one.points])
+        panels.append(plot(series, name, "accuracy, %", log=True, marked=best))
+    return picture(panels, [row.label for row in rows])
+
+
+def _percent(row: Row) -> float:
+    return 100 * row.values["accuracy"].mean
+
+
+def _half(row: Row) -> float:
+    return 100 * (row.values["accuracy"].half or 0.0)
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(path.relative_to(ROOT))
