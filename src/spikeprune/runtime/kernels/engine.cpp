@@ -58,7 +58,7 @@ struct View {
   int64_t at(int64_t i, int64_t y, int64_t x) const { return i * image + (y + pad) * row + (x + pad) * pixel; }
 };
 
-// Neighbouring output positions that are also neighbours in a buffer.
+// Neighbouring output positions that lie `stride` elements apart in a buffer (1 in all but a strided input).
 struct Segment {
   int lane, length;
   int64_t offset;
@@ -71,12 +71,13 @@ struct Tile {
 };
 
 template <class At>
-int segments(const View& view, int64_t start, int filled, int64_t height, int64_t width, Segment* found, At at) {
+int segments(const View& view, int64_t start, int filled, int64_t height, int64_t width, Segment* found, At at,
+             int64_t stride = 1) {
   int n = 0;
   for (int lane = 0; lane < filled; ++lane) {
     const int64_t p = start + lane, x = p % width, y = p / width % height, i = p / (width * height);
     const int64_t offset = at(view, i, y, x);
-    if (n && offset == found[n - 1].offset + found[n - 1].length)
+    if (n && offset == found[n - 1].offset + found[n - 1].length * stride)
       ++found[n - 1].length;
     else
       found[n++] = {lane, 1, offset};
@@ -89,7 +90,7 @@ int segments(const View& view, int64_t start, int filled, int64_t height, int64_
 template <class E>
 ENGINE_INLINE void gather(const E* from, const Segment* s, int n, E* to) {
   constexpr int kPerVector = int(sizeof(Floats) / sizeof(E));
-  if (n == kTile) {  // a stride, or a map one position wide
+  if (n == kTile) {  // a map one position wide
     for (int i = 0; i < n; ++i) to[i] = from[s[i].offset];
     return;
   }
@@ -99,14 +100,34 @@ ENGINE_INLINE void gather(const E* from, const Segment* s, int n, E* to) {
       store(to + s[i].lane + kPerVector, load<Floats>(from + s[i].offset + kPerVector));
   }
 }
+ENGINE_INLINE void gather_strided(const Word* from, const Segment* s, int n, int64_t stride, Word* to) {
+  if (stride == 2 && n < kTile)  // the even ones of twice as many: the low halves of 32-bit lanes
+    for (int i = 0; i < n; ++i)
+      store(to + s[i].lane, __builtin_convertvector(load<Wide>(from + s[i].offset), Shorts));
+  else if (stride == 1)
+    gather(from, s, n, to);
+  else
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < s[i].length; ++j) to[s[i].lane + j] = from[s[i].offset + j * stride];
+}
+ENGINE_INLINE void gather_strided(const float* from, const Segment* s, int n, int64_t stride, float* to) {
+  if (stride == 1) return gather(from, s, n, to);
+  for (int i = 0; i < n; ++i)
+    for (int j = 0; j < s[i].length; ++j) to[s[i].lane + j] = from[s[i].offset + j * stride];
+}
 template <class E>
 ENGINE_INLINE void scatter(const E* from, const Segment* s, int n, E* to) {
-  if (n == 1 && s[0].length == kTile) {
-    std::memcpy(to + s[0].offset, from, sizeof(E) * kTile);
-    return;
+  for (int i = 0; i < n; ++i) {
+    const E* source = from + s[i].lane;
+    E* target = to + s[i].offset;
+    int left = s[i].length;
+    if (left == kTile) {  // rows of the usual maps are powers of two
+      std::memcpy(target, source, sizeof(E) * kTile);
+      continue;
+    }
+    for (; left >= 4; left -= 4, source += 4, target += 4) std::memcpy(target, source, sizeof(E) * 4);
+    for (; left > 0; --left) *target++ = *source++;
   }
-  for (int i = 0; i < n; ++i)
-    for (int j = 0; j < s[i].length; ++j) to[s[i].offset + j] = from[s[i].lane + j];
 }
 
 struct Membrane {
@@ -159,7 +180,7 @@ struct Job {
     const auto plain = [](const View& v, int64_t i, int64_t y, int64_t x) { return v.at(i, y, x); };
     t.n_in = segments(in, start, t.filled, op.height, op.width, t.in, [&](const View& v, int64_t i, int64_t y, int64_t x) {
       return v.at(i, y * op.stride_h - op.pad_h, x * op.stride_w - op.pad_w);
-    });
+    }, op.stride_w);
     if (op.spikes >= 0) t.n_out = segments(spikes, start, t.filled, op.height, op.width, t.out, plain);
     if (op.real >= 0) t.n_real = segments(real, start, t.filled, op.height, op.width, t.real, plain);
     if (op.residual >= 0) t.n_other = segments(residual, start, t.filled, op.height, op.width, t.other, plain);
@@ -247,9 +268,14 @@ ENGINE_INLINE Membrane rest(const SpOp& op, int c) {
   return {start, start};
 }
 
-// Sums of S steps over the kept weights of one output channel.
+// Adds the kept weights of one output channel to the sums of S steps. A function of its own: inlined into the kernels
+// below, which have many more live values, g++ keeps the sums in memory instead of registers.
 template <int S>
-ENGINE_INLINE void look_up(const SpPair* pair, const SpPair* end, const Word* base, Floats* even, Floats* odd) {
+__attribute__((noinline)) void look_up(const SpPair* pair, const SpPair* end, const Word* base, Floats* even_sums,
+                                       Floats* odd_sums) {
+  Floats even[S], odd[S];
+#pragma GCC unroll 8
+  for (int t = 0; t < S; ++t) even[t] = even_sums[t], odd[t] = odd_sums[t];
   for (; pair < end; ++pair) {
     const Table table(pair->a, pair->b);
     const Ints index = (Ints)(load<Shorts>(base + int64_t(pair->second) * kTile) << 1) |
@@ -260,6 +286,8 @@ ENGINE_INLINE void look_up(const SpPair* pair, const SpPair* end, const Word* ba
       odd[t] += table.pick(index >> (2 * t + 16));
     }
   }
+#pragma GCC unroll 8
+  for (int t = 0; t < S; ++t) even_sums[t] = even[t], odd_sums[t] = odd[t];
 }
 
 // Adds the columns that are read event by event: one that is silent at every position and step costs a glance.
@@ -307,16 +335,25 @@ void conv_lookup(const Job& job, const Tile& tile, int from, int to, char* scrat
   const int steps = (B + parts - 1) / parts;  // per part
   for (int k = 0; k < job.blocks; ++k) {
     Word* to_column = words + k * plane;
-    for (int c = 0; c < job.in.channels; ++c)
-      for (int y = 0; y < op.kernel_h; ++y)
-        for (int x = 0; x < op.kernel_w; ++x, to_column += kTile) {
-          gather((const Word*)job.in.data + c * job.in.channel + k * job.in.step + y * op.dilation_h * job.in.row +
-                     x * op.dilation_w,
-                 tile.in, tile.n_in, to_column);
-          for (int part = 1; part * steps < B; ++part)
-            for (int p = 0; p < tile.filled; ++p)
-              to_column[part * tile.filled + p] = to_column[p] >> (2 * steps * part);
+    const auto columns = [&](auto segments) {  // a constant where it is 1 or 2, so that copying is a load and a store
+      const int n = decltype(segments)::value ? decltype(segments)::value : tile.n_in;
+      for (int c = 0; c < job.in.channels; ++c)
+        for (int y = 0; y < op.kernel_h; ++y) {
+          const Word* row = (const Word*)job.in.data + c * job.in.channel + k * job.in.step + y * op.dilation_h * job.in.row;
+          for (int x = 0; x < op.kernel_w; ++x, to_column += kTile)
+            if (decltype(segments)::value)
+              gather(row + x * op.dilation_w, tile.in, n, to_column);
+            else
+              gather_strided(row + x * op.dilation_w, tile.in, n, op.stride_w, to_column);
         }
+    };
+    if (op.stride_w == 1 && tile.n_in == 1) columns(std::integral_constant<int, 1>{});
+    else if (op.stride_w == 1 && tile.n_in == 2) columns(std::integral_constant<int, 2>{});
+    else columns(std::integral_constant<int, 0>{});
+    for (int part = 1; part * steps < B; ++part)
+      for (Word* column = words + k * plane; column < to_column; column += kTile)
+        for (int p = 0; p < tile.filled; ++p)
+          column[part * tile.filled + p] = column[p] >> (2 * steps * part);
     std::memset(to_column, 0, sizeof(Word) * kTile);
   }
   float* sums = nullptr;  // [block of time][channel][step][kTile], if there are events
@@ -373,9 +410,9 @@ void conv_real(const Job& job, const Tile& tile, int from, int to, char* scratch
           for (int64_t t = 0; t < B; ++t) {
             float plain[2 * kTile] = {};
             if (t < steps)
-              gather((const float*)job.in.data + c * job.in.channel + (int64_t(k) * B + t) * job.in.step +
-                         y * op.dilation_h * job.in.row + x * op.dilation_w,
-                     tile.in, tile.n_in, plain);
+              gather_strided((const float*)job.in.data + c * job.in.channel + (int64_t(k) * B + t) * job.in.step +
+                                 y * op.dilation_h * job.in.row + x * op.dilation_w,
+                             tile.in, tile.n_in, op.stride_w, plain);
             Floats even, odd;
             split(plain, even, odd);
             store(to_column + t * kTile, even);
@@ -440,7 +477,7 @@ void pool_words(const Job& job, const Tile& tile, int from, int to) {
       Ints even[kMaxBlock] = {}, odd[kMaxBlock] = {};
       for (int y = 0; y < op.kernel_h; ++y)
         for (int x = 0; x < op.kernel_w; ++x) {
-          gather(source + y * job.in.row + x, tile.in, tile.n_in, taken);
+          gather_strided(source + y * job.in.row + x, tile.in, tile.n_in, op.stride_w, taken);
           const Ints bits = load<Ints>(taken);
           if (op.pool_kind == SP_MAX) {
             any |= bits;

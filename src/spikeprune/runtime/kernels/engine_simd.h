@@ -23,6 +23,7 @@ constexpr int kTile = 2 * kLanes;
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 typedef int16_t Shorts __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Wide __attribute__((vector_size(8 * kLanes)));  // as many as Shorts
 
 #define ENGINE_INLINE inline __attribute__((always_inline))
 
