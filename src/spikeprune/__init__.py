@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from spikeprune.runtime.compile import load as load
     from spikeprune.runtime.fuse import fuse as fuse
     from spikeprune.runtime.fuse import unfuse as unfuse
+    from spikeprune.runtime.interchange import export_nir as export_nir
+    from spikeprune.runtime.interchange import export_onnx as export_onnx
     from spikeprune.shrink.plan import ChannelPlan as ChannelPlan
     from spikeprune.shrink.shrink import shrink as shrink
     from spikeprune.train.data import names as datasets  # noqa: F401
@@ -62,6 +64,8 @@ _PUBLIC = {
     "compile": "runtime.compile",
     "count": "pruner.count",
     "datasets": "train.data:names",
+    "export_nir": "runtime.interchange",
+    "export_onnx": "runtime.interchange",
     "fuse": "runtime.fuse",
     "load": "runtime.compile",
     "methods": "methods.registry:names",

@@ -1,4 +1,4 @@
-"""Export a finished run's network as one file: compiled for sparse inference, or packed safetensors."""
+"""Export a finished run's network as one file: compiled for sparse inference, packed safetensors, NIR or ONNX."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +10,10 @@ _HELP = """
 --to compiled: one checksummed file that `spikeprune.load(path)` runs, on any machine, without the model's code.
 --to safetensors: the weights that are alive and a bit for each that might be, for a runtime of your own;
 `spikeprune.train.packed` describes the format and reads it.
+--to nir: a graph for neuromorphic chips and simulators (pip install 'spikeprune[nir]').
+--to onnx: for inference engines, any batch size, time written out (pip install 'spikeprune[onnx]').
 """
-_FORMATS = ("compiled", "safetensors")
+_FORMATS = ("nir", "onnx", "compiled", "safetensors")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -20,12 +22,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--to", required=True, metavar="|".join(_FORMATS), help="kind of file")
     parser.add_argument("--precision", choices=("fp32", "int16"), default=None, help="of compiled weights; fp32")
     parser.add_argument(
-        "--file", default=None, help="model.compiled or export.safetensors in the run folder by default"
+        "--file", default=None, help="model.compiled, model.nir, ... or export.safetensors in the run folder by default"
     )
     parser.add_argument("--data.root", dest="root", default=None, help="where the data lies now, if it has moved")
     options = parser.parse_args(arguments)
     if options.to not in _FORMATS:
-        raise unknown("format to export to", options.to, _FORMATS, f"(--to takes {' or '.join(_FORMATS)})")
+        raise unknown("format to export to", options.to, _FORMATS, f"(--to takes {', '.join(_FORMATS)})")
     if options.precision and options.to != "compiled":
         raise InvalidValue(f"--precision is for --to compiled; --to {options.to} keeps the weights as they are")
 
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str]) -> int:
     file = None if options.file is None else Path(options.file)
     if options.to == "safetensors":
         path, lines = export_run.export_packed(options.run, file, root=options.root)
+    elif options.to in ("nir", "onnx"):
+        path, lines = export_run.export_graph(options.run, options.to, file, root=options.root), []
     else:
         path, lines = export_run.export_compiled(options.run, file, options.precision or "fp32", root=options.root)
     print("\n".join([*lines, str(path)]))

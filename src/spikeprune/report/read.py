@@ -220,7 +220,7 @@ def _round(event: Mapping[str, Any]) -> Round:
         regrown=int(event["regrown"]),
         rescued=int(event["rescued"]),
         survived=None if survived is None else int(survived),
-        layers={str(name).removesuffix(".weight"): int(values["regrown"]) for name, values in event.get("layers", {}).items()},
+        layers={str(n).removesuffix(".weight"): int(v["regrown"]) for n, v in event.get("layers", {}).items()},
     )
 
 

@@ -1,12 +1,14 @@
 """A finished run's network as one file for deployment."""
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from spikeprune.runtime.bench import flipped
 from spikeprune.runtime.compile import CompiledSNN, Plan, compile
 from spikeprune.runtime.compile.compiled import Precision
+from spikeprune.runtime.interchange import export_nir, export_onnx
 from spikeprune.train.finished import Finished, finished
 from spikeprune.train.folder import read_safetensors
 from spikeprune.train.packed import write_packed
@@ -31,8 +33,7 @@ def export_compiled(
     opened = finished(run, root)
     network = opened.network
     example = network.fed(opened.examples(_COMPARED), opened.data.time_first)
-    # The model's own T decides where it repeats images by itself; a sequence brings its length along.
-    few = example[:, :2] if network.takes == "sequence" or opened.data.time_first else example[:2]
+    few = _two(opened, example)
     compiled = compile(network.model, few, precision)
     path = file or opened.folder.path / "model.compiled"
     compiled.save(path)
@@ -40,6 +41,28 @@ def export_compiled(
     if precision == "int16":
         lines.append(_difference(compile(network.model, few), compiled, example, opened))
     return path, lines
+
+
+def _two(opened: Finished, example: torch.Tensor) -> torch.Tensor:
+    """Two of the inputs. The model's own T decides where it repeats images; a sequence brings its length along."""
+    time_first = opened.network.takes == "sequence" or opened.data.time_first
+    return example[:, :2] if time_first else example[:2]
+
+
+def export_graph(
+    run: str | Path, kind: Literal["nir", "onnx"], file: Path | None = None, root: str | None = None
+) -> Path:
+    """Write the network for other tools; see `spikeprune.export_nir` and `spikeprune.export_onnx`.
+
+    Args:
+        file: `model.nir` or `model.onnx` in the run folder by default.
+    Returns: the file.
+    Raises: UserError if the run is damaged, the network cannot be said in that format, or the file cannot be written.
+    """
+    opened = finished(run, root)
+    example = _two(opened, opened.network.fed(opened.examples(2), opened.data.time_first))
+    export = export_nir if kind == "nir" else export_onnx
+    return export(opened.network.model, file or opened.folder.path / f"model.{kind}", example)
 
 
 def _difference(fp32: CompiledSNN, int16: CompiledSNN, x: torch.Tensor, opened: Finished) -> str:
