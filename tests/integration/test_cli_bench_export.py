@@ -62,6 +62,8 @@ def test_bench_writes_what_it_prints(run, capsys):
     assert result == json.loads((run / "bench.json").read_text())
     assert result["inputs"] == {"kind": "test images", "count": 256, "shape": [1, 8, 8], "why_random": None}
     assert result["same_class"]["compiled fp32"] == 1.0
+    assert set(result["accuracy"]) >= {"model", "compiled fp32", "compiled int16"}
+    assert abs(result["accuracy"]["compiled fp32"] - result["accuracy"]["model"]) <= 1 / 355  # a tie may move one image
     (timing,) = result["timings"]
     assert (timing["threads"], timing["clock"]) == (1, "cpu")
     rows = {(row["batch"], row["engine"]) for row in timing["rows"]}

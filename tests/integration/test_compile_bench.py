@@ -4,6 +4,9 @@ import pytest
 import torch
 
 pytest.importorskip("spikingjelly.activation_based")
+from spikingjelly.activation_based import layer, neuron
+from torch import nn
+
 from spikeprune import zoo
 from spikeprune.core.errors import InvalidValue, RunFailed
 from spikeprune.runtime import bench, native
@@ -80,3 +83,17 @@ def test_roofline_counts_kept_weights(net):
     kept = int(torch.count_nonzero(model.body[1].weight)) * 64 + int(torch.count_nonzero(model.head.weight))
     assert roof["adds"] == kept * 2 * 4
     assert roof["share"] == pytest.approx(roof["adds"] / roof["peak_adds_per_ns"] / 1e6)
+    assert roof["share_of_weights"] == roof["share"]  # max pooling: every input is one bit
+
+
+@pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+def test_means_of_spikes_are_two_bits_to_the_roofline():
+    model = nn.Sequential(
+        layer.Conv2d(1, 4, 3, padding=1, step_mode="m"), neuron.IFNode(step_mode="m"),
+        layer.AvgPool2d(2, step_mode="m"), layer.Conv2d(4, 3, 1, step_mode="m"), neuron.IFNode(step_mode="m"),
+    ).eval()  # fmt: skip
+    T, N = 3, 2
+    roof = bench.roofline(compile(model, torch.rand(T, N, 1, 8, 8)), milliseconds=1.0, N=N)
+    first, second = 4 * 9 * 64, 3 * 4 * 16  # the sequence's first layer runs at every step too
+    assert roof["adds"] == (first + 2 * second) * N * T
+    assert roof["share_of_weights"] / roof["share"] == pytest.approx((first + second) / (first + 2 * second))

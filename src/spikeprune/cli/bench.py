@@ -62,6 +62,9 @@ def table(result: dict[str, Any]) -> list[str]:
         lines.append(f"  ({inputs['why_random']})")
     same = ", ".join(f"{engine} {share:.2%}" for engine, share in result["same_class"].items())
     lines.append(f"same class as the model: {same}; int16 flips {result['int16_flipped']:.3%} of the spikes")
+    if result["accuracy"] is not None:
+        right = ", ".join(f"{engine} {share:.2%}" for engine, share in result["accuracy"].items())
+        lines.append(f"accuracy on the whole test split: {right}")
     if result["not_shrunk"]:
         lines.append(f"no shrunk network: {result['not_shrunk']}")
     if result["load"] is not None:

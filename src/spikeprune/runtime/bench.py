@@ -8,11 +8,8 @@ import importlib
 import importlib.util
 import math
 import statistics
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,51 +20,12 @@ from spikeprune.pruner.adapter import adapter_for
 from spikeprune.runtime import native
 from spikeprune.runtime.compile import CompiledSNN, compile, cost
 from spikeprune.runtime.compile import layers as L
-from spikeprune.runtime.compile.layers import Layer, Network
+from spikeprune.runtime.compile.layers import Network
+from spikeprune.runtime.compile.schedule import packings
+from spikeprune.runtime.interchange import onnx_model
 
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd")
 Runner = Callable[[Tensor], Any]
-
-
-class _Exportable(nn.Module):
-    """The network as plain PyTorch operations on shapes that are fixed, for exporters."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-        self.static = network.static(True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        values = {0: x}
-        for layer in self.network.layers:
-            inputs = [values[value] for value in layer.inputs]
-            static = all(value in self.static for value in layer.inputs)
-            if layer.kind == "neuron":
-                values[layer.output] = _fire(inputs[0], layer, static, self.network.T)
-            else:
-                values[layer.output] = L.compute(layer, inputs, static, self.network.T)
-        return values[self.network.output]
-
-
-def _fire(x: Tensor, layer: Layer, static: bool, T: int) -> Tensor:
-    p = {name: L.channelwise(value, x.dim() - (1 if static else 2)) for name, value in layer.tensors.items()}
-    v, spikes = p["start"], []
-    for t in range(T):
-        v_pre = p["decay"] * v + (p["gain"] * (x if static else x[t]) + p["shift"])
-        fired = v_pre > p["threshold"] if layer.options["strict"] else v_pre >= p["threshold"]
-        spikes.append(fired.to(x.dtype))
-        v = v_pre - p["threshold"] * spikes[-1] if layer.options["soft"] else torch.where(fired, p["reset"], v_pre)
-    return torch.stack(spikes)
-
-
-def _exported(network: Network, x: Tensor) -> bytes:
-    # The older exporter needs `onnx` alone and writes shapes out; it warns of its age, and of the loop over T.
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        path = Path(folder) / "model.onnx"
-        module = _Exportable(network).eval()
-        torch.onnx.export(module, (x,), str(path), dynamo=False, input_names=["x"], opset_version=17)
-        return path.read_bytes()
 
 
 def _onnxruntime(model: bytes, threads: int) -> Runner:
@@ -210,7 +168,7 @@ def _exported_runners(compiled: CompiledSNN, x: Tensor, threads: int) -> dict[st
     found = [name for name in makers if importlib.util.find_spec(name) is not None]
     if not found or importlib.util.find_spec("onnx") is None:
         return {}
-    exported = _exported(compiled.network, x)
+    exported = onnx_model(compiled.network, x, any_batch=False)
     runners = {name: makers[name](exported, threads) for name in found}
     values = L.interpret(compiled.network, x, True)[compiled.network.output]
     for name, runner in runners.items():
@@ -250,23 +208,31 @@ def _rows(
 def roofline(compiled: CompiledSNN, milliseconds: float, N: int) -> dict[str, float]:
     """How near a batch's time comes to this machine's peak of masked additions.
 
-    Counts one addition per kept weight, output position and step, of all layers that see more than one image's worth
-    of steps (what is computed once per image is left out); peak is measured now.
+    A masked addition adds a weight where one bit of its input is set: one for each kept weight, output position and
+    step of the layers that run at every step; two where the input is a mean of spikes, which comes in as two bits
+    (its third, set where all of a window fire, is read by events and not counted). Peak is measured now.
 
+    Returns: `adds`, `peak_adds_per_ns`, `share` = adds / peak / time, and `share_of_weights`, which counts one
+        addition for a weight whatever its input.
     Raises: InvalidValue without a C++ compiler, where there is no such peak.
     """
     if compiled._library is None:
         raise InvalidValue("the roofline is that of the C++ kernels, and no compiler was found to build them")
     network = compiled.network
     static = network.static(network.still)
-    adds = sum(
-        int(torch.count_nonzero(layer.tensors["weight"])) * math.prod(layer.shape[1:])
-        for layer in network.layers
-        if layer.kind in ("conv", "linear") and layer.output not in static
-    )
-    adds *= N * network.T
+    packed = packings(network, static)
+    adds = weights = 0
+    for layer in network.layers:
+        if layer.kind in ("conv", "linear") and layer.output not in static:
+            planes = packed[layer.inputs[0]].planes if layer.inputs[0] in packed else ((1.0, 1),)
+            here = int(torch.count_nonzero(layer.tensors["weight"])) * math.prod(layer.shape[1:]) * N * network.T
+            weights += here
+            adds += here * (2 if planes[0][1] > 1 else 1)
     peak = cost.peak_adds(compiled._library)
-    return {"adds": float(adds), "peak_adds_per_ns": peak, "share": adds / peak / (milliseconds * 1e6)}
+    possible = peak * milliseconds * 1e6
+    return {
+        "adds": float(adds), "peak_adds_per_ns": peak, "share": adds / possible, "share_of_weights": weights / possible
+    }  # fmt: skip
 
 
 def share_of_multiplies(network: Network) -> float:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.runtime import bench
-from spikeprune.runtime.compile import compile
+from spikeprune.runtime.compile import CompiledSNN, compile
+from spikeprune.train.data import batches as batches_of
 from spikeprune.train.finished import Finished, finished
 from spikeprune.train.folder import read_safetensors
 from spikeprune.train.network import Network
@@ -52,8 +53,9 @@ def bench_run(
         root: where the data lies now; absent data is replaced by random inputs.
 
     Returns: JSON-ready: `cpu`, `flags`, `isa`, `load` (of the machine, over a minute), `versions`, facts of the
-        network, `same_class` (engine -> share of the inputs that it puts in the model's class), `int16_flipped` (share
-        of spikes), and `timings`, one for each number of threads, with the rows of `measure`.
+        network, `same_class` (engine -> share of the inputs that it puts in the model's class), `accuracy` (engine ->
+        share of the whole test split that is right, beside the record's as "model"; None on random inputs),
+        `int16_flipped` (share of spikes), and `timings`, one for each number of threads, with the rows of `measure`.
     Raises: UserError if the folder is no finished run, a file in it is damaged, or the network cannot be compiled;
         RunFailed if an engine's outputs are not the model's.
     """
@@ -89,6 +91,7 @@ def bench_run(
         "versions": _versions(),
         "repeats": repeats,
         "same_class": {name: _share(expected, _classes(engine(x))) for name, engine in same.items()},
+        "accuracy": None if run.why_random else _accuracy(run, same),
         "int16_flipped": bench.flipped(compiled, rounded, x),
         "not_shrunk": why_not,
         "timings": [{key: timing[key] for key in ("threads", "clock", "rows")} for timing in timings],
@@ -121,6 +124,16 @@ def _shrunk(run: Finished) -> tuple[Network | None, str | None]:
     except InvalidValue as error:
         return None, str(error)
     return (small, None) if plan.cuts else (None, "no channel is dead as a whole")
+
+
+def _accuracy(run: Finished, engines: dict[str, CompiledSNN]) -> dict[str, float]:
+    """Of the whole test split. The model's own is the record's: it was scored once."""
+    right = dict.fromkeys(engines, 0)
+    for x, target in batches_of(run.data, "test", _IMAGES):
+        for name, engine in engines.items():
+            right[name] += int((_classes(engine(x)) == target).sum())
+    model = float(run.record["pruned"]["accuracy"])
+    return {"model": model} | {name: hits / len(run.data.test) for name, hits in right.items()}
 
 
 def _classes(logits: Tensor) -> Tensor:
