@@ -20,10 +20,12 @@ GROWING = ["--method", "criticality", "--regrow_schedule", "constant", "--candid
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     out = str(tmp_path_factory.mktemp("analysed"))
-    made = {}
-    for name, words in {"grown": GROWING, "plain": ["--method", "magnitude", "--baseline", "false"]}.items():
-        made[name] = run(load("digits", [*TINY, *words, "--precision", "fp32", "--out", out])).path
-    return made
+    plain = ["--method", "magnitude", "--baseline", "false"]
+    arms = {"grown": GROWING, "plain": plain, "grown 1": [*GROWING, "--seed", "1"], "plain 1": [*plain, "--seed", "1"]}
+    return {
+        name: run(load("digits", [*TINY, *words, "--precision", "fp32", "--out", out])).path
+        for name, words in arms.items()
+    }
 
 
 def _numbers(value, at=""):
@@ -98,6 +100,51 @@ def test_the_authors_normalisation_is_another_feature(runs):
     plain = analyze(runs["grown"], images=60)["consistency"]
     turned = analyze(runs["grown"], images=60, features="inverted-min-max")["consistency"]
     assert turned["mean_cosine"] != plain["mean_cosine"]
+
+
+def test_several_runs_are_averaged_and_paired_by_seed(runs, capsys):
+    """Seeds in any order; every number is that of the run's own analysis; each run's folder has the same averages."""
+    words = ["analyze", runs["grown 1"], runs["grown"], "--against", runs["plain"], runs["plain 1"], "--images", "60"]
+    assert main(list(map(str, words))) == 0
+    printed = capsys.readouterr().out
+    assert "seeds: 0, 1; mean ± standard deviation" in printed
+    assert re.search(r"feature cosine, magnitude \(n = 2\): 0\.\d{4} ± 0\.\d{4} train to test", printed)
+    found, other = (json.loads((runs[name] / "analysis.json").read_text()) for name in ("grown 1", "grown"))
+    seeds = found["seeds"]
+    assert other["seeds"] == seeds
+    assert (seeds["seeds"], seeds["runs"]) == ([0, 1], [runs["grown"].name, runs["grown 1"].name])
+    alone = {
+        seed: json.loads(json.dumps(analyze(runs[name], images=60))) for seed, name in ((0, "grown"), (1, "grown 1"))
+    }
+    spread = seeds["consistency"]["mean_cosine"]
+    assert spread["each"] == [alone[seed]["consistency"]["mean_cosine"] for seed in (0, 1)]
+    assert spread["mean"] == pytest.approx(sum(spread["each"]) / 2)
+    assert [a["run"] for a in found["against"]] == [runs["plain 1"].name]
+    (arm,) = seeds["against"]
+    assert (arm["arm"], arm["seeds"], arm["survival"]["regrown"]["mean"]) == ("magnitude", [0, 1], 0)
+    difference = arm["difference"]["accuracy"]
+    accuracies = {name: RunFolder(path).read_record()["pruned"]["accuracy"] for name, path in runs.items()}
+    expected = [accuracies["grown"] - accuracies["plain"], accuracies["grown 1"] - accuracies["plain 1"]]
+    assert difference["each"] == pytest.approx(expected)
+    assert arm["importance_of_difference"]["only_this"]["n"] == 2
+    page = (runs["grown 1"] / "analysis.html").read_text()
+    assert "n = 2 (criticality), n = 2 (magnitude); bars: standard deviation" in page
+    assert not re.search(r"\bnan\b|\binf\b|\bNone\b", page + printed)
+
+
+@pytest.mark.parametrize(
+    ("names", "against", "message"),
+    [
+        (["grown", "plain"], [], "must differ in the seed alone"),
+        (["grown", "grown"], [], "have the same seed"),
+        (["grown", "grown 1"], ["plain", "plain"], "have the same seed"),
+    ],
+)
+def test_runs_that_cannot_be_averaged_are_named(runs, names, against, message, capsys):
+    words = [str(runs[name]) for name in names]
+    words += ["--against", *(str(runs[name]) for name in against)] if against else []
+    assert main(["analyze", *words]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Look into a finished run: survival, feature consistency, importance, overfitting, criticality."""
+"""Look into finished runs: survival, feature consistency, importance, overfitting, criticality."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,16 @@ from spikeprune.cli._arguments import Parser
 
 def main(arguments: Sequence[str]) -> int:
     parser = Parser("analyze", __doc__ or "")
-    parser.add_argument("run", metavar="RUN", help="a run folder; receives analysis.json and analysis.html")
     parser.add_argument(
-        "--against", metavar="RUN", nargs="+", default=[], help="other runs, such as one without regrowth"
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        help="a run folder, or several that differ in the seed alone: means over seeds",
     )
+    parser.add_argument(
+        "--against", metavar="RUN", nargs="+", default=[],
+        help="other runs, such as those without regrowth; several RUNs are paired with them by seed",
+    )  # fmt: skip
     parser.add_argument("--features", default="rate", help="rate, or the authors' inverted-min-max")
     parser.add_argument("--images", type=int, default=2000, help="of the training and of the test split (2000)")
     parser.add_argument("--data.root", dest="root", default=None, help="where the data lies now, if it has moved")
@@ -20,9 +26,8 @@ def main(arguments: Sequence[str]) -> int:
     from spikeprune.study.analyze import analyze
     from spikeprune.train.folder import RunFolder, write_whole
 
-    found = analyze(options.run, options.against, features=options.features, images=options.images, root=options.root)
-    folder = RunFolder.existing(options.run)
-    page = folder.path / "analysis.html"
+    found = analyze(options.runs, options.against, features=options.features, images=options.images, root=options.root)
+    page = RunFolder.existing(options.runs[0]).path / "analysis.html"
     write_whole(page, findings.page(found).encode())
     for line in findings.lines(found):
         print(line)

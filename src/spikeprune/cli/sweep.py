@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from spikeprune.core.errors import InvalidValue, RunFailed
 
 if TYPE_CHECKING:
+    from spikeprune.study.ranks import Rank
     from spikeprune.study.sweep import Sweep, Task
-    from spikeprune.study.workers import Done
+    from spikeprune.study.workers import Done, Launcher
 
 _HELP = """usage: spikeprune sweep RECIPE [--key value[,value...] ...] [--workers N] [--threads N] [--dry-run]
 
@@ -24,7 +25,10 @@ the sweep's file, which `spikeprune compare` takes.
   --dry-run         list the runs with an estimate of their time; make none
   --array print     print a Slurm script whose tasks share the runs
   --array K/M       make the K-th of M shares of the runs, as such a task does
+  --launcher ray    hand the runs to a Ray cluster (RAY_ADDRESS, else this machine); needs spikeprune[ray]
   --reference ARM   what the table compares with; dense where there is one
+
+Under `torchrun --nproc-per-node N -m spikeprune sweep ...` each process makes its share, each on its own GPU.
 """
 
 
@@ -39,7 +43,9 @@ def main(arguments: Sequence[str]) -> int:
     words = [word for word in words if word != "--dry-run"]
     workers, threads = _count(_take(words, "--workers"), "--workers"), _count(_take(words, "--threads"), "--threads")
     array = _take(words, "--array")
+    launcher = _launcher(_take(words, "--launcher"))
 
+    from spikeprune.study.ranks import this_rank
     from spikeprune.study.sweep import read_sweep
 
     sweep = read_sweep(words[0], words[1:])
@@ -50,11 +56,17 @@ def main(arguments: Sequence[str]) -> int:
     if dry:
         _dry_run(mine, workers, threads)
         return 0
-    sweep.save()
-    return _make(sweep, mine, workers, threads)
+    rank = this_rank()
+    if rank is None:
+        sweep.save()
+        return _make(sweep, mine, workers, threads, launcher, None)
+    if rank.number == 0:
+        sweep.save()
+    rank.meet()
+    return _make(sweep, mine.share(rank.number + 1, rank.of), workers, threads, launcher, rank)
 
 
-def _make(sweep: "Sweep", mine: "Sweep", workers: int, threads: int) -> int:
+def _make(sweep: "Sweep", mine: "Sweep", workers: int, threads: int, launcher: "Launcher", rank: "Rank | None") -> int:
     from spikeprune.report import write_report
     from spikeprune.study.workers import work
 
@@ -69,19 +81,25 @@ def _make(sweep: "Sweep", mine: "Sweep", workers: int, threads: int) -> int:
         if done.state == "finished" and not folder.report.is_file():
             write_report(folder)
 
-    failed = work(mine.tasks, workers, threads, report)
-    if any(task.finished for task in sweep.tasks):
+    failed = work(mine.tasks, workers, threads, report, launcher)
+    if rank is not None:
+        rank.meet()
+    if (rank is None or rank.number == 0) and any(task.finished for task in sweep.tasks):
         from spikeprune.study import tables
         from spikeprune.study.compare import collect, compare
 
         runs, unfinished, reference = collect([sweep.file])
-        print("\n".join(["", *tables.to_text(compare(runs, reference, unfinished))]))
+        print("\n".join(["", *tables.to_text(compare(runs, reference, unfinished))]), flush=True)
+    if rank is not None:  # a rank that fails now stops no other at its work
+        rank.meet()
+        rank.leave()
     if failed:
         raise RunFailed(
             f"{len(failed)} of {total} runs failed, first {_name(failed[0].task)}: {failed[0].message[:150]}; "
             "the same command tries them again"
         )
-    print(sweep.file)
+    if rank is None or rank.number == 0:
+        print(sweep.file)
     return 0
 
 
@@ -140,6 +158,14 @@ def _count(text: str | None, option: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 4 * (os.cpu_count() or 1) + 64:
         raise InvalidValue(f"{option} must be a whole number of at least 1, got {text!r}; as in {option} 2")
     return int(text)
+
+
+def _launcher(text: str | None) -> "Launcher":
+    if text is None or text == "local":
+        return "local"
+    if text == "ray":
+        return "ray"
+    raise InvalidValue(f"--launcher must be local or ray, got {text!r}; torchrun and --array need no launcher")
 
 
 def _share(text: str) -> tuple[int, int]:

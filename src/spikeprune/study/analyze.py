@@ -1,4 +1,4 @@
-"""Why a run came out as it did: everything of analysis.json, from the files of the run and its networks on images."""
+"""Why runs came out as they did: everything of analysis.json, from the files of a run and its networks on images."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue, UserError
-from spikeprune.study import avalanches, mechanism
+from spikeprune.study import avalanches, compare, mechanism, seeds
 from spikeprune.study.features import (
     Observation,
     consistency,
@@ -26,7 +26,7 @@ from spikeprune.train.recipe import load
 from spikeprune.train.run import load_data, restore
 from spikeprune.train.statistics import channel_criticality
 
-SCHEMA = 1
+SCHEMA = 2
 FEATURES = ("rate", "inverted-min-max")
 _STATES = {
     "before_pruning": "the dense network of this run, dense.safetensors, at the end of its own training",
@@ -36,56 +36,140 @@ _STATES = {
 
 
 def analyze(
-    path: str | Path,
+    runs: str | Path | Sequence[str | Path],
     against: Sequence[str | Path] = (),
     *,
     features: str = "rate",
     images: int = 2000,
     root: str | None = None,
 ) -> dict[str, Any]:
-    """Analyse a finished run and write `analysis.json` into its folder.
+    """Analyse finished runs and write `analysis.json` into the folder of each.
 
     Args:
-        against: other finished runs, such as one without regrowth of the same seed and sparsity.
+        runs: one run, or several that differ in the seed alone.
+        against: other finished runs, such as those without regrowth at the same sparsity. One run is set against all
+            of them; several are paired with them by seed.
         features: "rate", or "inverted-min-max" as in the authors' code.
         images: of the training and of the test split, the first ones.
         root: where the data lies now, if not where the run found it.
-    Returns: the content of analysis.json; what does not exist is None.
+    Returns: the content of the first run's analysis.json; what does not exist is None. Its `seeds` are means and
+        spreads over several runs, None for one.
     Raises: UserError if a folder is no finished run, or InvalidValue for what cannot be compared.
     """
     if features not in FEATURES:
         raise InvalidValue(f"--features must be {' or '.join(FEATURES)}, got {features!r}; rate is spikes over (T H W)")
     if images < 1:
         raise InvalidValue(f"--images must be at least 1, got {images}; 2000 takes a few seconds on small networks")
-    mine, others = _Analysed(path, root), [_Analysed(other, root) for other in against]
-    for other in others:
-        if other.recipe.data.name != mine.recipe.data.name:
+    paths = [runs] if isinstance(runs, str | Path) else runs
+    mine, others = ([_Analysed(path, root) for path in side] for side in (paths, against))
+    _check_data([*mine, *others])
+    arms = _arms(mine, others)
+    parts = {run: run.parts(features, images) for run in [*mine, *others]}
+    pooled = _over_seeds(mine, arms, parts) if len(mine) > 1 else None
+    for run in mine:
+        partners = [other for other in others if len(mine) == 1 or other.seed == run.seed]
+        found = {
+            "schema": SCHEMA,
+            "run": run.folder.path.name,
+            "method": run.recipe.method,
+            "seed": run.seed,
+            "features": features,
+            "images": images,
+            **parts[run],
+            "against": [
+                {
+                    "run": other.folder.path.name,
+                    "method": other.recipe.method,
+                    "seed": other.seed,
+                    "sparsity": other.record["sparsity"],
+                    **parts[other],
+                    "importance_of_difference": _importance_between(run, other),
+                }
+                for other in partners
+            ],
+            "seeds": pooled,
+        }
+        write_whole(run.folder.path / "analysis.json", json.dumps(found, indent=1, allow_nan=False).encode() + b"\n")
+        if run is mine[0]:
+            first = found
+    return first
+
+
+def _check_data(runs: Sequence["_Analysed"]) -> None:
+    first = runs[0]
+    for other in runs[1:]:
+        if other.recipe.data.name != first.recipe.data.name:
             raise InvalidValue(
-                f"{other.folder.path} learned from {other.recipe.data.name}, {mine.folder.path} from "
-                f"{mine.recipe.data.name}; --against takes runs on the same data"
+                f"{other.folder.path} learned from {other.recipe.data.name}, {first.folder.path} from "
+                f"{first.recipe.data.name}; analyze takes runs on the same data"
             )
-    found: dict[str, Any] = {
-        "schema": SCHEMA,
-        "run": mine.folder.path.name,
-        "features": features,
-        "images": images,
-        **mine.parts(features, images),
+
+
+def _arms(mine: Sequence["_Analysed"], others: Sequence["_Analysed"]) -> dict[str, list["_Analysed"]]:
+    """The runs analysed against, by arm.
+
+    Raises: InvalidValue if several runs are not of one arm or a seed comes twice, or an arm has no seed in common.
+    """
+    if len(mine) == 1:
+        return {}
+    if len(compare.grouped([run.compared for run in mine])) > 1:
+        raise InvalidValue(
+            "several runs before --against must differ in the seed alone; put those of another arm after --against"
+        )
+    by_path = {run.compared.path: run for run in others}
+    found = {
+        label: [by_path[run.path] for run in group]
+        for label, group in compare.grouped([run.compared for run in others]).items()
+    }
+    for label, group in {"of the first arm": mine, **found}.items():
+        seeds = [run.seed for run in group]
+        if len(set(seeds)) < len(seeds):
+            raise InvalidValue(f"two runs {label} have the same seed ({seeds}); give one run a seed")
+        if not set(seeds) & {run.seed for run in mine}:
+            raise InvalidValue(f"no run of {label} has a seed of the runs before --against; runs are paired by seed")
+    return found
+
+
+def _over_seeds(
+    mine: Sequence["_Analysed"],
+    arms: Mapping[str, Sequence["_Analysed"]],
+    parts: Mapping["_Analysed", Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Means and spreads of the runs and of each arm that they are set against, and the differences paired by seed."""
+    by_seed = {run.seed: run for run in mine}
+
+    def pooled(label: str, runs: Sequence["_Analysed"]) -> dict[str, Any]:
+        runs = sorted(runs, key=lambda run: run.seed)
+        return {
+            "arm": label,
+            "seeds": [run.seed for run in runs],
+            "runs": [run.folder.path.name for run in runs],
+            **seeds.over_seeds([parts[run] for run in runs]),
+        }
+
+    return {
+        **pooled(mine[0].recipe.method, mine),
         "against": [
             {
-                "run": other.folder.path.name,
-                "method": other.recipe.method,
-                "seed": other.recipe.seed,
-                "sparsity": other.record["sparsity"],
-                **other.parts(features, images),
-                "importance_of_difference": mechanism.importance_between(
-                    mine.model, mine.masks, other.model, other.masks
+                **pooled(label, group),
+                "importance_of_difference": seeds.over_seeds(
+                    [
+                        _importance_between(by_seed[run.seed], run)
+                        for run in sorted(group, key=lambda run: run.seed)
+                        if run.seed in by_seed
+                    ]
+                ),
+                "difference": seeds.differences(
+                    {run.seed: parts[run] for run in mine}, {run.seed: parts[run] for run in group}
                 ),
             }
-            for other in others
+            for label, group in arms.items()
         ],
     }
-    write_whole(mine.folder.path / "analysis.json", json.dumps(found, indent=1, allow_nan=False).encode() + b"\n")
-    return found
+
+
+def _importance_between(run: "_Analysed", other: "_Analysed") -> dict[str, Any]:
+    return mechanism.importance_between(run.model, run.masks, other.model, other.masks)
 
 
 @final
@@ -101,6 +185,8 @@ class _Analysed:
         self.masks = read_safetensors(self.folder.masks)
         there = self.folder.regrown.is_file()
         self.regrown = read_safetensors(self.folder.regrown) if there else None
+        self.seed = int(self.record["seed"])
+        self.compared = compare.Run(self.folder.path, self.record, self.recipe.method, self.recipe.sparsity)
 
     def parts(self, features: str, images: int) -> dict[str, Any]:
         """The keys that contract and page name."""
@@ -112,6 +198,7 @@ class _Analysed:
             train = self._observe(data, device, images, "train", None)
         test, _ = seen["after_regeneration"]
         return {
+            "accuracy": self.record["pruned"]["accuracy"],
             "survival": self._survival(rounds),
             "consistency": _consistency(train, test, len(data.classes), features),
             "importance": self._importance(),
@@ -120,7 +207,7 @@ class _Analysed:
                 "states": _STATES,
                 "limits": avalanches.LIMITS,
                 **{name: None for name in _STATES if name not in seen},
-                **{name: avalanches.summary(o.activity) | {"layers": layers} for name, (o, layers) in seen.items()},
+                **{name: avalanches.summary(o.activity) | _entropies(layers) for name, (o, layers) in seen.items()},
             },
         }
 
@@ -193,6 +280,10 @@ class _Analysed:
         self, data: datasets.Dataset, device: torch.device, images: int, split: Any, file: Path | None
     ) -> Observation:
         return observe(restore(self.folder, self.recipe, data, device, file), data, split, images, self.recipe.batch)
+
+
+def _entropies(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"layers": layers, "mean_entropy": mean_of(layer["entropy"] for layer in layers)}
 
 
 def _consistency(train: Observation, test: Observation, classes: int, features: str) -> dict[str, Any]:

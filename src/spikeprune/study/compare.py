@@ -165,13 +165,12 @@ def from_dict(found: Mapping[str, Any]) -> Comparison:
 
 
 def _row_from(row: dict[str, Any]) -> Row:
-    versus = row.pop("versus")
-    if versus is not None:
-        versus = Paired(**versus | {"difference": Summary(**versus["difference"])})
-    survived = row.pop("survived")
-    lists = {key: tuple(row.pop(key)) for key in ("seeds", "accuracies", "machines", "runs")}
-    values = {name: Summary(**summary) for name, summary in row.pop("values").items()}
-    return Row(**row, **lists, values=values, survived=survived and Summary(**survived), versus=versus)
+    versus, survived = row["versus"], row["survived"]
+    read: dict[str, Any] = {key: tuple(row[key]) for key in ("seeds", "accuracies", "machines", "runs")}
+    read["values"] = {name: Summary(**summary) for name, summary in row["values"].items()}
+    read["survived"] = None if survived is None else Summary(**survived)
+    read["versus"] = None if versus is None else Paired(**versus | {"difference": Summary(**versus["difference"])})
+    return Row(**row | read)
 
 
 def collect(paths: Sequence[str | Path]) -> tuple[list[Run], int, str | None]:
@@ -258,13 +257,7 @@ def compare(runs: Sequence[Run], reference: str | None = None, unfinished: int =
         reference: a label or a method; without one dense, if there is a dense row.
     Raises: UnknownName for a reference that is no row.
     """
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        key = json.dumps(
-            [run.label, None if _dense(run) else run.target, run.settings | {"seed": 0, "baseline": False}]
-        )
-        groups.setdefault(key, []).append(run)
-    rows = sorted(groups.values(), key=_order)
+    rows = _groups(runs)
     labels = _labels(rows)
     named = list(dict.fromkeys(labels))
     if reference is None and DENSE in labels:
@@ -289,6 +282,27 @@ def _corrected(family: Sequence[Row]) -> list[Row]:
         for row, p in zip(family, p_values, strict=True)
     ]
     return sorted(rows, key=lambda row: -row.values["accuracy"].mean)
+
+
+def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs that differ in the seed alone, by the name of their arm and what sets it apart."""
+    groups = _groups(runs)
+    names = _labels(groups)
+    twice = {name for name in names if names.count(name) > 1}
+    return {
+        f"{name}, {group[0].settings['model']}, sparsity {group[0].target:g}" if name in twice else name: group
+        for name, group in zip(names, groups, strict=True)
+    }
+
+
+def _groups(runs: Sequence[Run]) -> list[list[Run]]:
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        key = json.dumps(
+            [run.label, None if _dense(run) else run.target, run.settings | {"seed": 0, "baseline": False}]
+        )
+        groups.setdefault(key, []).append(run)
+    return sorted(groups.values(), key=_order)
 
 
 def _dense(run: Run) -> bool:

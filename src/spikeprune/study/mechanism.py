@@ -44,6 +44,7 @@ def survival(
     return {
         "events": events,
         "regrown": total,
+        "rescued": sum(event["rescued"] for event in rounds),
         "survived": sum(event["survived"] for event in judged) if judged else None,
         "survived_share": _share(sum(e["survived"] for e in judged), sum(e["regrown"] for e in judged))
         if judged

@@ -72,7 +72,8 @@ def plot(
     for value in _ticks(y_low, y_high):
         parts.append(f'<path class="grid" d="M{_LEFT} {y(value)}H{_WIDTH - _RIGHT}"/>')
         parts.append(f'<text class="end" x="{_LEFT - 6}" y="{y(value) + 4}">{value:.4g}</text>')
-    for value in _log_ticks(x_low, x_high) if log else _ticks(x_low, x_high):
+    whole = all(float(p[0]).is_integer() for p, _ in every)
+    for value in _log_ticks(x_low, x_high) if log else _ticks(x_low, x_high, whole):
         parts.append(f'<text class="middle" x="{x(value)}" y="{_HEIGHT - _BOTTOM + 16}">{short(value)}</text>')
     parts.append(f'<text class="middle" x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 8}">{html.escape(x_name)}</text>')
     turned = f'transform="translate(13 {(_HEIGHT - _BOTTOM) / 2}) rotate(-90)"'
@@ -83,9 +84,11 @@ def plot(
         kind = f"m{number % MARKS}"
         if s.joined and len(points) > 1:
             parts.append(f'<path class="line {kind}" d="M{"L".join(f"{x(a)} {y(b)}" for (a, b), _ in points)}"/>')
+        # Bars of joined series would cover each other where they share an x.
+        aside = 4 * (number - (len(kept) - 1) / 2) if s.joined and len(points) > 1 else 0.0
         for (a, b), spread in points:
             if spread:
-                parts.append(f'<path class="line {kind}" d="M{x(a)} {y(b - spread)}V{y(b + spread)}"/>')
+                parts.append(f'<path class="line {kind}" d="M{x(a) + aside:g} {y(b - spread)}V{y(b + spread)}"/>')
             title = html.escape(f"{s.name}: {a:.4g}, {b:.4g}" + (f" ± {spread:.2g}" if spread else ""))
             parts.append(_mark(number, x(a), y(b), title))
     return "".join([*parts, "</svg>"])
@@ -141,9 +144,9 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return ticks or [float(f"{10 ** ((low + high) / 2):.2g}")]
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten, about five of them."""
-    raw = (high - low) / 5
+def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten, about five of them; whole numbers alone where it must be."""
+    raw = max((high - low) / 5, 1.0 if whole else 0.0)
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(size * m for m in (1, 2, 5, 10) if size * m >= raw * 0.999)
     return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -86,7 +86,11 @@ class Sweep:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make the folder {self.out}: {error.strerror}; try another --out") from error
-        write_whole(self.file, json.dumps(self._listed(), indent=1).encode() + b"\n")
+        try:
+            write_whole(self.file, json.dumps(self._listed(), indent=1).encode() + b"\n")
+        except FileNotFoundError:  # another task of a job array wrote the same list at the same moment
+            if not self.file.is_file():
+                raise
 
     def share(self, number: int, of: int) -> "Sweep":
         """Every `of`-th run, from the `number`-th on (counted from 1): a task of a job array."""

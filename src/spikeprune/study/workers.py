@@ -1,20 +1,26 @@
-"""Carries out the runs of a sweep, in this process or in several; one that fails does not stop the others."""
+"""Carries out the runs of a sweep: in this process, in several, or on a Ray cluster.
 
+A run that fails does not stop the others.
+"""
+
+import dataclasses
+import importlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Literal, final
+from pathlib import Path
+from typing import Any, Literal, final
 
 import torch
 
-from spikeprune.core.errors import RunFailed, UserError
+from spikeprune.core.errors import MissingDependency, RunFailed, UserError
 from spikeprune.study.sweep import Task
 from spikeprune.train.folder import Busy
 from spikeprune.train.recipe import Recipe
@@ -22,6 +28,7 @@ from spikeprune.train.run import run
 
 # How long to leave a run alone that another process is working on.
 _PATIENCE = 2.0
+Launcher = Literal["local", "ray"]
 
 
 @final
@@ -34,7 +41,9 @@ class Done:
     message: str = ""
 
 
-def work(tasks: Sequence[Task], workers: int, threads: int, report: Callable[[Done], None]) -> list[Done]:
+def work(
+    tasks: Sequence[Task], workers: int, threads: int, report: Callable[[Done], None], launcher: Launcher = "local"
+) -> list[Done]:
     """Carry out what is not finished; `report` hears of each run as it ends.
 
     A run that another process is working on, a second sweep or a worker of a killed one, is waited for.
@@ -42,11 +51,15 @@ def work(tasks: Sequence[Task], workers: int, threads: int, report: Callable[[Do
     Args:
         workers: processes; 1 works in this one.
         threads: of each process.
+        launcher: "ray" hands the runs to a Ray cluster, which decides how many there are at a time.
     Returns: the runs that failed.
-    Raises: RunFailed if a worker process died, for example for want of memory.
+    Raises: RunFailed if a worker process died, for example for want of memory; MissingDependency without Ray.
     """
     left = [task for task in tasks if not task.finished]
-    ends = _alone(left, threads) if workers == 1 else _together(left, min(workers, len(left)), threads)
+    if launcher == "ray":
+        ends = _on_ray(left, threads)
+    else:
+        ends = _alone(left, threads) if workers == 1 else _together(left, min(workers, len(left)), threads)
     failed: list[Done] = []
     for done in ends:
         report(done)
@@ -96,6 +109,52 @@ def _together(tasks: Sequence[Task], workers: int, threads: int) -> Iterator[Don
         finally:
             for future in running:
                 future.cancel()
+
+
+def _on_ray(tasks: Sequence[Task], threads: int) -> Iterator[Done]:
+    """Each run a Ray task of so many CPUs, and of one GPU where the cluster has any and the recipe lets it.
+
+    The cluster is that of RAY_ADDRESS, else one on this machine; `out` must lie where all of its machines see it.
+    Ray starts a run again, up to three times, whose process died; it continues at its checkpoint.
+    """
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError as error:
+        raise MissingDependency(
+            "--launcher ray needs Ray: pip install 'spikeprune[ray]'; without it --workers N and --array share the runs"
+        ) from error
+    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    there = ray.cluster_resources().get("GPU", 0) > 0
+    remote = ray.remote(_carry_out_there)
+    ours = {name: value for name, value in os.environ.items() if name.startswith("SPIKEPRUNE_")}
+
+    def start(task: Task) -> Any:
+        recipe = dataclasses.replace(task.recipe, out=str(Path(task.recipe.out).resolve()))
+        gpu = recipe.device.startswith("cuda") or (there and recipe.device == "auto")
+        wanted = remote.options(num_cpus=threads, num_gpus=int(gpu))
+        return wanted.remote(recipe, threads, os.getcwd(), ours)
+
+    running = {start(task): task for task in tasks}
+    while running:
+        (ended,), _ = ray.wait(list(running), num_returns=1)
+        task = running.pop(ended)
+        try:
+            outcome = str(ray.get(ended))
+        except Exception as error:  # the run's process died, or its machine
+            outcome = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if outcome == _BUSY:
+            time.sleep(_PATIENCE)
+            running[start(task)] = task
+        else:
+            yield _done(task, outcome)
+
+
+def _carry_out_there(recipe: Recipe, threads: int, folder: str, environment: Mapping[str, str]) -> str:
+    """`_carry_out` in a process that was started elsewhere, so that modules and data of the user's are found."""
+    os.environ.update(environment)
+    os.chdir(folder)
+    torch.set_num_threads(threads)
+    return _carry_out(recipe)
 
 
 _BUSY = "busy"

@@ -1,0 +1,59 @@
+"""Numbers over seeds, by hand: means, spreads, what is missing, and differences paired by seed."""
+
+import pytest
+
+from spikeprune.study.findings import _told
+from spikeprune.study.seeds import QUANTITIES, at, differences, over_seeds
+
+
+def test_every_number_becomes_its_mean_and_spread():
+    """1, 2, 6: mean 3, sd sqrt((4 + 1 + 9) / 2) = sqrt 7."""
+    found = over_seeds([{"a": 1, "b": [{"c": 0.5}]}, {"a": 2, "b": [{"c": 0.5}]}, {"a": 6, "b": [{"c": 0.5}]}])
+    assert found["a"] == {"each": [1, 2, 6], "n": 3, "mean": 3.0, "sd": pytest.approx(7**0.5)}
+    assert found["b"] == [{"c": {"each": [0.5, 0.5, 0.5], "n": 3, "mean": 0.5, "sd": 0.0}}]
+
+
+def test_what_a_run_lacks_is_none_in_its_place_and_counts_not():
+    found = over_seeds([{"a": {"x": 1.0}, "b": None}, {"a": None, "b": None}, {"a": {"x": 3.0}}])
+    assert found["a"]["x"] == {"each": [1.0, None, 3.0], "n": 2, "mean": 2.0, "sd": pytest.approx(2**0.5)}
+    assert found["b"] is None
+    assert over_seeds([4.0]) == {"each": [4.0], "n": 1, "mean": 4.0, "sd": None}
+
+
+def test_text_and_coordinates_stand_where_all_agree():
+    found = over_seeds([{"neuron": "a", "epoch": 1, "of": "w", "yes": True}, {"neuron": "a", "epoch": 1, "of": "g"}])
+    assert found == {"neuron": "a", "epoch": 1, "of": None, "yes": None}
+    assert over_seeds([[1, 2], [1]]) is None
+
+
+def test_differences_are_those_of_the_seeds_that_both_have():
+    """.1, .3 less .0, .1: .1 and .2, mean .15, sd .0707; seed 7 has no partner."""
+    mine = {seed: {"accuracy": value} | _empty() for seed, value in ((1, 0.1), (2, 0.3), (7, 0.9))}
+    theirs = {seed: {"accuracy": value} | _empty() for seed, value in ((2, 0.1), (1, 0.0))}
+    found = differences(mine, theirs)
+    assert set(found) == set(QUANTITIES)
+    accuracy = found["accuracy"]
+    assert (accuracy["seeds"], accuracy["n"]) == ([1, 2], 2)
+    assert accuracy["each"] == pytest.approx([0.1, 0.2])
+    assert accuracy["mean"] == pytest.approx(0.15)
+    assert accuracy["sd"] == pytest.approx(0.5**0.5 / 10)
+    assert found["feature cosine"] is None
+
+
+def _empty():
+    return {"survival": None, "consistency": {}, "overfitting": {}, "criticality": {"after_regeneration": None}} | {
+        part: dict.fromkeys(path[1] for path in QUANTITIES.values() if path[0] == part)
+        for part in ("consistency", "overfitting")
+    }
+
+
+def test_a_place_on_a_way_that_ends_early_is_none():
+    assert at({"a": {"b": 2}}, ("a", "b")) == 2
+    assert at({"a": None}, ("a", "b", "c")) is None
+
+
+def test_a_spread_is_told_with_its_deviation():
+    assert _told({"mean": 0.51234, "sd": 0.01234, "n": 3}, ".1%") == "51.2% ± 1.2%"
+    assert _told({"mean": 0.51234, "sd": 0.01234, "n": 3}, "+.4f") == "+0.5123 ± 0.0123"
+    assert _told({"mean": 2.0, "sd": None, "n": 1}, ".4g") == "2"
+    assert _told(None, ".4g") == "not applicable"
