@@ -110,6 +110,8 @@ def test_set_replaces_a_constant_share_at_random_within_each_layer():
             assert int(mask.sum()) == 100
             assert 20 < int((mask & ~before[name]).sum()) <= 30  # of 130 candidates, 30 of them just dropped
     assert [r["regrown"] for r in pruner.rounds] == [60, 60, 60]  # the share does not decay
+    # At lr 0 they are still 0 at the next event, so the 30 smallest that each layer drops are just these.
+    assert [r["survived"] for r in pruner.rounds] == [0, 0, None]
 
 
 def test_granet_sizes_layers_by_one_ranking_and_regrows_within_them():

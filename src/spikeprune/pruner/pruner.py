@@ -531,10 +531,14 @@ class Pruner:
             self._model.get_parameter(name).data.copy_(value)
 
     def _record(self, event: Event, outcome: Outcome, cuts: bool) -> None:
-        """Adds to `rounds`; how many of the last round's regrown weights survived is known only now."""
+        """Adds to `rounds`; how many of the last round's regrown weights survived is known only now.
+
+        At a constant sparsity nothing is cut to the target: there the cut that makes room for growth judges them.
+        """
+        newly_cut = {n: m & ~outcome.reference[n] for n, m in self._space.alive.items()}
         if self.rounds and self._regrown is not None:
             last = self.rounds[-1]
-            last["survived"] = _overlap(self._regrown, outcome.reference)
+            last["survived"] = _overlap(self._regrown, outcome.reference if _count(newly_cut) else outcome.survivors)
             if last["survived"] < 0.02 * last["regrown"] and not self._warned:
                 self._warned = True
                 _log.warning(
@@ -542,7 +546,6 @@ class Pruner:
                     "space events further apart, raise the learning rate, or pass grace=True",
                     last["regrown"], last["step"], last["survived"],
                 )  # fmt: skip
-        newly_cut = {n: m & ~outcome.reference[n] for n, m in self._space.alive.items()}
         self.rounds.append(
             {
                 "step": event.step,
