@@ -81,7 +81,8 @@ def test_bench_prints_the_machine_above_the_table(channel_run, capsys):
     assert out[0].startswith(result["cpu"])
     assert any("1 thread, CPU time" in line for line in out)
     assert sum(line.split()[:1] == ["2"] for line in out) == len(result["timings"][0]["rows"])
-    assert out[-1] == str(channel_run / "bench.json")
+    assert out[-2:] == [str(channel_run / "bench.json"), str(channel_run / "report.html")]
+    assert "How fast it runs" in (channel_run / "report.html").read_text()
     assert "cut its channels out already" in result["not_shrunk"]
 
 
@@ -170,8 +171,8 @@ def test_packed_weights_are_read_back_by_ours(run, channel_run, tmp_path, capsys
         (["bench", "nowhere"], "no run folder nowhere"),
         (["export", "nowhere", "--to", "compiled"], "no run folder nowhere"),
         (["export", "RUN"], "--to"),
-        (["export", "RUN", "--to", "nir"], "--to takes compiled or safetensors"),
-        (["export", "RUN", "--to", "onnx"], "--to takes compiled or safetensors"),
+        (["export", "RUN", "--to", "tflite"], "--to takes nir, onnx, compiled, safetensors"),
+        (["export", "RUN", "--to", "onxx"], "did you mean 'onnx'"),
         (["export", "RUN", "--to", "compiled", "--precision", "int8"], "int16"),
         (["export", "RUN", "--to", "safetensors", "--precision", "int16"], "--precision is for --to compiled"),
         (["export", "RUN", "--to", "compiled", "--file", "no/such/folder/x"], "no/such/folder/x"),

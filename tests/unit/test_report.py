@@ -511,3 +511,53 @@ def test_a_folder_that_is_no_finished_run_is_refused(tmp_path: Path, made: Folde
     made.write().record.unlink()
     with pytest.raises(UserError, match="not finished"):
         write_report(made.folder.path)
+
+
+# ---- measured speed ----------------------------------------------------------------------------------------------
+
+
+def measured() -> dict[str, Any]:
+    def row(engine: str, ms: float, over: str | None) -> dict[str, Any]:
+        return {
+            "batch": 32, "engine": engine, "median_ms": ms, "low_ms": ms, "high_ms": ms, "images_per_s": 32e3 / ms,
+            "speedup": None if over is None else 1.0, "opponent": over,
+        }  # fmt: skip
+
+    rows = [row("dense", 20.0, None), row("onnxruntime", 16.0, None), row("compiled fp32", 2.5, "onnxruntime")]
+    return {
+        "cpu": "A <processor>", "isa": "avx2", "multiplies_kept": 0.05, "repeats": 5, "int16_flipped": 1e-4,
+        "accuracy": {"model": 0.98, "compiled int16": 0.975}, "timings": [{"threads": 1, "clock": "cpu", "rows": rows}],
+    }  # fmt: skip
+
+
+def test_measured_speed_stands_beside_what_was_divided(made: Folder):
+    folder = made.write()
+    assert "How fast it runs" not in write_report(folder).read_text()
+    folder.bench.write_text(json.dumps(measured()))
+    structure = Structure(write_report(folder).read_text())
+    # 16 / 2.5 = 6.4 and 20 / 2.5 = 8: the fastest dense engine counts
+    assert "6.40× faster: compiled fp32 takes 2.5 ms where the fastest dense engine, onnxruntime, takes 16 ms." in (
+        structure.text
+    )
+    assert "A <processor> (avx2 kernels): medians of 5 interleaved rounds; 5.0 % of the multiplies" in structure.text
+    assert "model 98.00 %, compiled int16 97.50 %." in structure.text
+    widths = [
+        attrs["style"] for tag, attrs in structure.tags if tag == "i" and "width:12.50%" in (attrs.get("style") or "")
+    ]
+    assert widths  # 2.5 of 20 ms: an eighth of the bar
+
+
+def test_a_slower_network_is_called_slower(made: Folder):
+    result = measured()
+    result["timings"][0]["rows"][2]["median_ms"] = 32.0  # twice as long as the 16 ms of the fastest
+    made.write().bench.write_text(json.dumps(result))
+    assert "2.00× slower: compiled fp32 takes 32 ms" in Structure(write_report(made.folder).read_text()).text
+
+
+@pytest.mark.parametrize(
+    "damage", ["{", '{"timings": []}', '{"timings": [{"threads": 1, "clock": "sun", "rows": []}]}']
+)
+def test_damaged_timings_are_named(made: Folder, damage: str):
+    made.write().bench.write_text(damage)
+    with pytest.raises(UserError, match=r"bench\.json is damaged"):
+        write_report(made.folder)

@@ -13,7 +13,7 @@ _CLOCKS = {"cpu": "CPU time", "wall": "wall clock"}
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser("bench", f"{__doc__}\n\nWrites bench.json and bench.svg into the run folder.")
+    parser = Parser("bench", f"{__doc__}\n\nWrites bench.json and bench.svg into the run folder, and its report anew.")
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("--batch", default="1,32", help="batch sizes, such as 1,32")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved rounds whose median and spread are shown")
@@ -27,19 +27,25 @@ def main(arguments: Sequence[str]) -> int:
         raise InvalidValue(f"--batch takes whole numbers such as 1,32, got {options.batch!r}") from None
 
     from spikeprune.train.bench_run import bench_run
-    from spikeprune.train.folder import write_whole
+    from spikeprune.train.folder import RunFolder, write_whole
 
     result = bench_run(options.run, batches=sizes, repeats=options.repeats, threads=options.threads, root=options.root)
-    folder = Path(options.run)
+    folder = RunFolder(Path(options.run))
     written = {
-        folder / "bench.svg": picture(result),
-        folder / "bench.json": json.dumps(result, indent=1, allow_nan=False) + "\n",
+        folder.path / "bench.svg": picture(result),
+        folder.bench: json.dumps(result, indent=1, allow_nan=False) + "\n",
     }
     try:
         for path, text in written.items():
             write_whole(path, text.encode())
     except OSError as error:
-        raise UserError(f"cannot write into {folder}: {error.strerror}; copy the run to where you may write") from error
+        raise UserError(
+            f"cannot write into {options.run}: {error.strerror}; copy the run to where you may write"
+        ) from error
+    if folder.report.is_file():
+        from spikeprune.report import write_report
+
+        written[write_report(folder)] = ""
     if options.json:
         print_json(result)
         return 0

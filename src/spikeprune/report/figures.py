@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import final
 
 from spikeprune.report import words
-from spikeprune.report.read import Epoch, Neurons, Run
+from spikeprune.report.read import Epoch, Neurons, Run, Timing
 
 
 @final
@@ -69,6 +69,16 @@ class Bar:
     note: str
     parts: tuple[tuple[str, float], ...]
     cells: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Race:
+    """The engines at one batch size and number of threads: what was found, in words, and a bar for each."""
+
+    title: str
+    finding: str
+    bars: tuple[Bar, ...]
 
 
 @final
@@ -258,6 +268,41 @@ def channel_bars(run: Run) -> list[Bar]:
         )
         for name, (before, after) in run.channels.items()
     ]
+
+
+def races(run: Run) -> list[Race]:
+    """Measured speed; bars are images a second in percent of the fastest engine's."""
+    rows = run.bench.timings if run.bench else ()
+    return [
+        _race([row for row in rows if (row.threads, row.batch) == group])
+        for group in dict.fromkeys((row.threads, row.batch) for row in rows)
+    ]
+
+
+def _race(rows: Sequence[Timing]) -> Race:
+    first, by_name = rows[0], {row.engine: row for row in rows}
+    most = max(row.images_per_s for row in rows)
+
+    def bar(row: Timing) -> Bar:
+        over = by_name.get(row.over) if row.over else None
+        factor = words.times(over.milliseconds, row.milliseconds) if over else ""
+        part = ("pruned" if row.over else "dense", 100 * row.images_per_s / most)
+        cells = (words.milliseconds(row.milliseconds), words.short(row.images_per_s), factor)
+        return Bar(row.engine, "", (part,), cells)
+
+    threads = f"{first.threads} thread{'s' if first.threads > 1 else ''}"
+    title = f"Batch {first.batch}, {threads}, {first.clock}"
+    ours = [row for row in rows if row.over in by_name]
+    finding = ""
+    if ours:
+        best = min(ours, key=lambda row: row.milliseconds)
+        rival = by_name[best.over or ""]
+        finding = (
+            f"{words.compared(rival.milliseconds, best.milliseconds, 'faster', 'slower')}: {best.engine} takes "
+            f"{words.milliseconds(best.milliseconds)} ms where the fastest dense engine, {rival.engine}, takes "
+            f"{words.milliseconds(rival.milliseconds)} ms."
+        )
+    return Race(title, finding, tuple(bar(row) for row in rows))
 
 
 def _box(kind: str, neurons: Neurons) -> Box:

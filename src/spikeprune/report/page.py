@@ -94,6 +94,7 @@ def render(run: Run) -> str:
         survival=_survival(run),
         most_regrown=_exact_if_small(max((max(r.regrown, r.rescued) for r in run.rounds), default=0)),
         channels=figures.channel_bars(run),
+        races=figures.races(run),
         ledger=_ledger(run),
         settings=_flat(run.settings),
         command=_command(run),

@@ -116,6 +116,34 @@ class Statistics:
 
 @final
 @dataclass(frozen=True)
+class Timing:
+    """An engine at one batch size and number of threads; `over` names the fastest dense engine beside one of ours."""
+
+    threads: int
+    clock: str
+    batch: int
+    engine: str
+    milliseconds: float
+    images_per_s: float
+    over: str | None
+
+
+@final
+@dataclass(frozen=True)
+class Bench:
+    """What `spikeprune bench` left. `accuracy` is engine -> share of the test split, empty if not measured."""
+
+    cpu: str
+    kernels: str
+    multiplies_kept: float
+    repeats: int
+    int16_flipped: float
+    accuracy: Mapping[str, float]
+    timings: tuple[Timing, ...]
+
+
+@final
+@dataclass(frozen=True)
 class Run:
     """All of a finished run that its page shows. `record` keeps what is only printed: settings, environment, data."""
 
@@ -132,6 +160,7 @@ class Run:
     dense_statistics: Statistics | None
     statistics: Statistics | None
     channels: Mapping[str, tuple[int, int]]
+    bench: Bench | None
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -181,6 +210,7 @@ def read_run(folder: RunFolder) -> Run:
         dense_statistics=statistics[0],
         statistics=statistics[1],
         channels=ChannelPlan.load(folder.plan).layers if folder.plan.is_file() else {},
+        bench=_bench(folder.bench),
     )
 
 
@@ -295,6 +325,38 @@ def _quantiles(values: Any) -> tuple[float, ...]:
     if len(values) != len(QUANTILES):
         raise ValueError(f"{len(values)} quantiles, not {len(QUANTILES)}")
     return tuple(_number(value) for value in values)
+
+
+def _bench(path: Path) -> Bench | None:
+    """The measured speed, or nothing if `spikeprune bench` was not asked."""
+    if not path.is_file():
+        return None
+    with _whole(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        timings = tuple(
+            Timing(
+                int(timing["threads"]),
+                {"cpu": "CPU time", "wall": "wall clock"}[timing["clock"]],
+                int(row["batch"]),
+                str(row["engine"]),
+                _number(row["median_ms"]),
+                _number(row["images_per_s"]),
+                None if row["opponent"] is None else str(row["opponent"]),
+            )
+            for timing in content["timings"]
+            for row in timing["rows"]
+        )
+        if not timings or min(row.milliseconds for row in timings) <= 0:
+            raise ValueError("it holds no times")
+        return Bench(
+            str(content["cpu"]),
+            str(content["isa"]),
+            _number(content["multiplies_kept"]),
+            int(content["repeats"]),
+            _number(content["int16_flipped"]),
+            {str(engine): _number(share) for engine, share in (content.get("accuracy") or {}).items()},
+            timings,
+        )
 
 
 def _layers(path: Path, feeds: Mapping[str, str | None]) -> tuple[Layer, ...]:

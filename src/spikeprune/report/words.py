@@ -41,13 +41,18 @@ def times(dense: float, pruned: float) -> str:
     return f"{value:.1f}×" if value >= 9.995 else f"{value:.2f}×"
 
 
-def compared(dense: float, pruned: float, fewer: str = "less") -> str:
+def compared(dense: float, pruned: float, fewer: str = "less", more: str = "more") -> str:
     """In words: 20.0× fewer, 1.25× more, the same."""
     if pruned == dense:
         return "the same"
     if pruned == 0:
         return "nothing left"
-    return f"{times(dense, pruned)} {fewer}" if dense > pruned else f"{times(pruned, dense)} more"
+    return f"{times(dense, pruned)} {fewer}" if dense > pruned else f"{times(pruned, dense)} {more}"
+
+
+def milliseconds(value: float) -> str:
+    """Three digits: 0.0912, 1.35, 228."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:

@@ -63,6 +63,7 @@ class RunFolder:
         self.statistics = path / "statistics.json"
         self.plan = path / "plan.json"
         self.small = path / "small.safetensors"
+        self.bench = path / "bench.json"
         self.report = path / "report.html"
         self.checkpoints = path / "checkpoint"
 
