@@ -44,7 +44,7 @@ def test_onnxruntime_computes_the_same_function(net):
     pytest.importorskip("onnxruntime")
     model, x = net
     compiled = compile(model, x)
-    (runner,) = [r for name, r in bench._exported_runners(compiled, x, 1).items() if name == "onnxruntime"]
+    (runner,) = [r for name, r in bench.exported_runners(compiled, x, 1).items() if name == "onnxruntime"]
     torch.testing.assert_close(torch.as_tensor(runner(x)), compiled(x), rtol=1e-4, atol=1e-4)
 
 

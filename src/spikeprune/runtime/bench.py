@@ -89,7 +89,7 @@ def flipped(model: CompiledSNN, other: CompiledSNN, x: Tensor) -> float:
     return sum(int((one[name] != two[name]).sum()) for name in one) / sum(spikes.numel() for spikes in one.values())
 
 
-def _times(runner: Runner, x: Tensor, clock: Callable[[], float], least: float) -> float:
+def call_time(runner: Runner, x: Tensor, clock: Callable[[], float], least: float) -> float:
     """Seconds of one call, over as many calls as fill `least` seconds."""
     calls, start = 0, clock()
     while True:
@@ -153,7 +153,7 @@ def measure(
             assert_same_spikes(model, compiled, x)
             here = dict(runners)
             if opponents:
-                here |= _exported_runners(compiled, x, threads)
+                here |= exported_runners(compiled, x, threads)
             rows += _rows(here, x, N, repeats, clock, least)
     finally:
         torch.set_num_threads(before)
@@ -163,7 +163,11 @@ def measure(
     }  # fmt: skip
 
 
-def _exported_runners(compiled: CompiledSNN, x: Tensor, threads: int) -> dict[str, Runner]:
+def exported_runners(compiled: CompiledSNN, x: Tensor, threads: int) -> dict[str, Runner]:
+    """ONNX Runtime and OpenVINO, where they are installed, on the compiled network's function at x's shape.
+
+    Raises: RunFailed if one of them computes something else.
+    """
     makers = {"onnxruntime": _onnxruntime, "openvino": _openvino}
     found = [name for name in makers if importlib.util.find_spec(name) is not None]
     if not found or importlib.util.find_spec("onnx") is None:
@@ -187,7 +191,7 @@ def _rows(
     spent: dict[str, list[float]] = {name: [] for name in runners}
     for _ in range(repeats):
         for name, runner in runners.items():
-            spent[name].append(_times(runner, x, clock, least))
+            spent[name].append(call_time(runner, x, clock, least))
     ours = [name for name in runners if name.startswith("compiled") or name == "shrunk"]
     rivals = [name for name in runners if name not in ours]
     rows: list[dict[str, Any]] = []
