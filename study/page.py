@@ -89,19 +89,27 @@ def _part(comparison: Comparison, block: Block, image: str) -> list[str]:
 
 
 def _setting(block: Block) -> list[str]:
-    """What all rows have in common, in words; what differs stands in the sweep's file."""
+    """What the rows have in common, in words, and which rows have it otherwise; the rest is in the sweep's file."""
     rows, first = block.rows, block.rows[0]
-    same = {k: v for k, v in first.settings.items() if all(row.settings.get(k) == v for row in rows)}
-    keys = ("epochs", "T", "batch", "lr", "optim.weight_decay", "precision", "allocate")
+    keys = ("epochs", "T", "batch", "lr", "optim.weight_decay", "precision")
     images = ", ".join(f"{count:,} {split}" for split, count in first.images.items() if count)
     seeds = sorted({seed for row in rows for seed in row.seeds})
     machines = dict.fromkeys(machine for row in rows for machine in row.machines)
     return [
         f"- images: {images}; network: `{block.model}`",
-        "- " + ", ".join(f"{key.rpartition('.')[2].replace('_', ' ')} {same[key]}" for key in keys if key in same),
+        "- " + ", ".join(_common(key, rows) for key in keys),
         f"- seeds: {', '.join(map(str, seeds))}",
         f"- made on: {' / '.join(machines)}",
     ]
+
+
+def _common(key: str, rows: Sequence[Row]) -> str:
+    """`epochs 5 (1: magnitude in 1 epoch)`: the value that most rows have, then those that have another."""
+    values = [row.settings[key] for row in rows]
+    most = max(values, key=values.count)
+    others = [f"{value}: {row.label}" for row, value in zip(rows, values, strict=True) if value != most]
+    name = key.rpartition(".")[2].replace("_", " ")
+    return f"{name} {most}" + (f" ({'; '.join(others)})" if others else "")
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

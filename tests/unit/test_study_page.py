@@ -37,6 +37,7 @@ def root(tmp_path_factory):
             rounds = [{"regrown": 40, "survived": 10}, {"regrown": 40, "survived": None}]
             words = ("method=criticality", f"sparsity={sparsity}", f"seed={seed}")
             write_run(tmp_path / "runs", [0.81, 0.84, 0.84][seed], *words, rounds=rounds, train_macs_effective=2e8)
+    write_run(tmp_path / "runs", 0.5, "method=random", "sparsity=0.95", "seed=0", "epochs=8")
     (tmp_path / "study" / "results").mkdir(parents=True)
     told = io.StringIO()
     with contextlib.redirect_stdout(told):
@@ -54,7 +55,8 @@ def test_the_page_holds_words_settings_results_costs_and_pictures(root):
     assert "What a tiny study asks." in text
     assert "```sh\nspikeprune sweep tiny\n```" in text
     assert "- images: 100 train, 50 test; network: `mlp`" in text
-    assert re.search(r"- epochs 4, T 4, batch 128, .*, precision auto", text)
+    assert "- epochs 4, T 4, batch 128, lr 0.1, weight decay 0.0001, precision auto\n" in text
+    assert "- epochs 4 (8: random), T 4," in text
     assert "- seeds: 0, 1, 2\n- made on: a processor, 1 thread, fp32; spikeprune 0.1.0, torch 2.13.0" in text
     for sparsity in ("0.9", "0.95"):
         part = text.split(f"### digits, mlp, sparsity {sparsity}\n")[1].split("###")[0]
@@ -63,7 +65,7 @@ def test_the_page_holds_words_settings_results_costs_and_pictures(root):
         assert second.startswith(
             f"| criticality | 3 | {float(sparsity):.4f} | 83.00 ± 4.30 | 1.73 | +1.00 ± 2.48 | 0.225"
         )
-        assert second.endswith("| 25.0 | 100 |" if sparsity == "0.9" else "| 25.0 | 50 |")
+        assert second.endswith("| 25.0 | 100 |" if sparsity == "0.9" else "| 25.0 | 50 | equal |")
         assert third.startswith("| magnitude | 3 |")
         assert "corrected for the 1 test against magnitude in this table" in part
         assert "| criticality | 2.5 | 4 | 1 G | 200 M | 6.0 | 10.0 | 0.10 |" in part
