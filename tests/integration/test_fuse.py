@@ -103,10 +103,46 @@ def test_a_residual_block():
     assert "no fused neuron" in reasons["bn"]
 
 
-def test_channels_last():
-    plain = build("digits-conv", T=3, size=8).double().to(memory_format=torch.channels_last)
-    x = torch.rand(2, 1, 8, 8).double().contiguous(memory_format=torch.channels_last)
-    assert_same_training(plain, fuse(copy.deepcopy(plain)), x)
+POOLED = [("digits-conv", 3, 8, ["body.4"]), ("vgg16-weights", 2, 32, [f"body.{i}" for i in (4, 11, 21, 31, 41)])]
+
+
+@pytest.mark.parametrize(("name", "T", "size", "pools"), POOLED)
+def test_channels_last_also_pools_in_the_kernel(name, T, size, pools):
+    torch.manual_seed(0)
+    plain = build(name, T=T, size=size).double().to(memory_format=torch.channels_last)
+    x = torch.rand(2, *plain.image_shape).double().contiguous(memory_format=torch.channels_last)
+    fused = fuse(copy.deepcopy(plain))
+    assert_same_training(plain, fused, x, number=2)
+    kinds = {n: type(m).__name__ for n, m in fused.named_modules()}
+    assert sorted(r.name for r in fuse_report(fused) if kinds[r.name] in ("MaxPool2d", "AvgPool2d")) == sorted(pools)
+
+
+class Branching(nn.Module):
+    """Spikes that a pooling and, where asked, something else reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.lif, self.pool = conv(1, 4), lif(), layer.MaxPool2d(2, 2, step_mode="m")
+        self.last = conv(4, 2)
+        self.branch = True
+
+    def forward(self, x):
+        spikes = self.lif(self.conv(x))
+        out = self.last(self.pool(spikes))
+        return out.mean((3, 4)) + spikes.mean((3, 4))[:, :, :2] if self.branch else out.mean((3, 4))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_spikes_that_are_not_only_pooled(first):
+    """Before and after a forward in which the pooling alone has read them."""
+    torch.manual_seed(0)
+    plain = Branching().double().to(memory_format=torch.channels_last)
+    fused = fuse(copy.deepcopy(plain))
+    x = torch.rand(3, 2, 1, 6, 6).double() * 3
+    for branch in (first, not first, True):
+        plain.branch = fused.branch = branch
+        assert_same_training(plain, fused, x, number=1)
+    assert not [row for row in fuse_report(fused) if row.name == "pool"]
 
 
 def test_potential_carried_from_call_to_call():

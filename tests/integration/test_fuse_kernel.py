@@ -48,21 +48,22 @@ def run(function, call, inputs, g_spikes, g_last):
     return spikes.detach(), v.detach(), *[None if t is None else t.grad for t in leaves]
 
 
-def compare(neuron, mode, T, N, C, space, *, still=False, carried=True, last=False, learns=False, seed=0):
+def compare(neuron, mode, T, N, C, space, *, still=False, carried=True, last=False, learns=False, seed=0, pool=""):
     """The kernel's spikes, potential and gradients equal those of autograd through plain PyTorch, in float64."""
     y, weight, bias, v = tensors(T, N, C, space, still, seed)
     if last:
         y, v = (t.contiguous(memory_format=torch.channels_last) for t in (y, v))
-    call = Call(T, neuron, norm_of(y, T, mode, still), still)
+    call = Call(T, neuron, norm_of(y, T, mode, still), still, pool=pool)
     leak = torch.tensor(0.4, dtype=torch.float64) if learns else None
     affine = (None, None) if mode == "none" else (weight, bias)
     inputs = (y, *affine, v if carried else None, leak)
-    g = torch.randn(T * N, C, *space, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
+    behind = [size // 2 for size in space] if pool else space
+    g = torch.randn(T * N, C, *behind, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
     g_last = torch.ones_like(v)
     ours = run(fire, call, inputs, g, g_last)
     theirs = run(reference, call, inputs, g, g_last)
     assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
-    assert ours[0].unique().tolist() == [0.0, 1.0] or neuron.smooth or ours[0].numel() < 50
+    assert ours[0].unique().tolist() == [0.0, 1.0] or neuron.smooth or pool == "avg" or ours[0].numel() < 50
 
 
 @pytest.fixture(params=["kernel", "without a compiler"])
@@ -95,6 +96,37 @@ def test_a_neuron_that_learns_its_leak(way):
     for reset, mode in itertools.product((HARD, SOFT), ("batch", "per-step")):
         compare(lif(reset, slopes=(-1.0, 1.0, 0.05)), mode, 4, 3, 5, (8, 9), learns=True)
         compare(lif(reset, slopes=(-1.0, 0.0, 0.05)), mode, 4, 3, 5, (), learns=True, carried=False)
+
+
+@pytest.mark.parametrize("pool", ["max", "avg"])
+@pytest.mark.parametrize("mode", ["none", "batch", "per-step"])
+@pytest.mark.parametrize("still", [False, True])
+def test_pooling_behind_the_neuron(way, pool, mode, still):
+    """Autograd through torch's own pooling decides where the gradient of a window goes, ties and all."""
+    compare(lif(), mode, 4, 3, 70, (4, 6), still=still, last=True, pool=pool)
+    compare(lif(SOFT), mode, 3, 2, 5, (2, 2), still=still, last=True, pool=pool, carried=False)
+
+
+def test_the_first_spike_of_a_window_gets_its_gradient(way):
+    """Worked by hand: IF, threshold 1, one step, slope 1 / (1 + (pi u)^2); torch gives a silent window to its first."""
+    y = torch.tensor([[0.5, 1.0, 0.0, 0.5], [1.0, 1.5, 0.0, 0.0]], dtype=torch.float64).view(1, 1, 2, 4)
+    y = y.contiguous(memory_format=torch.channels_last).requires_grad_()
+    spikes, _ = fire(y, Call(1, Neuron(1, 1, 0, 1.0, 0, 0, "atan", 2.0), pool="max"))
+    assert spikes.flatten().tolist() == [1.0, 0.0]
+    (g,) = torch.autograd.grad(spikes, y, torch.tensor([[[[3.0, 5.0]]]], dtype=torch.float64))
+    # left: the first that fires is at row 0, column 1, where u = 0; right: none does, row 0, column 2 with u = -1
+    want = torch.tensor([0, 3.0, 5.0 / (1 + torch.pi**2), 0, 0, 0, 0, 0], dtype=torch.float64)
+    assert_close(g.flatten(), want, rtol=1e-12, atol=0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    T=st.integers(1, 6), N=st.integers(1, 4), C=st.integers(1, 130), H=st.integers(1, 5), W=st.integers(1, 5),
+    pool=st.sampled_from(["max", "avg"]), still=st.booleans(), soft=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_pooling_of_any_shape(T, N, C, H, W, pool, still, soft, seed):
+    neuron = lif(SOFT if soft else HARD)
+    compare(neuron, "batch", T, N, C, (2 * H, 2 * W), still=still and T > 1, last=True, seed=seed, pool=pool)
 
 
 @settings(max_examples=25, deadline=None)

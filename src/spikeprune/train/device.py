@@ -109,8 +109,11 @@ def repeatable(threads: int | None = None) -> Iterator[None]:
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark, threads_before = torch.backends.cudnn.benchmark, torch.get_num_threads()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Writing NaN into every new tensor costs several per cent of a step; nothing reads a tensor before it is written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
     if threads is not None:
         torch.set_num_threads(threads)
@@ -118,6 +121,7 @@ def repeatable(threads: int | None = None) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled
         torch.backends.cudnn.benchmark = benchmark
         torch.set_num_threads(threads_before)
 

@@ -46,21 +46,31 @@ class SpikeStore:
             storage = spikes.untyped_storage()
             self.made[storage.data_ptr()] = _Made(StorageWeakRef(storage), spikes._version, spikes.numel())
 
-    def pack(self, tensor: Tensor) -> Any:
-        """Hook: bits if the tensor is (a view of) registered spikes, else the tensor itself."""
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether the tensor is (a view of all of) registered spikes."""
         made = self.made.get(tensor.untyped_storage().data_ptr())
         # An expired storage is another one's memory by now; a part or an overlap of it is not what the bits stand for.
-        if (
-            made is None
-            or made.storage.expired()
-            or tensor._version != made.version
-            or tensor.numel() != made.numel
-            or not _dense(tensor)
-        ):
-            return tensor
+        return (
+            made is not None
+            and not made.storage.expired()
+            and tensor._version == made.version
+            and tensor.numel() == made.numel
+            and _dense(tensor)
+        )
+
+    def find(self, tensor: Tensor) -> Tensor | None:
+        """The bits, in order of memory, if the tensor is (a view of all of) registered spikes."""
+        if not self.knows(tensor):
+            return None
+        made = self.made[tensor.untyped_storage().data_ptr()]
         if made.bits is None:
             made.bits = _to_bits(tensor)
-        return _Packed(made.bits, tensor.shape, tensor.stride(), tensor.dtype)
+        return made.bits
+
+    def pack(self, tensor: Tensor) -> Any:
+        """Hook: bits if the tensor is (a view of) registered spikes, else the tensor itself."""
+        bits = self.find(tensor)
+        return tensor if bits is None else _Packed(bits, tensor.shape, tensor.stride(), tensor.dtype)
 
     @staticmethod
     def unpack(saved: Any) -> Tensor:
@@ -83,7 +93,9 @@ def _to_bits(spikes: Tensor) -> Tensor:
     library = kernels(spikes)
     if library is None:  # one byte each
         return flat.to(torch.bool)
-    bits = torch.empty((flat.numel() + 7) // 8, dtype=torch.uint8)
+    # Readers take 8 bytes at a time; the bytes behind the last spike are 0.
+    bits = torch.empty((flat.numel() + 7) // 8 + 8, dtype=torch.uint8)
+    bits[-8:] = 0
     library.fuse_pack(
         element_type(spikes.dtype), ctypes.c_int64(flat.numel()), ctypes.c_void_p(flat.data_ptr()),
         ctypes.c_void_p(bits.data_ptr()),

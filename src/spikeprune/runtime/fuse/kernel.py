@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from spikeprune.runtime import native
 
 SURROGATES = ("atan", "sigmoid", "clamped-tanh")  # the kernel knows them by their place in this list
+POOLS = ("", "max", "avg")  # likewise
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 # Starting a thread costs some 20 microseconds; this many elements are worth one.
 _ELEMENTS_PER_THREAD = 1 << 16
@@ -70,11 +71,11 @@ class Norm:
 
 class _Spec(ctypes.Structure):
     _fields_ = (
-        [(name, ctypes.c_int64) for name in ("T", "N", "C", "P")]
+        [(name, ctypes.c_int64) for name in ("T", "N", "C", "P", "W")]
         + [
             (name, ctypes.c_int32)
             for name in (
-                "channels_last", "per_step", "still", "surrogate", "smooth", "strict", "detach_reset", "threads"
+                "channels_last", "per_step", "still", "surrogate", "smooth", "strict", "detach_reset", "threads", "pool"
             )
         ]
         + [
@@ -99,8 +100,11 @@ def kernels(y: Tensor) -> ctypes.CDLL | None:
             "fuse_through_norm",
             "fuse_pack",
             "fuse_unpack",
+            "fuse_events_forward",
+            "fuse_events_weight",
         ):
             getattr(library, name).restype = None
+        library.fuse_events_count.restype = ctypes.c_int64
         library.typed = True  # pyright: ignore[reportAttributeAccessIssue]
     return library
 
@@ -121,23 +125,27 @@ def layout(y: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _fold(y: Tensor) -> int:
+def _fold(y: Tensor, form: torch.memory_format) -> int:
     """Small contiguous maps count as so many channels each, so that the kernel's loops are long enough."""
     positions = math.prod(y.shape[2:])
-    return positions if positions < 64 and layout(y) == torch.contiguous_format else 1
+    return positions if positions < 64 and form == torch.contiguous_format else 1
 
 
-def _spec(y: Tensor, T: int, still: bool, per_step: bool, neuron: Neuron | None) -> _Spec:
-    positions, fold = math.prod(y.shape[2:]), _fold(y)
+def _spec(
+    y: Tensor, T: int, still: bool, per_step: bool, neuron: Neuron | None, form: torch.memory_format, pool: str = ""
+) -> _Spec:
+    positions, fold = math.prod(y.shape[2:]), _fold(y, form)
     spec = _Spec(
         T=T,
         N=y.shape[0] // (1 if still else T),
         C=y.shape[1] * fold,
         P=positions // fold,
-        channels_last=positions == fold or layout(y) == torch.channels_last,
+        W=y.shape[-1],
+        channels_last=positions == fold or form == torch.channels_last,
         per_step=per_step,
         still=still,
         threads=max(1, min(torch.get_num_threads(), y.numel() // _ELEMENTS_PER_THREAD)),
+        pool=POOLS.index(pool),
     )
     if neuron is not None:
         spec.surrogate = SURROGATES.index(neuron.surrogate)
@@ -156,8 +164,9 @@ def statistics(y: Tensor, T: int, per_step: bool) -> tuple[Tensor, Tensor]:
         dims = [1, *range(3, groups.dim())]
         var, mean = torch.var_mean(groups.double(), dims, correction=0)
         return (mean, var) if per_step else (mean[0], var[0])
-    y = y.contiguous(memory_format=layout(y))
-    spec, fold = _spec(y, T, False, per_step, None), _fold(y)
+    form = layout(y)
+    y = y.contiguous(memory_format=form)
+    spec, fold = _spec(y, T, False, per_step, None, form), _fold(y, form)
     mean, var = torch.empty(2, T if per_step else 1, spec.C, dtype=torch.float64)
     library.fuse_statistics(ctypes.byref(spec), element_type(y.dtype), _pointer(y), _pointer(mean), _pointer(var))
     if fold > 1:  # of each position, all with the same count
@@ -171,7 +180,8 @@ class Call:
     """One call of `fire`: what is not differentiated.
 
     still: y is one step that drives all T. criticality: zeros [N, C] in float32, filled with the maximum over space of
-    the mean over T of the surrogate's derivative at h - v_threshold.
+    the mean over T of the surrogate's derivative at h - v_threshold. pool: "max" or "avg" of the spikes over 2x2
+    positions, where `can_pool` says so.
     """
 
     T: int
@@ -179,6 +189,14 @@ class Call:
     norm: Norm | None = None
     still: bool = False
     criticality: Tensor | None = None
+    pool: str = ""
+
+
+def can_pool(y: Tensor) -> bool:
+    """Whether `fire` can pool the spikes that y leads to: even maps; for the kernel also channels last."""
+    if y.dim() != 4 or y.shape[2] % 2 or y.shape[3] % 2:
+        return False
+    return kernels(y) is None or layout(y) == torch.channels_last
 
 
 def fire(
@@ -189,7 +207,7 @@ def fire(
     v_start: Tensor | None = None,
     leak: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Spikes [T * N, C, *space] and last membrane potential [N, C, *space].
+    """Spikes [T * N, C, *space] (half of it where they are pooled) and last membrane potential [N, C, *space].
 
     Args:
         y: [T * N, C, *space], or [N, C, *space] if `call.still`.
@@ -217,16 +235,18 @@ class _Fused(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         library = kernels(y)
         assert library is not None
-        form = layout(y)
+        form = torch.channels_last if call.pool else layout(y)
         y = y.contiguous(memory_format=form)
         per_step = call.norm is not None and call.norm.per_step
-        spec, fold = _spec(y, call.T, call.still, per_step, call.neuron), _fold(y)
+        spec = _spec(y, call.T, call.still, per_step, call.neuron, form, call.pool)
+        fold = _fold(y, form)
         compute = torch.float64 if y.dtype == torch.float64 else torch.float32
         mean, inverse, scale, shift = _affine(y, call.norm, weight, bias)
         scale, shift, means = (t.to(compute).repeat_interleave(fold, -1) for t in (scale, shift, mean))
         if v_start is not None:
             v_start = v_start.to(y.dtype).contiguous(memory_format=form)
-        spikes = torch.empty((call.T * spec.N, *y.shape[1:]), dtype=y.dtype, memory_format=form)
+        space = [size // 2 for size in y.shape[2:]] if call.pool else y.shape[2:]
+        spikes = torch.empty((call.T * spec.N, y.shape[1], *space), dtype=y.dtype, memory_format=form)
         v_last = torch.empty((spec.N, *y.shape[1:]), dtype=y.dtype, memory_format=form)
         near = None if call.criticality is None else call.criticality.new_zeros(spec.N, spec.C)
         library.fuse_forward(
@@ -334,7 +354,7 @@ class _Recomputed(torch.autograd.Function):
             ]
             y, weight, bias, v_start, leak = inputs
             call: Call = ctx.call
-            outputs = reference(y, Call(call.T, call.neuron, call.norm, call.still), weight, bias, v_start, leak)
+            outputs = reference(y, replace(call, criticality=None), weight, bias, v_start, leak)
         wanted = [t for t in inputs if t is not None and t.requires_grad]
         pairs = [(o, g) for o, g in zip(outputs, (g_spikes, g_last), strict=True) if g is not None and o.requires_grad]
         found = iter(
@@ -376,7 +396,10 @@ def reference(
         spikes.append(s.to(y.dtype))
     if call.criticality is not None:
         call.criticality.copy_((near / call.T).flatten(2).amax(-1) if near.dim() > 2 else near / call.T)
-    return torch.cat(spikes), v.to(y.dtype)
+    fired = torch.cat(spikes)
+    if call.pool:
+        fired = F.max_pool2d(fired, 2) if call.pool == "max" else F.avg_pool2d(fired, 2)
+    return fired, v.to(y.dtype)
 
 
 def normalised(y: Tensor, T: int, norm: Norm, weight: Tensor | None, bias: Tensor | None) -> Tensor:

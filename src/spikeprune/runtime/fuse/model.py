@@ -2,31 +2,34 @@
 
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.pruner.adapter import Adapter, adapter_for
 from spikeprune.runtime.fuse.bits import SpikeStore
-from spikeprune.runtime.fuse.kernel import Call, fire
-from spikeprune.runtime.fuse.neurons import Reader, carried, leak_of, normalisation
-from spikeprune.runtime.fuse.norm import Bridge, NormState, Pending, Results, bridge, track
+from spikeprune.runtime.fuse.events import convolution
+from spikeprune.runtime.fuse.kernel import Call, can_pool, fire
+from spikeprune.runtime.fuse.neurons import Reader, carried, leak_of, normalisation, pooling
+from spikeprune.runtime.fuse.norm import Bridge, NormState, Pending, PendingSpikes, Pooled, Results, bridge, track
 
 M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Fused:
-    """What became of one neuron or BatchNorm.
+    """What became of one neuron, BatchNorm or pooling layer (those that run inside a neuron's kernel are listed).
 
     fused: whether the kernel stands in for it. norm: for a neuron, the BatchNorm computed with it ("" if none, None
-    until the first forward has shown it). reason: why it is not fused, or what keeps a BatchNorm from being skipped.
+    until the first forward has shown it); None for everything else. reason: why it is not fused, or what keeps a
+    BatchNorm from being skipped.
     """
 
     name: str
@@ -40,6 +43,16 @@ class _NeuronState:
     name: str
     reader: Reader
     norm: str | None = None
+    # The pooling behind it, once a forward with gradient has shown that it alone reads the spikes, and its name.
+    pool: str = ""
+    pool_name: str = ""
+    shared: bool = False  # something besides the pooling reads the spikes
+
+
+@dataclass
+class _PoolState:
+    name: str
+    kind: str  # "max" or "avg"
 
 
 @dataclass
@@ -53,6 +66,17 @@ class _Fusion:
     criticality: dict[str, tuple[Tensor, int]] | None = None
 
 
+@dataclass
+class _Fired:
+    """A neuron's spikes [T, N, C, *space], and how to compute them once more pooled."""
+
+    state: _NeuronState
+    storage: StorageWeakRef
+    version: int
+    form: tuple[Any, ...]  # shape and stride
+    pooled: Callable[[str], Tensor]
+
+
 class _Forward:
     """One forward of the fused model."""
 
@@ -61,6 +85,8 @@ class _Forward:
         self.spikes = SpikeStore()
         self.results = Results()
         self.crossed: dict[int, tuple[NormState, Any]] = {}  # results that a neuron went back over, with their node
+        self.fired: dict[int, _Fired] = {}  # by the spikes' memory
+        self.pooled: list[tuple[_NeuronState, _PoolState, Any]] = []  # likewise: spikes that a pooling went back over
         # Hooks are shown true tensors, at the price of computing them.
         hooks = nn.modules.module
         self.watched = bool(
@@ -118,7 +144,11 @@ def fuse(model: M) -> M:
                 fusion.refused[name] = reason
             else:
                 _replace(fusion, name, module, _norm_forward, NormState(name, per_step))
-        elif isinstance(module, nn.modules.conv._ConvNd) and hasattr(module, "step_mode"):
+        elif kind := pooling(module):
+            _replace(fusion, name, module, _pool_forward, _PoolState(name, kind))
+        elif isinstance(module, nn.Conv2d) or (
+            isinstance(module, nn.modules.conv._ConvNd) and hasattr(module, "step_mode")
+        ):
             _replace(fusion, name, module, _conv_forward, None)
     _replace(fusion, "", model, _model_forward, fusion)
     return model
@@ -152,6 +182,8 @@ def fuse_report(model: nn.Module) -> list[Fused]:
         if isinstance(state, _NeuronState):
             rows.append(Fused(name, True, state.norm))
             norms[state.norm or ""] = name
+            if state.pool and not state.shared:
+                rows.append(Fused(state.pool_name, True))
     for name, module in fusion.modules.items():
         state = vars(module).get("_fuse_state")
         if isinstance(state, NormState):
@@ -219,7 +251,7 @@ def _model_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _prove(active: _Forward, result: Any) -> None:
     """Marks the BatchNorms whose result only a neuron read: nothing else hangs on it in the graph of `result`."""
-    if not active.crossed:
+    if not active.crossed and not active.pooled:
         return
     seen: set[Any] = set()
     front = [t.grad_fn for t in tree_leaves(result) if isinstance(t, Tensor) and t.grad_fn is not None]
@@ -233,15 +265,23 @@ def _prove(active: _Forward, result: Any) -> None:
     for state, node in active.crossed.values():
         state.shared = node in seen
         state.proven = not state.shared
+    for neuron, pool, node in active.pooled:
+        neuron.shared = neuron.shared or node in seen
+        neuron.pool, neuron.pool_name = pool.kind, pool.name
 
 
 def _conv_forward(self: Any, x: Any) -> Tensor:
-    """One image expanded over T gives one result expanded over T."""
-    plain = type(self).forward
-    if _current() is not None and isinstance(x, Tensor) and self.step_mode == "m":
-        T = x.shape[0]
-        if T > 1 and x.stride(0) == 0 and x.dim() == self.weight.dim() + 1:
-            return plain(self, x[:1]).expand(T, *[-1] * (x.dim() - 1))
+    """One image expanded over T gives one result expanded over T; of spikes only those that fire are visited."""
+    plain, active = type(self).forward, _current()
+    if active is None or not isinstance(x, Tensor):
+        return plain(self, x)
+    sequence = getattr(self, "step_mode", "s") == "m" and x.dim() == self.weight.dim() + 1
+    if sequence and x.shape[0] > 1 and x.stride(0) == 0:
+        return plain(self, x[:1]).expand(x.shape[0], *[-1] * (x.dim() - 1))
+    if isinstance(self, nn.Conv2d) and x.dim() == (5 if sequence else 4):
+        y = convolution(self, x.flatten(0, 1) if sequence else x, active.spikes)
+        if y is not None:
+            return y.unflatten(0, x.shape[:2]) if sequence else y
     return plain(self, x)
 
 
@@ -263,8 +303,34 @@ def _norm_forward(self: Any, x: Any) -> Any:
     return result
 
 
+def _pool_forward(self: Any, x: Any) -> Any:
+    plain, active = type(self).forward, _current()
+    state: _PoolState = self._fuse_state
+    if active is not None and self.step_mode == "m":
+        if isinstance(x, PendingSpikes):
+            steps = x.sequence()
+            if steps is not None and x.bridge.kind == state.kind:
+                return x.bridge.spikes.unflatten(0, steps)
+        elif isinstance(x, Tensor) and x.grad_fn is not None and not active.watched:
+            fired = active.fired.get(x.untyped_storage().data_ptr())
+            if (
+                fired is not None
+                and not fired.storage.expired()
+                and (x._version, (x.shape, x.stride()), x.storage_offset()) == (fired.version, fired.form, 0)
+            ):
+                # As with a BatchNorm: whoever else reads the spikes shows in the graph of the result.
+                active.pooled.append((fired.state, state, x.grad_fn))
+                return fired.pooled(state.kind).unflatten(0, x.shape[:2])
+    x = x.tensor() if isinstance(x, Pending) else x
+    result = plain(self, x)
+    if active is not None and state.kind == "max" and isinstance(x, Tensor) and active.spikes.knows(x):
+        active.spikes.add(result)
+    return result
+
+
 def _neuron_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     plain, active = type(self).forward, _current()
+    args = tuple(a.tensor() if isinstance(a, PendingSpikes) else a for a in args)
     if active is None or kwargs or len(args) != 1 or not _as_usual(self, active.fusion.adapter):
         return plain(self, *(a.tensor() if isinstance(a, Pending) else a for a in args), **kwargs)
     (x,) = args
@@ -302,15 +368,36 @@ def _run(
     criticality = None
     if active.fusion.criticality is not None:
         criticality = torch.zeros(N, y.shape[1], device=y.device)
-    call = Call(T, numbers.starting_at(start), norm, still, criticality)
-    spikes, v_last = fire(y, call, weight, bias, v_start, leak_of(neuron))
-    neuron.v = v_last
-    if not numbers.smooth:
-        active.spikes.add(spikes)
+    numbers, leak = numbers.starting_at(start), leak_of(neuron)
+
+    def run(pool: str, criticality: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        call = Call(T, numbers, norm, still, criticality, pool)
+        spikes, v_last = fire(y, call, weight, bias, v_start, leak)
+        if not numbers.smooth and pool != "avg":
+            active.spikes.add(spikes)
+        return spikes, v_last
+
+    may_pool = not active.watched and not numbers.smooth and can_pool(y)
+    pool = state.pool if may_pool and not state.shared else ""
+    spikes, neuron.v = run(pool, criticality)
     if active.fusion.criticality is not None and criticality is not None:
         total, count = active.fusion.criticality.get(state.name, (0.0, 0))
         active.fusion.criticality[state.name] = total + criticality.sum(0), count + N
-    return spikes.unflatten(0, (T, N))
+    if pool:
+        made_by = Pooled(y, pool, spikes, lambda: run("")[0], lambda: _missed(state))
+        return PendingSpikes(made_by, (T, N, *space))  # pyright: ignore[reportReturnType]
+    result = spikes.unflatten(0, (T, N))
+    if may_pool and not state.shared and result.grad_fn is not None:
+        storage = spikes.untyped_storage()
+        active.fired[storage.data_ptr()] = _Fired(
+            state, StorageWeakRef(storage), spikes._version, (result.shape, result.stride()), lambda kind: run(kind)[0]
+        )
+    return result
+
+
+def _missed(state: _NeuronState) -> None:
+    """Somebody besides the pooling has read the spikes; from now on they are computed first, as without pooling."""
+    state.shared = state.shared or torch.is_grad_enabled()
 
 
 def _as_usual(neuron: Any, adapter: Adapter) -> bool:

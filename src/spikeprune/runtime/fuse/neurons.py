@@ -118,6 +118,22 @@ def normalisation(module: nn.Module) -> tuple[bool, str]:
     return False, f"{kind.__name__} is not a BatchNorm known here"
 
 
+def pooling(module: Any) -> str:
+    """ "max" or "avg" for a multi-step layer that pools 2x2 positions without overlap or border, else ""."""
+    kind = type(module)
+    if not kind.__module__.startswith(_HOMES) or not hasattr(module, "step_mode"):
+        return ""
+    if kind.__name__ not in ("MaxPool2d", "AvgPool2d"):
+        return ""
+    if any(value not in (2, (2, 2)) for value in (module.kernel_size, module.stride)):
+        return ""
+    if module.padding not in (0, (0, 0)) or module.ceil_mode:
+        return ""
+    if kind.__name__ == "MaxPool2d":
+        return "max" if module.dilation in (1, (1, 1)) and not module.return_indices else ""
+    return "avg" if module.divisor_override is None else ""
+
+
 def carried(neuron: Any, N: int, shape: torch.Size) -> tuple[Tensor | None, float]:
     """The membrane potential that the call starts from: a tensor [N, C, *space] from an earlier call, or a number."""
     v = neuron.v

@@ -6,6 +6,7 @@ a true tensor. Computing that tensor is wasted where only the neuron would read 
 that, the BatchNorm hands out a `Pending` instead: a stand-in that becomes the tensor if anybody touches it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -121,7 +122,7 @@ class Pending:
     that only split or join T and N, or repeat over T, stay pending.
     """
 
-    def __init__(self, bridge: Bridge, shape: tuple[int, ...]) -> None:
+    def __init__(self, bridge: Any, shape: tuple[int, ...]) -> None:
         self.bridge = bridge
         self.shape = torch.Size(shape)
 
@@ -163,14 +164,14 @@ class Pending:
             T, N = sizes
             T, N = (self.shape[0] // N, N) if T == -1 else (T, self.shape[0] // T if N == -1 else N)
             if self.shape[0] == T * N:
-                return Pending(self.bridge, (T, N, *self.shape[1:]))
+                return type(self)(self.bridge, (T, N, *self.shape[1:]))
         return self.tensor().unflatten(dim, sizes)
 
     def view(self, *shape: Any) -> Any:
         sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
         rest = self.bridge.y.shape[1:]
         if all(isinstance(s, int) and s >= 0 for s in sizes) and tuple(sizes[2:]) == tuple(rest):
-            return Pending(self.bridge, tuple(sizes))
+            return type(self)(self.bridge, tuple(sizes))
         return self.tensor().view(*shape)
 
     def expand(self, *sizes: Any) -> Any:
@@ -178,7 +179,7 @@ class Pending:
         wanted = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
         made = self.bridge
         if self.sequence() is not None and self.shape[0] == 1 and made.T == 1 and wanted[1:] == tuple(self.shape[1:]):
-            return Pending(made.repeated(wanted[0]), wanted)
+            return type(self)(made.repeated(wanted[0]), wanted)
         return self.tensor().expand(*sizes)
 
     @classmethod
@@ -190,6 +191,30 @@ class Pending:
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.tensor(), name)
+
+
+@dataclass
+class Pooled:
+    """What a fused neuron leaves instead of its spikes where a pooling layer alone reads them.
+
+    spikes: pooled already, [T * N, C, *space]. again: computes the spikes [T * N, C, *space] themselves.
+    """
+
+    y: Tensor
+    kind: str
+    spikes: Tensor
+    again: Callable[[], Tensor]
+    missed: Callable[[], None]  # told that somebody else reads them
+    T: int = 0  # spikes are never one step for all T
+
+    def tensor(self) -> Tensor:
+        """The spikes."""
+        self.missed()
+        return self.again()
+
+
+class PendingSpikes(Pending):
+    """The spikes of a neuron whose `Pooled` has not been asked for them."""
 
 
 def _forwarded(name: str) -> Any:

@@ -5,7 +5,8 @@
 //   s = h >= v_threshold               (> where the surrogate's step is strict)
 //   v = s ? reset_scale * h + reset_shift : h    hard reset: 0 * h + v_reset; soft: 1 * h - v_threshold
 //
-// The backward pass computes h again from y, so nothing but y has to be kept between the two.
+// The backward pass computes h again from y, so nothing but y has to be kept between the two. Where 2x2 pooling follows,
+// only pooled spikes are written, and their gradient goes to the positions that pooling would have chosen.
 //
 // Shapes: T steps, N samples, C channels, P positions (H*W). `y` is [T][N][P][C] (channels last) or [T][N][C][P];
 // a `still` y is one step that drives all T. Maps of a few positions are better handed over as [T][N][C * P] with
@@ -29,7 +30,7 @@
 
 extern "C" {
 struct FuseSpec {
-    int64_t T, N, C, P;
+    int64_t T, N, C, P, W;  // W: width of a map; read where there is pooling
     int32_t channels_last;  // layout of y, spikes and gradients
     int32_t per_step;       // scale, shift and sums are [T][C] instead of [C]; never with `still`
     int32_t still;          // y is one step that drives all T
@@ -38,6 +39,7 @@ struct FuseSpec {
     int32_t strict;         // h == v_threshold does not fire
     int32_t detach_reset;   // no gradient through the reset
     int32_t threads;
+    int32_t pool;           // of spikes over 2x2 positions: 0 none, 1 maximum, 2 average; channels last and even maps only
     double decay, gain, offset, v_threshold, reset_scale, reset_shift, v_start, alpha;
 };
 }
@@ -141,38 +143,52 @@ template <class Body> void parallel(int64_t items, int threads, const Body& body
 //   contiguous:    an item is some channels of some samples; a run is a piece of one map
 // With `by_sample`, an item never spans two samples, so that a maximum over space has one writer.
 struct Cut {
-    int64_t C, P, N, items, rows, samples, wide, parts;
+    int64_t C, P, N, W, items, rows, samples, wide, parts, windows;
     bool last;
+    int places;  // positions of y behind one of the spikes handed on
 
-    explicit Cut(const FuseSpec& k, bool by_sample = false) : C(k.C), P(k.P), N(k.N), last(k.channels_last) {
-        rows = by_sample ? P : std::max<int64_t>(64, (N * P + 63) / 64);
+    explicit Cut(const FuseSpec& k, bool by_sample = false, bool pooled = false)
+        : C(k.C), P(k.P), N(k.N), W(k.W), last(k.channels_last), places(pooled && k.pool ? 4 : 1) {
+        windows = P / places;
+        rows = by_sample ? windows : std::max<int64_t>(64 / places, (N * windows + 63) / 64);
         samples = by_sample ? 1 : (N + 31) / 32;
         const int64_t groups = (N + samples - 1) / samples;
         wide = std::max<int64_t>(1, C * groups / 16);
         parts = (C + wide - 1) / wide;
-        items = last ? (N * P + rows - 1) / rows : groups * parts;
+        items = last ? (N * windows + rows - 1) / rows : groups * parts;
     }
 
     // A full run is compiled apart: with the number of lanes known, loops need neither head nor tail.
-    template <class Run> static void full_or_part(const Run& run, int64_t offset, int64_t n, int64_t c, int64_t sample) {
+    template <class Run>
+    static void full_or_part(const Run& run, int64_t offset, int64_t n, int64_t c, int64_t sample, int64_t out) {
         if (n >= LANES)
-            run(offset, std::integral_constant<int, LANES>(), c, sample);
+            run(offset, std::integral_constant<int, LANES>(), c, sample, out);
         else
-            run(offset, int(n), c, sample);
+            run(offset, int(n), c, sample, out);
     }
+    // From the first position of a window to its others, in the order in which pooling scans them.
+    int64_t shift(int place) const { return (place / 2 * W + place % 2) * C; }
 
-    // Calls run(offset in one step, lanes, first channel, sample) for each run of an item.
+    // Calls run(offset in one step, lanes, first channel, sample, offset in one step of spikes) for each run of an item;
+    // under pooling the first offset is that of the window's first position.
     template <class Run> void walk(int64_t item, const Run& run) const {
         if (last) {
-            for (int64_t r = item * rows, end = std::min(N * P, r + rows); r < end; ++r)
-                for (int64_t c = 0; c < C; c += LANES) full_or_part(run, r * C + c, C - c, c, r / P);
+            for (int64_t r = item * rows, end = std::min(N * windows, r + rows); r < end; ++r) {
+                int64_t place = r;
+                if (places > 1) {
+                    const int64_t q = r % windows, half = W / 2;
+                    place = r / windows * P + q / half * 2 * W + q % half * 2;
+                }
+                for (int64_t c = 0; c < C; c += LANES)
+                    full_or_part(run, place * C + c, C - c, c, r / windows, r * C + c);
+            }
             return;
         }
         const int64_t n0 = item / parts * samples, c0 = item % parts * wide;
         for (int64_t n = n0, end = std::min(N, n0 + samples); n < end; ++n)
             for (int64_t c = c0, c_end = std::min(C, c0 + wide); c < c_end; ++c)
                 for (int64_t p = 0; p < P; p += LANES)
-                    full_or_part(run, (n * C + c) * P + p, P - p, c, n);
+                    full_or_part(run, (n * C + c) * P + p, P - p, c, n, (n * C + c) * P + p);
     }
 };
 
@@ -256,7 +272,7 @@ template <class Y> void statistics(const FuseSpec& k, const Y* y, double* mean, 
     reduce<F>(cut, k.threads, groups, {mean, var}, [&](int64_t item, std::vector<Sums<F>>& sums) {
         Spread<F> from(cut, origin.data(), 1);
         for (int64_t t = 0; t < steps; ++t)
-            cut.walk(item, [&](int64_t offset, auto n, int64_t c, int64_t) {
+            cut.walk(item, [&](int64_t offset, auto n, int64_t c, int64_t, int64_t) {
                 const int64_t g = groups == 1 ? 0 : t;
                 from.load(c);
                 const Y* at = y + t * size + offset;
@@ -322,38 +338,74 @@ void forward(const FuseSpec& k, const Y* y, const Compute<Y>* scale, const Compu
              Y* spikes, Y* v_last, float* criticality) {
     using F = Compute<Y>;
     const int64_t size = k.N * k.C * k.P, groups = k.per_step ? k.T : 1;
-    const Cut cut(k, criticality != nullptr);
+    const Cut cut(k, criticality != nullptr, true);
     const Neuron<F> neuron(k);
     parallel(cut.items, k.threads, [&](int64_t item) {
         Spread<F> scales(cut, scale, groups), shifts(cut, shift, groups);
+        std::vector<F> pooled(cut.places > 1 ? k.T * LANES : 0);
         cut.walk(
             item,
-            [&](int64_t offset, auto n, int64_t c, int64_t sample) {
+            [&](int64_t first, auto n, int64_t c, int64_t sample, int64_t out_offset) {
                 scales.load(c), shifts.load(c);
-                F v[LANES], h[LANES], s[LANES], near[LANES] = {};
-                neuron.begin(v_start ? v_start + offset : nullptr, v, n);
-                for (int64_t t = 0; t < k.T; ++t) {
-                    const int64_t g = groups == 1 ? 0 : t;
-                    neuron.charge(y + (k.still ? 0 : t * size) + offset, scales.at(c, g), shifts.at(c, g), v, h, n);
-                    neuron.fire(h, s, n);
-                    neuron.reset(h, s, v, n);
-                    Y* out = spikes + t * size + offset;
-                    for (int i = 0; i < n; ++i) store(out + i, s[i]);
-                    if (criticality) {
-                        neuron.slope(h, s, n);
-                        for (int i = 0; i < n; ++i) near[i] += s[i];
+                for (int place = 0; place < cut.places; ++place) {
+                    const int64_t offset = first + cut.shift(place);
+                    F v[LANES], h[LANES], s[LANES], near[LANES] = {};
+                    neuron.begin(v_start ? v_start + offset : nullptr, v, n);
+                    for (int64_t t = 0; t < k.T; ++t) {
+                        const int64_t g = groups == 1 ? 0 : t;
+                        neuron.charge(y + (k.still ? 0 : t * size) + offset, scales.at(c, g), shifts.at(c, g), v, h, n);
+                        neuron.fire(h, s, n);
+                        neuron.reset(h, s, v, n);
+                        Y* out = spikes + t * (size / cut.places) + out_offset;
+                        if (cut.places == 1) {
+                            for (int i = 0; i < n; ++i) store(out + i, s[i]);
+                        } else {
+                            F* all = pooled.data() + t * LANES;
+                            if (place == 0) std::fill(all, all + n, F(0));
+                            if (k.pool == 1)
+                                for (int i = 0; i < n; ++i) all[i] = std::max(all[i], s[i]);
+                            else
+                                for (int i = 0; i < n; ++i) all[i] += F(0.25) * s[i];
+                            if (place == 3)
+                                for (int i = 0; i < n; ++i) store(out + i, all[i]);
+                        }
+                        if (criticality) {
+                            neuron.slope(h, s, n);
+                            for (int i = 0; i < n; ++i) near[i] += s[i];
+                        }
                     }
+                    if (v_last)
+                        for (int i = 0; i < n; ++i) store(v_last + offset + i, v[i]);
+                    if (criticality)
+                        for (int i = 0; i < n; ++i) {
+                            int64_t channel = k.channels_last ? c + i : c;
+                            float& best = criticality[sample * k.C + channel];
+                            best = std::max(best, float(near[i] / F(k.T)));
+                        }
                 }
-                if (v_last)
-                    for (int i = 0; i < n; ++i) store(v_last + offset + i, v[i]);
-                if (criticality)
-                    for (int i = 0; i < n; ++i) {
-                        int64_t channel = k.channels_last ? c + i : c;
-                        float& best = criticality[sample * k.C + channel];
-                        best = std::max(best, float(near[i] / F(k.T)));
-                    }
             });
     });
+}
+
+// What part of a pooled spike's gradient each of the four positions gets: a quarter, or all of it for the first maximum.
+// spikes and shares of place j begin at j * stride and j * T * LANES.
+template <class F, class Lanes>
+void share(const FuseSpec& k, const F* spikes, int64_t stride, F* shares, Lanes n) {
+    const int64_t block = k.T * LANES;
+    if (k.pool == 2) return std::fill(shares, shares + 4 * block, F(0.25));
+    for (int64_t t = 0; t < k.T; ++t) {
+        F left[LANES];  // 1 until a position has fired
+        for (int i = 0; i < n; ++i) left[i] = F(1);
+        for (int place = 0; place < 4; ++place) {
+            const F* s = spikes + place * stride + t * LANES;
+            F* part = shares + place * block + t * LANES;
+            for (int i = 0; i < n; ++i) {
+                part[i] = left[i] * s[i];
+                left[i] -= part[i];
+            }
+        }
+        for (int i = 0; i < n; ++i) shares[t * LANES + i] += left[i];  // none has: all are 0, the first of them counts
+    }
 }
 
 // From the gradients of spikes and of the last potential to that of x (written to g_x, laid out as y) and the sums
@@ -366,7 +418,7 @@ void backward(const FuseSpec& k, const Y* g_spikes, const Y* g_last, const Y* y,
               double* sum_gy, double* sum_decay) {
     using F = Compute<Y>;
     const int64_t size = k.N * k.C * k.P, groups = k.per_step ? k.T : 1;
-    const Cut cut(k);
+    const Cut cut(k, false, true);
     const Neuron<F> neuron(k);
     const F through_reset = k.detach_reset ? F(0) : F(1), decay = neuron.decay, gain = neuron.gain;
     const F reset_scale = neuron.reset_scale, reset_shift = neuron.reset_shift;
@@ -374,66 +426,80 @@ void backward(const FuseSpec& k, const Y* g_spikes, const Y* g_last, const Y* y,
     for (int j = 0; sum_decay && j < 3; ++j) outs.push_back(sum_decay + j * groups * k.C);
     reduce<F>(cut, k.threads, groups, outs, [&](int64_t item, std::vector<Sums<F>>& sums) {
         Spread<F> scales(cut, scale, groups), shifts(cut, shift, groups), means(cut, mean, groups);
-        std::vector<F> kept(4 * k.T * LANES);  // of every step: y, v before, h, s; reading y twice costs more
+        const int64_t block = k.T * LANES;
+        std::vector<F> kept(4 * block * cut.places);  // of every step: v before, h, s, y; reading y twice costs more
+        std::vector<F> shares(cut.places > 1 ? 4 * block : 0);  // of the pooled gradient, by position and step
         const std::vector<Y> nothing(LANES);
         cut.walk(
             item,
-            [&](int64_t offset, auto n, int64_t c, int64_t) {
+            [&](int64_t first, auto n, int64_t c, int64_t, int64_t out_offset) {
                 scales.load(c), shifts.load(c), means.load(c);
-                F* const v0 = kept.data();
-                F* const h0 = v0 + k.T * LANES;
-                F* const s0 = h0 + k.T * LANES;
-                F* const y0 = s0 + k.T * LANES;
-                neuron.begin(v_start ? v_start + offset : nullptr, v0, n);
-                for (int64_t t = 0; t < k.T; ++t) {
-                    const int64_t g = groups == 1 ? 0 : t, at = t * LANES;
-                    const Y* in = y + (k.still ? 0 : t * size) + offset;
-                    for (int i = 0; i < n; ++i) y0[at + i] = load(in + i);
-                    neuron.charge(y0 + at, scales.at(c, g), shifts.at(c, g), v0 + at, h0 + at, n);
-                    neuron.fire(h0 + at, s0 + at, n);
-                    if (t + 1 < k.T) neuron.reset(h0 + at, s0 + at, v0 + at + LANES, n);
-                }
-                F g_v[LANES], g_h[LANES], g_still[LANES] = {}, slope[LANES];
-                for (int i = 0; i < n; ++i) g_v[i] = g_last ? F(load(g_last + offset + i)) : F(0);
-                for (int64_t t = k.T - 1; t >= 0; --t) {
-                    const F *h = h0 + t * LANES, *s = s0 + t * LANES, *in = y0 + t * LANES;
-                    const int64_t g = groups == 1 ? 0 : t;
-                    const Y* g_s = g_spikes ? g_spikes + t * size + offset : nothing.data();
-                    neuron.slope(h, slope, n);
-                    for (int i = 0; i < n; ++i) {
-                        F reset = reset_scale * h[i] + reset_shift;
-                        F passed = s[i] * reset_scale + (F(1) - s[i]) + through_reset * slope[i] * (reset - h[i]);
-                        g_h[i] = F(load(g_s + i)) * slope[i] + g_v[i] * passed;
-                        g_v[i] = decay * g_h[i];
+                for (int place = 0; place < cut.places; ++place) {
+                    const int64_t offset = first + cut.shift(place);
+                    F* const v0 = kept.data() + 4 * block * place;
+                    F *const h0 = v0 + block, *const s0 = h0 + block, *const y0 = s0 + block;
+                    neuron.begin(v_start ? v_start + offset : nullptr, v0, n);
+                    for (int64_t t = 0; t < k.T; ++t) {
+                        const int64_t g = groups == 1 ? 0 : t, at = t * LANES;
+                        const Y* in = y + (k.still ? 0 : t * size) + offset;
+                        for (int i = 0; i < n; ++i) y0[at + i] = load(in + i);
+                        neuron.charge(y0 + at, scales.at(c, g), shifts.at(c, g), v0 + at, h0 + at, n);
+                        neuron.fire(h0 + at, s0 + at, n);
+                        if (t + 1 < k.T) neuron.reset(h0 + at, s0 + at, v0 + at + LANES, n);
                     }
-                    if (sum_decay) {
-                        const F *a = scales.at(c, g), *b = shifts.at(c, g), *v = v0 + t * LANES;
-                        F *__restrict one = sums[2].at(c, g), *__restrict by_v = sums[3].at(c, g);
-                        F* __restrict by_x = sums[4].at(c, g);
+                }
+                if (cut.places > 1) share(k, kept.data() + 2 * block, 4 * block, shares.data(), n);
+                for (int place = 0; place < cut.places; ++place) {
+                    const int64_t offset = first + cut.shift(place);
+                    const F* const v0 = kept.data() + 4 * block * place;
+                    const F *const h0 = v0 + block, *const s0 = h0 + block, *const y0 = s0 + block;
+                    F g_v[LANES], g_h[LANES], g_s[LANES], g_still[LANES] = {}, slope[LANES];
+                    for (int i = 0; i < n; ++i) g_v[i] = g_last ? F(load(g_last + offset + i)) : F(0);
+                    for (int64_t t = k.T - 1; t >= 0; --t) {
+                        const F *h = h0 + t * LANES, *s = s0 + t * LANES, *in = y0 + t * LANES;
+                        const int64_t g = groups == 1 ? 0 : t;
+                        const Y* from = g_spikes ? g_spikes + t * (size / cut.places) + out_offset : nothing.data();
+                        for (int i = 0; i < n; ++i) g_s[i] = F(load(from + i));
+                        if (cut.places > 1) {
+                            const F* part = shares.data() + place * block + t * LANES;
+                            for (int i = 0; i < n; ++i) g_s[i] *= part[i];
+                        }
+                        neuron.slope(h, slope, n);
                         for (int i = 0; i < n; ++i) {
-                            one[i] += g_h[i];
-                            by_v[i] += g_h[i] * v[i];
-                            by_x[i] += g_h[i] * (in[i] * a[i] + b[i]);
+                            F reset = reset_scale * h[i] + reset_shift;
+                            F passed = s[i] * reset_scale + (F(1) - s[i]) + through_reset * slope[i] * (reset - h[i]);
+                            g_h[i] = g_s[i] * slope[i] + g_v[i] * passed;
+                            g_v[i] = decay * g_h[i];
+                        }
+                        if (sum_decay) {
+                            const F *a = scales.at(c, g), *b = shifts.at(c, g), *v = v0 + t * LANES;
+                            F *__restrict one = sums[2].at(c, g), *__restrict by_v = sums[3].at(c, g);
+                            F* __restrict by_x = sums[4].at(c, g);
+                            for (int i = 0; i < n; ++i) {
+                                one[i] += g_h[i];
+                                by_v[i] += g_h[i] * v[i];
+                                by_x[i] += g_h[i] * (in[i] * a[i] + b[i]);
+                            }
+                        }
+                        if (k.still) {
+                            for (int i = 0; i < n; ++i) g_still[i] += g_h[i];
+                            if (t > 0) continue;
+                            std::copy(g_still, g_still + n, g_h);
+                        }
+                        F *__restrict all = sums[0].at(c, g), *__restrict by_y = sums[1].at(c, g);
+                        const F* m = means.at(c, g);
+                        Y* __restrict out = g_x + (k.still ? 0 : t * size) + offset;
+                        for (int i = 0; i < n; ++i) {
+                            F value = gain * g_h[i];
+                            store(out + i, value);
+                            all[i] += value;
+                            by_y[i] += value * (in[i] - m[i]);
                         }
                     }
-                    if (k.still) {
-                        for (int i = 0; i < n; ++i) g_still[i] += g_h[i];
-                        if (t > 0) continue;
-                        std::copy(g_still, g_still + n, g_h);
-                    }
-                    F *__restrict all = sums[0].at(c, g), *__restrict by_y = sums[1].at(c, g);
-                    const F* m = means.at(c, g);
-                    Y* __restrict out = g_x + (k.still ? 0 : t * size) + offset;
-                    for (int i = 0; i < n; ++i) {
-                        F value = gain * g_h[i];
-                        store(out + i, value);
-                        all[i] += value;
-                        by_y[i] += value * (in[i] - m[i]);
-                    }
+                    if (g_start)
+                        for (int i = 0; i < n; ++i) store(g_start + offset + i, g_v[i]);
+                    for (auto& sum : sums) sum.end_of_run(c, n);
                 }
-                if (g_start)
-                    for (int i = 0; i < n; ++i) store(g_start + offset + i, g_v[i]);
-                for (auto& sum : sums) sum.end_of_run(c, n);
             });
     });
 }
@@ -448,7 +514,7 @@ void through_norm(const FuseSpec& k, Y* g, const Y* y, const Compute<Y>* by_g, c
     parallel(cut.items, k.threads, [&](int64_t item) {
         Spread<F> a(cut, by_g, groups), b(cut, by_y, groups), d(cut, constant, groups);
         for (int64_t t = 0; t < steps; ++t)
-            cut.walk(item, [&](int64_t offset, auto n, int64_t c, int64_t) {
+            cut.walk(item, [&](int64_t offset, auto n, int64_t c, int64_t, int64_t) {
                 a.load(c), b.load(c), d.load(c);
                 const int64_t at = t * size + offset, group = groups == 1 ? 0 : t;
                 const F *A = a.at(c, group), *B = b.at(c, group), *D = d.at(c, group);
