@@ -221,6 +221,8 @@ def _overfitting_section(parts: list[tuple[str, _Part]]) -> Section:
     caption = (
         "Mean cross-entropy per image on validation less that on training images, both in eval mode, after each epoch."
     )
+    if all(y is None for _, part in parts for _, y in points(part)):
+        return Section("Overfitting in recovery", (f"{NONE}: the runs held out no images (data.validation)",))
     figure = _figure(parts, points, ("epoch", "validation less train loss"), caption)
     return Section("Overfitting in recovery", figures=(figure,), legend=legend([name for name, _ in parts]))
 

@@ -53,6 +53,9 @@ def comparison_page(comparison: Comparison) -> str:
 
 
 def _pareto(title: str, rows: Sequence[Row]) -> Section:
+    """The dense rows are told in the captions: they lie so far off that all others would fall together."""
+    dense = [f"{row.label} {tables.percent(row.values['accuracy'])} %" for row in rows if row.target is None]
+    rows = [row for row in rows if row.target is not None] or rows
     arms = list(dict.fromkeys(row.label for row in rows))
     axes = (
         ("1 - sparsity", lambda row: 1 - row.values["sparsity"].mean),
@@ -70,5 +73,6 @@ def _pareto(title: str, rows: Sequence[Row]) -> Section:
             series.append(Series(arm, points, spread))
         best = front([point for one in series for point in one.points])
         caption = f"Accuracy over {name}; mean and 95 % interval over seeds. Dotted: no row is better at less."
+        caption += f" Not shown: {', '.join(dense)}." if dense and len(arms) > len(dense) else ""
         figures.append((plot(series, name, "accuracy, %", log=True, marked=best), caption))
     return Section(title, figures=tuple(figures), legend=legend(arms))

@@ -85,7 +85,7 @@ def plot(
         if s.joined and len(points) > 1:
             parts.append(f'<path class="line {kind}" d="M{"L".join(f"{x(a)} {y(b)}" for (a, b), _ in points)}"/>')
         # Bars of joined series would cover each other where they share an x.
-        aside = 4 * (number - (len(kept) - 1) / 2) if s.joined and len(points) > 1 else 0.0
+        aside = min(4, 24 / len(kept)) * (number - (len(kept) - 1) / 2) if s.joined and not log else 0.0
         for (a, b), spread in points:
             if spread:
                 parts.append(f'<path class="line {kind}" d="M{x(a) + aside:g} {y(b - spread)}V{y(b + spread)}"/>')
