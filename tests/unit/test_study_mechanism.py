@@ -92,7 +92,6 @@ def test_avalanches_are_runs_between_silent_steps():
 
 
 def test_the_exponent_worked_by_hand():
-    # 25 avalanches of 1 and 25 of 2: 1 + 50 / (25 ln 2 + 25 ln 4) = 1 + 2 / (3 ln 2)
     # At the best a: mean(ln s) = -zeta'(a) / zeta(a). At a = 2 that is 0.937548 / 1.644934 = 0.569961, which 8,223
     # twos among 10,000 ones and twos have: 0.8223 ln 2 = 0.569975.
     assert avalanches.exponent([1] * 1777 + [2] * 8223) == pytest.approx(2.0, abs=1e-3)

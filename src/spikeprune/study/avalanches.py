@@ -69,7 +69,7 @@ def avalanches(activity: Float[Tensor, "N T"]) -> tuple[list[int], list[int]]:
 
 
 def exponent(values: list[int]) -> float | None:
-    """Of a power law p(s) = s^-a / zeta(a) from s = 1 on, by maximum likelihood: a minimises log zeta(a) + a mean(ln s).
+    """Of a power law p(s) = s^-a / zeta(a) from s = 1 on, by likelihood: a minimises log zeta(a) + a mean(ln s).
 
     None for fewer than 50 values, or where all are 1 and every larger a is likelier.
     Source: Clauset, Shalizi & Newman 2009, SIAM Review 51(4), eq. 3.5; the same as powerlaw's discrete fit at xmin = 1.
