@@ -69,6 +69,25 @@ def lively(model: nn.Module, x: Tensor) -> None:
     model.eval()
 
 
+def assert_alive(model: nn.Module, x: Tensor) -> None:
+    """Raises: RuntimeError naming a neuron layer that never fires on x."""
+    adapter = adapter_for(model)
+    fired: dict[str, float] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        return lambda _, __, spikes: fired.__setitem__(name, float(spikes.mean()))
+
+    hooks = [neuron.register_forward_hook(watch(name)) for name, neuron in adapter.neurons(model).items()]
+    with torch.no_grad():
+        model(x)
+    adapter.reset(model)
+    for hook in hooks:
+        hook.remove()
+    silent = [name for name, rate in fired.items() if rate < 1e-3]
+    if silent:
+        raise RuntimeError(f"{len(silent)} of {len(fired)} neuron layers are silent, {silent[0]!r} first; not timed")
+
+
 def network(name: str, prune: Callable[[nn.Module], Any]) -> tuple[nn.Module, Tensor]:
     """A pruned zoo network at T=5 in eval mode, and images for it."""
     torch.manual_seed(0)

@@ -6,8 +6,10 @@ One thread and CPU seconds (the row "all cores": wall clock), medians of interle
 over the fastest of SpikingJelly eval, our own dense path (BatchNorm folded, channels last, native neurons), ONNX
 Runtime and OpenVINO (where installed), all computing the same spikes, which is checked before anything is timed.
 Networks are untrained: weights masked, normalisation set so that about a tenth of the neurons fire, as in training.
-Rows already in the file are kept. Goals: 95 % uniform >= 7x, 98 % >= 12x, int16 >= 9x / 13x (batch 32), 95 % global
->= 3x and 60 % of the roofline.
+Rows already in the file are kept. There is no row for `budget="macs"`: ranked so before training, VGG-16 keeps too
+little of its first layers to fire; trained.py has trained networks under that budget. Goals: 95 % uniform >= 7x,
+98 % >= 12x, int16 >= 9x / 13x (batch 32), 95 % global >= 3x and 60 % of the roofline. The share of the roofline is that
+of the fastest repeat, as the peak is that of the fastest of many.
 """
 
 import argparse
@@ -17,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import keep, machine, network, one_thread, ranked, stored, uniform
+from common import assert_alive, keep, machine, network, one_thread, ranked, stored, uniform
 from torch import nn
 
 from spikeprune.runtime import bench
@@ -27,7 +29,6 @@ ROWS: dict[str, tuple[str, Callable[[nn.Module], Any]]] = {
     "95 % uniform": ("vgg16-weights", uniform(0.95)),
     "98 % uniform": ("vgg16-weights", uniform(0.98)),
     "95 % global": ("vgg16-weights", ranked(0.95, "weights")),
-    "95 % of the multiplies": ("vgg16-weights", ranked(0.95, "macs")),
     "95 % uniform, ResNet-19": ("resnet19-weights", uniform(0.95)),
     "95 % uniform, all cores": ("vgg16-weights", uniform(0.95)),
 }
@@ -37,6 +38,7 @@ def row(title: str, batch: int, repeats: int) -> dict[str, Any]:
     """Every engine at one batch size, the roofline of the compiled one, and what int16 changes."""
     name, prune = ROWS[title]
     model, x = network(name, prune)
+    assert_alive(model, x)  # a silent network is fast, and worth nothing
     threads = len(os.sched_getaffinity(0)) if "cores" in title else 1
     result = bench.measure(model, x, batches=[batch], repeats=repeats, threads=threads)
     compiled = compile(model, x[:2])
@@ -46,8 +48,8 @@ def row(title: str, batch: int, repeats: int) -> dict[str, Any]:
         "int16_flipped": bench.flipped(compiled, compile(model, x[:2], "int16"), x), "engines": result["rows"],
     }  # fmt: skip
     if threads == 1:
-        median = next(r["median_ms"] for r in result["rows"] if r["engine"] == "compiled fp32")
-        entry["roofline"] = bench.roofline(compiled, median, batch)
+        fastest = next(r["low_ms"] for r in result["rows"] if r["engine"] == "compiled fp32")
+        entry["roofline"] = bench.roofline(compiled, fastest, batch)
     return entry
 
 

@@ -43,12 +43,28 @@ def test_built_once_and_again_when_the_source_changes(kernels, monkeypatch):
 
 
 @needs_compiler
-def test_a_library_built_ahead_comes_first(kernels, monkeypatch):
-    target = native.BUILT / f"tiny-{native.isa()}.so"
-    native.build("tiny", target, native.isa(), native.compiler())
+def test_a_library_built_ahead_comes_first_unless_its_source_changed(kernels, monkeypatch):
+    built = native.build_ahead(["tiny"])
+    assert [path.name.split("-")[1] for path in built] in (["avx512", "avx2", "portable"], ["neon", "portable"])
     monkeypatch.setattr(native, "compiler", lambda: None)
     assert native.library("tiny").answer() == 42
     assert not native.cache_folder().exists()
+    (kernels / "tiny.cpp").write_text(SOURCE.format(value=43))
+    monkeypatch.setattr(native, "_loaded", {})
+    assert native.library("tiny") is None
+
+
+@needs_compiler
+def test_building_ahead_again_leaves_nothing_of_old_sources(kernels):
+    before = native.build_ahead(["tiny"])
+    (kernels / "tiny.cpp").write_text(SOURCE.format(value=43))
+    after = native.build_ahead(["tiny"])
+    assert set(native.BUILT.iterdir()) == set(after)
+    assert set(after).isdisjoint(before)
+
+
+def test_kernels_built_ahead_are_all_there_are():
+    assert {path.stem.split("_")[0] for path in native.KERNELS.glob("*.cpp")} == {n.split("_")[0] for n in native.NAMES}
 
 
 @needs_compiler
@@ -86,7 +102,7 @@ def test_source_that_does_not_compile(kernels, caplog):
 @needs_compiler
 def test_a_damaged_library_is_not_loaded(kernels, caplog):
     native.BUILT.mkdir()
-    (native.BUILT / f"tiny-{native.isa()}.so").write_bytes(b"not a library")
+    (native._built_ahead("tiny", native.isa())).write_bytes(b"not a library")
     assert native.library("tiny") is None
     assert "slower PyTorch code" in caplog.text
 

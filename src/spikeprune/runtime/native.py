@@ -1,8 +1,9 @@
 """Find or build the C++ kernels: one shared library per kernel name and instruction set, loaded with ctypes.
 
 The kernels have a plain C interface and include no torch header, so one compiles in seconds. A library that was built
-ahead lies beside the sources (`kernels/built/`); otherwise it is built at first use and kept in the user's cache folder
-under a key of sources, compiler and flags. Without a compiler `library` returns None and callers use PyTorch.
+ahead lies beside the sources (`kernels/built/`, in wheels made after `python -m spikeprune.runtime.native`); otherwise
+it is built at first use and kept in the user's cache folder under a key of sources, compiler and flags. Without a
+compiler `library` returns None and callers use PyTorch.
 """
 
 import ctypes
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from spikeprune.core.errors import InvalidValue, RunFailed, unknown
@@ -28,6 +30,9 @@ BUILT = KERNELS / "built"
 # -ffp-contract=off: a multiply and an add must round like the dense model's own two operations; kernels that want a
 # fused multiply-add ask for one.
 COMMON_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fno-math-errno")
+# What a library built for other machines must not need there.
+AHEAD_FLAGS = ("-static-libstdc++", "-static-libgcc")
+NAMES = ("engine", "fuse", "sparse_train")
 # The engine's vectors are written out, so that -O3 only doubles the time it takes to compile.
 KERNEL_FLAGS = {"engine": ("-O2",)}
 ISA_FLAGS: dict[str, tuple[str, ...]] = {
@@ -154,19 +159,46 @@ def build(name: str, target: Path, isa_name: str, cxx: str, extra: tuple[str, ..
         Path(scratch).unlink(missing_ok=True)
 
 
-def _key(name: str, isa_name: str, cxx: str) -> str:
+def _sources_key(name: str, isa_name: str) -> str:
     digest = hashlib.sha256()
     for path in [*sources(name), *sorted(KERNELS.glob("*.h"))]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    version = subprocess.run([cxx, "--version"], capture_output=True).stdout
-    digest.update(
-        version + repr((COMMON_FLAGS, KERNEL_FLAGS.get(name), ISA_FLAGS[isa_name], platform.machine())).encode()
-    )
+    digest.update(repr((COMMON_FLAGS, KERNEL_FLAGS.get(name), ISA_FLAGS[isa_name], platform.machine())).encode())
     return digest.hexdigest()[:20]
 
 
+def _key(name: str, isa_name: str, cxx: str) -> str:
+    version = subprocess.run([cxx, "--version"], capture_output=True).stdout
+    return hashlib.sha256(version + _sources_key(name, isa_name).encode()).hexdigest()[:20]
+
+
+def _built_ahead(name: str, isa_name: str) -> Path:
+    """Where a library built ahead lies; the key tells one of other sources apart."""
+    return BUILT / f"{name}-{isa_name}-{_sources_key(name, isa_name)}.so"
+
+
+def build_ahead(names: Sequence[str] = NAMES) -> list[Path]:
+    """Compile kernels for every instruction set of this kind of processor into `kernels/built/`, for a wheel.
+
+    Raises: RunFailed without a compiler, or if it fails.
+    """
+    cxx = compiler()
+    if cxx is None:
+        raise RunFailed("no C++ compiler found (g++ or clang++) to build the kernels with; install one or set CXX")
+    arm = platform.machine().lower() in ("arm64", "aarch64")
+    built: list[Path] = []
+    for name in names:
+        for isa_name in ("neon", "portable") if arm else ("avx512", "avx2", "portable"):
+            target = _built_ahead(name, isa_name)
+            for old in BUILT.glob(f"{name}-{isa_name}-*.so"):
+                old.unlink()
+            build(name, target, isa_name, cxx, AHEAD_FLAGS)
+            built.append(target)
+    return built
+
+
 def _find_or_build(name: str, isa_name: str) -> Path | None:
-    ready = BUILT / f"{name}-{isa_name}.so"
+    ready = _built_ahead(name, isa_name)
     if ready.exists():
         return ready
     cxx = compiler()
@@ -199,3 +231,8 @@ def library(name: str) -> ctypes.CDLL | None:
                 log.warning("the %s kernels run as slower PyTorch code: %s", name, error)
                 _loaded[name, isa_name] = None
         return _loaded[name, isa_name]
+
+
+if __name__ == "__main__":
+    for library_path in build_ahead():
+        print(library_path)
