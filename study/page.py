@@ -11,7 +11,7 @@ from pathlib import Path
 from spikeprune.core.errors import UserError
 from spikeprune.study import claims, tables
 from spikeprune.study.compare import Block, Comparison, Row, from_dict
-from spikeprune.study.plots import Series, front, picture, plot
+from spikeprune.study.plots import Difference, Series, forest, front, picture, plot
 
 ROOT = Path(__file__).parents[1]
 FIRST = ("fashion", "options", "cifar10")  # the others follow by name
@@ -43,8 +43,12 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
         lines += [f"## {name}", "", *_about(root / "study" / f"{name}.yaml")]
         for number, block in enumerate(comparison.blocks, 1):
             image = f"study-{name}-{number}.svg"
-            made[root / "docs" / "images" / image] = _picture(block)
-            lines += _part(comparison, block, image)
+            images = root / "docs" / "images"
+            made[images / image] = _picture(block)
+            differences = _differences(comparison, block)
+            if differences:
+                made[images / image.replace(".svg", "-differences.svg")] = differences
+            lines += _part(comparison, block, image, bool(differences))
     lines += ["## The paper's factors of cost", "", *(f"- {line}" for line in claims.explanation()), ""]
     return {root / "docs" / "study.md": "\n".join(lines), **made}
 
@@ -67,8 +71,8 @@ def _about(recipe: Path) -> list[str]:
     return [*text, "", where, "", "```sh", *commands, "```", ""]
 
 
-def _part(comparison: Comparison, block: Block, image: str) -> list[str]:
-    """Setting, results, picture and costs of one table."""
+def _part(comparison: Comparison, block: Block, image: str, differences: bool) -> list[str]:
+    """Setting, results, pictures and costs of one table."""
     caption = "Pruned arms: accuracy over the MACs of training, with credit for zeros, and over the SynOps of an image"
     return [
         f"### {block.title}",
@@ -79,6 +83,15 @@ def _part(comparison: Comparison, block: Block, image: str) -> list[str]:
         "",
         tables.family(comparison, block),
         "",
+        *(
+            [
+                f"![Accuracy minus that of {comparison.reference}, paired by seed: mean, 95 % interval (of the single "
+                f"comparison) and seeds; arrows are rows far off.](images/{image.replace('.svg', '-differences.svg')})",
+                "",
+            ]
+            if differences
+            else []
+        ),
         f"![{caption}; mean and 95 % interval over seeds. Dotted: no arm is better at less.](images/{image})",
         "",
         "What it cost:",
@@ -131,6 +144,25 @@ def _picture(block: Block) -> str:
         best = front([point for one in series for point in one.points])
         panels.append(plot(series, name, "accuracy, %", log=True, marked=best))
     return picture(panels, [row.label for row in rows])
+
+
+def _differences(comparison: Comparison, block: Block) -> str:
+    """A forest plot of the pruned arms against the reference; empty where nothing is paired."""
+    reference = next((row for row in block.rows if row.label == comparison.reference), None)
+    if reference is None:
+        return ""
+    base = dict(zip(reference.seeds, reference.accuracies, strict=True))
+    rows = [
+        Difference(
+            row.label,
+            100 * row.versus.difference.mean,
+            None if row.versus.difference.half is None else 100 * row.versus.difference.half,
+            tuple(100 * (a - base[s]) for s, a in zip(row.seeds, row.accuracies, strict=True) if s in base),
+        )
+        for row in block.rows
+        if row.versus is not None and row.target is not None
+    ]
+    return forest(rows, f"accuracy minus that of {comparison.reference}, points") if rows else ""
 
 
 def _percent(row: Row) -> float:

@@ -15,7 +15,7 @@ from spikeprune.cli.main import main
 from spikeprune.core.errors import UnknownName, UserError
 from spikeprune.study.compare import collect, compare, from_dict
 from spikeprune.study.page import comparison_page
-from spikeprune.study.plots import Series, front, picture, plot
+from spikeprune.study.plots import Difference, Series, forest, front, picture, plot
 from spikeprune.study.tables import main_table, to_text
 
 
@@ -235,6 +235,22 @@ def test_a_plot_of_nothing_says_so_and_a_point_lies_where_it_should():
     assert at[1] == pytest.approx(((at[0][0] + at[2][0]) / 2, (at[0][1] + at[2][1]) / 2), abs=0.02)
     assert at[0][1] > at[2][1]
     assert "<a>" not in drawn
+
+
+def test_a_forest_plot_has_a_place_for_every_row_and_arrows_for_those_far_off():
+    rows = [
+        Difference("a", 1.0, 0.5, (0.5, 1.5)),
+        Difference("b & c", -0.5, None, (-0.5,)),
+        Difference("d", -30, 1, ()),
+    ]
+    drawn = xml.etree.ElementTree.fromstring(forest(rows, "points"))
+    circles = [e.attrib for e in drawn.iter() if e.tag.endswith("circle")]
+    assert [c["class"] for c in circles] == ["seed", "seed", "m", "seed", "m"]  # d is an arrow
+    at = [float(c["cx"]) for c in circles]
+    assert at[2] == pytest.approx((at[0] + at[1]) / 2)  # 1.0 lies between 0.5 and 1.5
+    assert at[2] - at[4] == pytest.approx(1.5 * (at[1] - at[0]), abs=0.1)  # 1.0 and -0.5; 0.5 and 1.5
+    texts = ["".join(e.itertext()) for e in drawn.iter() if e.tag.endswith("text")]
+    assert {"b & c", "+1.00 ± 0.50", "-0.50", "-30.00 ± 1.00", "points"} <= set(texts)
 
 
 def test_a_picture_is_one_file_with_its_own_colours_and_a_mark_for_each_name():

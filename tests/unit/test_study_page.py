@@ -72,7 +72,7 @@ def test_the_page_holds_words_settings_results_costs_and_pictures(root):
     assert "11.3 = 2260/200" in text
     assert not re.search(r"\bnan\b|\bNone\b", text)
     pictures = re.findall(r"\(images/(.+?)\)", text)
-    assert pictures == ["study-tiny-1.svg", "study-tiny-2.svg"]
+    assert pictures == [f"study-tiny-{n}{kind}.svg" for n in (1, 2) for kind in ("-differences", "")]
     assert {path.name for path in made} == {"study.md", *pictures}
     assert all("criticality" in made[root / "docs" / "images" / name] for name in pictures)
 

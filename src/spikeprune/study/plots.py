@@ -13,6 +13,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 10.0, 44.0
 COLOURS = ("#3b6fd4", "#d4622a", "#2a9d5c", "#8e4bbf", "#c2307a", "#8a7a1e", "#1f9aa8", "#777784")
 MARKS = len(COLOURS)  # then the shape changes: circles, squares, triangles
 _ENTRY = 17.0  # height of a line of a picture's legend
+_ROW = 20.0  # height of a row of a forest plot
+_FAR = 4.0
 _STYLE = """text { font: 11px system-ui, sans-serif; fill: #66666d; } .middle { text-anchor: middle; }
 .end { text-anchor: end; } .grid { stroke: #dcdce1; fill: none; } .line { fill: none; stroke-width: 1.5; }
 .front { fill: none; stroke: #44444a; stroke-dasharray: 2 3; }
@@ -115,6 +117,59 @@ def picture(panels: Sequence[str], names: Sequence[str]) -> str:
     for n, name in enumerate(names):
         left, top = _LEFT + n // half * width / 2, _HEIGHT + 14 + n % half * _ENTRY
         parts.append(f'{_mark(n, left, top - 4)}<text x="{left + 12:g}" y="{top:g}">{html.escape(name)}</text>\n')
+    return "".join([*parts, "</svg>\n"])
+
+
+@final
+@dataclass(frozen=True)
+class Difference:
+    """A row of a forest plot: a mean with half of its interval, and what each seed gave."""
+
+    name: str
+    mean: float
+    half: float | None
+    each: tuple[float, ...]
+
+
+def forest(rows: Sequence[Difference], x_name: str) -> str:
+    """Differences and their intervals, one row a name, as an SVG file of its own; faint dots are seeds.
+
+    Rows far off would leave no room for the others: from `_FAR` times the median distance to 0 on, a row is an arrow.
+    """
+    middle = sorted(abs(row.mean) for row in rows)[len(rows) // 2]
+    near = [row for row in rows if abs(row.mean) <= _FAR * middle] or list(rows)
+    ends = [end for row in near for end in (row.mean - (row.half or 0), row.mean + (row.half or 0), *row.each)]
+    low, high = _range([0.0, *ends], False)
+    left, right, width = 300.0, 800.0, 920.0
+    height = _TOP + len(rows) * _ROW + _BOTTOM
+
+    def x(value: float) -> float:
+        return round(left + (min(max(value, low), high) - low) / (high - low) * (right - left), 2)
+
+    bottom = height - _BOTTOM
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}"><style>{_STYLE}',
+        f".m {{ fill: {COLOURS[0]}; stroke: {COLOURS[0]}; }} .seed {{ fill: {COLOURS[0]}; opacity: .35; }}</style>\n",
+    ]
+    for value in _ticks(low, high):
+        parts.append(f'<path class="{"front" if value == 0 else "grid"}" d="M{x(value)} {_TOP}V{bottom:g}"/>')
+        parts.append(
+            f'<text class="middle" x="{x(value)}" y="{bottom + 16:g}">{f"{value:+.3g}" if value else 0}</text>\n'
+        )
+    parts.append(f'<text class="middle" x="{(left + right) / 2}" y="{height - 8:g}">{html.escape(x_name)}</text>\n')
+    for number, row in enumerate(rows):
+        y = _TOP + (number + 0.5) * _ROW
+        said = f"{row.mean:+.2f}" + (f" ± {row.half:.2f}" if row.half is not None else "")
+        parts.append(f'<text class="end" x="{left - 10}" y="{y + 4:g}">{html.escape(row.name)}</text>')
+        parts.append(f'<text x="{right + 14}" y="{y + 4:g}">{said}</text>')
+        if row not in near:
+            edge, back = (x(low), 7) if row.mean < 0 else (x(high), -7)
+            parts.append(f'<path class="m" d="M{edge:g} {y:g}l{back} -4v8z"/>\n')
+            continue
+        parts += [f'<circle class="seed" cx="{x(value):g}" cy="{y:g}" r="2.5"/>' for value in row.each]
+        if row.half is not None:
+            parts.append(f'<path class="line m" d="M{x(row.mean - row.half):g} {y:g}H{x(row.mean + row.half):g}"/>')
+        parts.append(f'<circle class="m" cx="{x(row.mean):g}" cy="{y:g}" r="4"/>\n')
     return "".join([*parts, "</svg>\n"])
 
 
