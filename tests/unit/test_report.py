@@ -536,7 +536,7 @@ def test_measured_speed_stands_beside_what_was_divided(made: Folder):
     folder.bench.write_text(json.dumps(measured()))
     structure = Structure(write_report(folder).read_text())
     # 16 / 2.5 = 6.4 and 20 / 2.5 = 8: the fastest dense engine counts
-    assert "6.40× faster: compiled fp32 takes 2.5 ms where the fastest dense engine, onnxruntime, takes 16 ms." in (
+    assert "6.40× faster: compiled fp32 takes 2.50 ms where the fastest dense engine, onnxruntime, takes 16.0 ms." in (
         structure.text
     )
     assert "A <processor> (avx2 kernels): medians of 5 interleaved rounds; 5.0 % of the multiplies" in structure.text
@@ -551,7 +551,7 @@ def test_a_slower_network_is_called_slower(made: Folder):
     result = measured()
     result["timings"][0]["rows"][2]["median_ms"] = 32.0  # twice as long as the 16 ms of the fastest
     made.write().bench.write_text(json.dumps(result))
-    assert "2.00× slower: compiled fp32 takes 32 ms" in Structure(write_report(made.folder).read_text()).text
+    assert "2.00× slower: compiled fp32 takes 32.0 ms" in Structure(write_report(made.folder).read_text()).text
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ def compared(dense: float, pruned: float, fewer: str = "less", more: str = "more
 
 
 def milliseconds(value: float) -> str:
-    """Three digits: 0.0912, 1.35, 228."""
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
+    """Three digits: 0.0912, 4.20, 228."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def duration(seconds: float) -> str:
