@@ -71,10 +71,15 @@ class Node:
 
 @dataclass
 class Graph:
-    """The nodes of one forward in execution order, and the indices of what the model returned."""
+    """The nodes of one forward in execution order, and the indices of what the model returned.
+
+    `constants`: node index -> tensors that its function read beside the traced ones, such as a mask or a gate's index;
+    only where the Tracer was told to keep them.
+    """
 
     nodes: list[Node] = field(default_factory=list[Node])
     outputs: tuple[int, ...] = ()
+    constants: dict[int, list[Tensor]] = field(default_factory=dict[int, list[Tensor]])
 
     def users(self) -> dict[int, list[int]]:
         """Index -> indices of the nodes that read it, in execution order."""
@@ -88,9 +93,10 @@ class Graph:
 class _Recorder(TorchFunctionMode):
     """Sees every tensor function outside of leaf modules; leaf modules report themselves through hooks."""
 
-    def __init__(self, graph: Graph, weights: dict[int, str]) -> None:
+    def __init__(self, graph: Graph, weights: dict[int, str], constants: bool = False) -> None:
         super().__init__()
         self.graph = graph
+        self.constants = constants
         self.weights = weights  # id of a parameter -> its name
         self.depth = 0  # how many leaf modules we are inside of
         self.source: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensor -> index of the node it came from
@@ -100,8 +106,12 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         inputs = () if self.depth else self.sources((args, kwargs))
+        # Looked up before the call: an in-place function's result is one of its arguments.
+        constants = [t for t in _tensors((args, kwargs)) if t not in self.source] if self.constants and inputs else []
         result = func(*args, **kwargs)
         if inputs and any(True for _ in _tensors(result)):
+            if self.constants:
+                self.graph.constants[len(self.graph.nodes)] = constants
             short = (resolve_name(func) or getattr(func, "__name__", "function")).rsplit(".", 1)[-1]
             kind = _FUNCTIONS.get(short, "other")
             used = (self.weights[id(t)] for t in _tensors((args, kwargs)) if id(t) in self.weights)
@@ -175,12 +185,15 @@ def leaf_kind(module: nn.Module, adapter: Adapter | None) -> str | None:
 class Tracer:
     """Records the next forward of `model`, then takes its hooks away again.
 
-    Use `trace` for a forward of our own; the Pruner uses this to read the user's first forward.
+    Use `trace` for a forward of our own; the Pruner uses this to read the user's first forward. With `constants` the
+    graph keeps those too.
     """
 
-    def __init__(self, model: nn.Module, adapter: Adapter | None, done: Callable[[Graph], None]) -> None:
+    def __init__(
+        self, model: nn.Module, adapter: Adapter | None, done: Callable[[Graph], None], constants: bool = False
+    ) -> None:
         self.graph = Graph()
-        self.recorder = _Recorder(self.graph, {id(p): name for name, p in model.named_parameters()})
+        self.recorder = _Recorder(self.graph, {id(p): name for name, p in model.named_parameters()}, constants)
         self.done = done
         self.handles: list[Any] = []
         self.handles.append(model.register_forward_pre_hook(self._enter, with_kwargs=True))

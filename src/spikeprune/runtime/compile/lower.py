@@ -9,24 +9,8 @@ from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.pruner.adapter import Adapter, adapter_for
-from spikeprune.pruner.trace import ChannelGate, Graph, Node, Tracer, _Recorder, _tensors, undisturbed
+from spikeprune.pruner.trace import ChannelGate, Graph, Node, Tracer, undisturbed
 from spikeprune.runtime.compile.layers import Layer, Network, busyness, interpret
-
-
-class _WithConstants(_Recorder):
-    """Also keeps the tensors that a function read beside the traced ones, such as a mask or a gate's index."""
-
-    def __init__(self, graph: Graph, weights: dict[int, str]) -> None:
-        super().__init__(graph, weights)
-        self.constants: dict[int, list[Tensor]] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = len(self.graph.nodes)
-        constants = [] if self.depth else [t for t in _tensors((args, kwargs or {})) if t not in self.source]
-        result = super().__torch_function__(func, types, args, kwargs)
-        if len(self.graph.nodes) > before:
-            self.constants[before] = constants
-        return result
 
 
 def _keep(spikes: dict[str, Tensor], name: str, _: nn.Module, __: Any, result: Tensor) -> None:
@@ -36,7 +20,6 @@ def _keep(spikes: dict[str, Tensor], name: str, _: nn.Module, __: Any, result: T
 @dataclass
 class _Recorded:
     graph: Graph
-    constants: dict[int, list[Tensor]]
     spikes: dict[str, Tensor]  # of every neuron, by name
     output: Tensor
 
@@ -44,8 +27,7 @@ class _Recorded:
 def _trace(model: nn.Module, example: Tensor, adapter: Adapter) -> _Recorded:
     graphs: list[Graph] = []
     spikes: dict[str, Tensor] = {}
-    tracer = Tracer(model, adapter, graphs.append)
-    recorder = tracer.recorder = _WithConstants(tracer.graph, tracer.recorder.weights)
+    tracer = Tracer(model, adapter, graphs.append, constants=True)
     training = {module: module.training for module in model.modules()}
     hooks = [
         neuron.register_forward_hook(partial(_keep, spikes, name)) for name, neuron in adapter.neurons(model).items()
@@ -62,7 +44,7 @@ def _trace(model: nn.Module, example: Tensor, adapter: Adapter) -> _Recorded:
             module.training = mode
     if not graphs:
         raise InvalidValue("the model's output does not depend on its input, so there is nothing to compile")
-    return _Recorded(graphs[0], recorder.constants, spikes, output)
+    return _Recorded(graphs[0], spikes, output)
 
 
 def _check(network: Network, recorded: _Recorded, example: Tensor) -> None:
@@ -107,9 +89,8 @@ def _refuse(node: Node, why: str) -> InvalidValue:
 
 # How a traced tensor lies: "image" [N, ...], "sequence" [T, N, ...], "merged" [T * N, ...].
 class _Lowering:
-    def __init__(self, graph: Graph, constants: dict[int, list[Tensor]], adapter: Adapter) -> None:
+    def __init__(self, graph: Graph, adapter: Adapter) -> None:
         self.graph = graph
-        self.constants = constants
         self.adapter = adapter
         self.layers: list[Layer] = []
         self.value: dict[int, int] = {}  # node -> value
@@ -279,7 +260,7 @@ class _Lowering:
     def lower_add(self, node: Node) -> None:
         forms = {self.form[i] for i in node.inputs}
         shapes = {self.shape[self.value[i]] for i in node.inputs}
-        if len(node.inputs) != 2 or len(forms) != 1 or len(shapes) != 1 or self.constants.get(node.index):
+        if len(node.inputs) != 2 or len(forms) != 1 or len(shapes) != 1 or self.graph.constants.get(node.index):
             raise _refuse(node, "only the sum of two traced tensors of one shape is supported")
         self._put(node, "add")
 
@@ -342,7 +323,7 @@ class _Lowering:
         self.form[node.index] = "image"
 
     def lower_other(self, node: Node) -> None:
-        constants = self.constants.get(node.index, [])
+        constants = self.graph.constants.get(node.index, [])
         source = node.inputs[0]
         per_image = self.shape[self.value[source]]
         if len(node.inputs) == 1 and node.name in ("mul", "mul_", "__mul__", "__rmul__"):
@@ -428,7 +409,7 @@ def lower(model: nn.Module, example: Tensor) -> Network:
     """
     adapter = adapter_for(model)
     recorded = _trace(model, example, adapter)
-    lowering = _Lowering(recorded.graph, recorded.constants, adapter)
+    lowering = _Lowering(recorded.graph, adapter)
     network = lowering.run(example, _image_dims(recorded.graph, example))
     _fold(network)
     _check(network, recorded, example)
