@@ -18,11 +18,14 @@ import sys
 import time
 
 import torch
+import torch._dynamo  # the first optimizer imports it; no part of what training takes
 from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
 from spikeprune.pruner.adapter import adapter_for
 from spikeprune.runtime.fuse import fuse
+from spikeprune.runtime.fuse import model as fused_model
+from spikeprune.runtime.fuse.events import convolution
 from spikeprune.runtime.native import cpu_features, cpu_name
 from spikeprune.runtime.sparse_train import densify, sparsify
 from spikeprune.zoo import build
@@ -55,6 +58,10 @@ def step(model: nn.Module, x: Tensor, target: Tensor, optimizer: torch.optim.Opt
     return time.process_time() - began
 
 
+def no_convolution(*_: object) -> None:
+    """In place of the convolution by spikes: the layer's own runs."""
+
+
 class Contest:
     """Networks of one shape that take turns."""
 
@@ -62,22 +69,24 @@ class Contest:
         self.batch, self.repeats = batch, repeats
         self.rivals: dict[str, tuple] = {}
 
-    def add(self, name: str, model: nn.Module, masks: dict[str, Tensor] | None = None) -> None:
+    def add(self, name: str, net: nn.Module, masks: dict[str, Tensor] | None = None) -> None:
         channels_last = "channels last" in name
         if channels_last:
-            model.to(memory_format=torch.channels_last)
-        x = torch.rand(self.batch, *model.image_shape, generator=torch.Generator().manual_seed(0))
+            net.to(memory_format=torch.channels_last)
+        x = torch.rand(self.batch, *net.image_shape, generator=torch.Generator().manual_seed(0))
         x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-        parameters = dict(model.named_parameters())
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+        parameters = dict(net.named_parameters())
         by_parameter = {parameters[n]: m.float() for n, m in (masks or {}).items()}
-        self.rivals[name] = model, x, torch.arange(self.batch) % 10, optimizer, by_parameter
+        self.rivals[name] = net, x, torch.arange(self.batch) % 10, optimizer, by_parameter
 
     def run(self) -> dict[str, list[float]]:
         times: dict[str, list[float]] = {name: [] for name in self.rivals}
         gc.disable()
         for repeat in range(self.repeats + 2):  # the first two warm caches and let the fused ones see their pairs
             for name, rival in self.rivals.items():
+                # Dense stands for convolutions that know nothing of spikes.
+                fused_model.convolution = no_convolution if "dense" in name else convolution
                 seconds = step(*rival)
                 if repeat > 1:
                     times[name].append(seconds)
@@ -150,6 +159,7 @@ def sparse(repeats: int) -> None:
         contest = Contest(16, repeats)
         for form in ("", ", channels last"):
             contest.add("masked dense, fused" + form, fuse(copy.deepcopy(plain)), masks)
+        contest.add("masked, by spikes, fused, channels last", fuse(copy.deepcopy(plain)), masks)
         ours = fuse(copy.deepcopy(plain))
         report = sparsify(ours, masks)
         contest.add("sparse, fused", ours, masks)
@@ -164,6 +174,8 @@ def sparse(repeats: int) -> None:
             goal("speed over masked dense", ratio, 2.5, at_least=True)
         else:
             print(f"  -> speed over masked dense: {ratio:.2f}x")
+        by_spikes = fastest(medians, "masked, by spikes")
+        print(f"  -> speed over masked dense by spikes (sp.fuse as it is): {by_spikes / medians['sparse, fused']:.2f}x")
 
 
 def resident() -> int:
@@ -176,11 +188,11 @@ def one_memory(kind: str) -> None:
     """In a process of its own: three training steps of VGG-16 at batch 16; prints the growth in MiB."""
     before = resident()
     torch.manual_seed(0)
-    model = build("vgg16-weights", T=5, size=32)
+    net = build("vgg16-weights", T=5, size=32)
     if kind.startswith("fused"):
-        fuse(model)
+        fuse(net)
     contest = Contest(16, 1)
-    contest.add(kind, model)
+    contest.add(kind, net)
     contest.run()
     print((resident() - before) / 2**20)
 

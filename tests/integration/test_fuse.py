@@ -1,6 +1,8 @@
 """`sp.fuse` inside models: same spikes, gradients, keys and hooks; what cannot be fused is named."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from spikeprune.pruner.adapter import adapter_for
 from spikeprune.pruner.trace import pair, trace
 from spikeprune.runtime import native
 from spikeprune.runtime.fuse import fuse, fuse_report, recording_criticality, unfuse
+from spikeprune.runtime.fuse.kernel import fire
 from spikeprune.zoo import build
 
 
@@ -284,6 +287,30 @@ def test_criticality_of_a_fused_model():
         fused(x)
     assert list(scores) == list(want)
     assert_close({n: s.double() for n, s in scores.items()}, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_nothing_outlives_a_step(monkeypatch, last):
+    """Without the cycle collector: what a forward kept goes with its graph."""
+    seen = []
+
+    def spy(y, *args):
+        seen.append(weakref.ref(y))
+        return fire(y, *args)
+
+    monkeypatch.setattr("spikeprune.runtime.fuse.model.fire", spy)
+    net = fuse(build("fashion-conv", T=2, size=8))
+    net.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            net(torch.rand(2, 1, 8, 8)).sum().backward()
+            functional.reset_net(net)
+        assert len(seen) >= 6
+        assert not [ref for ref in seen if ref() is not None]
+    finally:
+        gc.enable()
 
 
 def test_spikes_are_kept_as_bits():

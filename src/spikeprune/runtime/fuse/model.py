@@ -247,6 +247,7 @@ def _model_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return result
     finally:
         _running.forward = outer
+        active.fired.clear()  # they hold what the forward needed, and through it themselves
 
 
 def _prove(active: _Forward, result: Any) -> None:
