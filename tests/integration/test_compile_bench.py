@@ -40,11 +40,12 @@ def test_measure_reports_every_engine(net):
         assert (row["speedup"] is not None) == ours
 
 
-def test_onnxruntime_computes_the_same_function(net):
-    pytest.importorskip("onnxruntime")
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_other_engines_compute_the_same_function(engine, net):
+    pytest.importorskip(engine)
     model, x = net
     compiled = compile(model, x)
-    (runner,) = [r for name, r in bench.exported_runners(compiled, x, 1).items() if name == "onnxruntime"]
+    runner = bench.exported_runners(compiled, x, 1)[engine]
     torch.testing.assert_close(torch.as_tensor(runner(x)), compiled(x), rtol=1e-4, atol=1e-4)
 
 
