@@ -109,7 +109,8 @@ def fuse(model: M) -> M:
     In place, before or after `Pruner.attach`. Modules, their names, parameters, buffers and hooks stay; only what
     happens inside a forward of `model` changes. Between forward and backward a pair keeps the convolution's output
     and nothing else, and spikes are kept as bits. A neuron without a BatchNorm before it is fused alone; a
-    convolution whose input is one image expanded over T runs once.
+    convolution whose input is one image expanded over T runs once. A stride-1 Conv2d that reads spikes adds up only
+    those that fire. 2x2 pooling of channels-last spikes that nothing else reads runs inside the neuron's kernel.
 
     Which BatchNorm belongs to which neuron is seen in the running model, so blocks of any shape will do: a neuron
     fed with exactly what a BatchNorm returned goes back to the BatchNorm's input, and whoever else reads that result
