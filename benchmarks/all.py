@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,13 +47,18 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
 
 def inference(found: dict[str, Any]) -> str:
     rows: list[list[str]] = []
+    # One processor has one peak; a slope measured beside other work errs either way.
+    peak = statistics.median(r["roofline"]["peak_adds_per_ns"] for r in found["rows"].values() if "roofline" in r)
     for row in found["rows"].values():
         for engine in ("compiled fp32", "compiled int16"):
             timed = next(e for e in row["engines"] if e["engine"] == engine)
             rival = next(e for e in row["engines"] if e["engine"] == timed["opponent"])
             roof = row.get("roofline")
             times = f"{timed['median_ms']:.1f} ({timed['low_ms']:.1f} to {timed['high_ms']:.1f})"
-            share = f"{roof['share']:.0%} ({roof['share_of_weights']:.0%})" if roof and "fp32" in engine else ""
+            share = ""
+            if roof and "fp32" in engine:
+                made = roof["adds"] / peak / (1e6 * timed["low_ms"])
+                share = f"{made:.0%} ({made * roof['share_of_weights'] / roof['share']:.0%})"
             rows.append(
                 [row["masks"], f"{row['multiplies_kept']:.1%}", str(row["batch"]), engine.split()[1],
                  f"{timed['speedup']:.1f}x", times,
@@ -60,7 +66,7 @@ def inference(found: dict[str, Any]) -> str:
             )  # fmt: skip
     columns = ["masks", "multiplies kept", "batch", "weights", "faster", "ms (range)", "fastest opponent, ms",
                "of the roofline (one a weight)", "repeats"]  # fmt: skip
-    return table(columns, rows)
+    return f"{table(columns, rows)}\n\nPeak: {peak:.1f} G masked additions a second, median of the rows."
 
 
 def sweep(found: dict[str, Any]) -> str:
