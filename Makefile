@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # uv does not read pip's settings: hand it pip's find-links (empty is fine).
 export UV_FIND_LINKS ?= $(shell $(PY) -m pip config get global.find-links 2>/dev/null || true)
 
-.PHONY: setup demo test lint types format bench test-compat clean
+.PHONY: setup demo test lint types format wheel test-wheel bench test-compat clean
 
 setup: $(VENV)/.ok
 
@@ -39,6 +39,22 @@ test-compat: setup
 	$(BIN)/uv pip install -q --python .venv-compat/bin/python --no-deps spikingjelly==0.0.0.0.14
 	.venv-compat/bin/python -m pytest -W ignore::DeprecationWarning -W ignore::SyntaxWarning -m compat \
 		tests/unit/test_adapter_spikingjelly.py tests/unit/test_trace.py tests/unit/test_pruner.py
+
+# A wheel with this machine's kernels built ahead, and a network compiled from it where no compiler is to be found.
+wheel: setup
+	$(BIN)/python -m spikeprune.runtime.native
+	$(BIN)/uv build --wheel -o build/wheel
+	rm -rf src/spikeprune/runtime/kernels/built
+
+test-wheel: wheel
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --target build/wheel/site build/wheel/*.whl
+	cd build/wheel && env -i HOME="$$HOME" PATH=/nonexistent XDG_CACHE_HOME=$$PWD/cache PYTHONPATH=$$PWD/site \
+		../../$(BIN)/python ../../tests/wheel_check.py $$PWD/site
+
+# Every number that README and docs claim, hours on a small machine; benchmarks/README.md says what is in it.
+bench: setup
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/all.py
 
 clean:
 	rm -rf $(VENV) .venv-compat build dist
