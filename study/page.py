@@ -14,7 +14,7 @@ from spikeprune.study.compare import Block, Comparison, Row, from_dict
 from spikeprune.study.plots import Difference, Series, forest, front, picture, plot
 
 ROOT = Path(__file__).parents[1]
-FIRST = ("fashion", "options", "cifar10")  # the others follow by name
+FIRST = ("fashion", "cifar10", "compute", "options")  # the others follow by name
 HEAD = """# The study
 
 Is regrowth worth it, by which rule, and at what cost? Every number here comes from the run folders of one command each,
