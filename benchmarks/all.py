@@ -37,7 +37,7 @@ def head(found: dict[str, Any]) -> str:
     m = found["machine"]
     versions = ", ".join(f"{name} {v}" for name, v in m["versions"].items() if v != "not installed")
     kind = f"{' '.join(m['flags'])}; {m['kernels']} kernels"
-    return f"**{m['cpu']}** ({kind}), {m['cores']} cores, load {m['load']}; {versions}."
+    return f"**{m['cpu']}** ({kind}), {m['cores']} cores, load {m['load']} after the last row; {versions}."
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:

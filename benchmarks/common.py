@@ -1,9 +1,10 @@
 """What the inference benchmarks share: networks that fire as if trained, masks, the machine, result files."""
 
+import gc
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,27 @@ def keep(path: Path, result: dict[str, Any]) -> None:
     beside.replace(path)
 
 
+def measured(
+    out: Path, wanted: Iterable[tuple[str, Callable[[], dict[str, Any]]]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each wanted row by name: that of the file if it is there, else measured now and stored at once."""
+    found = stored(out)
+    rows = found.setdefault("rows", {})
+    for name, measure in wanted:
+        if name not in rows:
+            rows[name] = measure()
+            found["machine"] = machine()
+            keep(out, found)
+            gc.collect()
+        yield name, rows[name]
+
+
 def lively(model: nn.Module, x: Tensor) -> None:
     """Sets BatchNorm from a batch of images and shifts it down, so that about a tenth of the neurons fire."""
     adapter = adapter_for(model)
     model.train()
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    threshold = 0.6 if any(n.v_threshold == 0.5 for n in adapter.neurons(model).values()) else 0.2  # type: ignore[union-attr]
+    threshold = 0.6 if any(n.v_threshold == 0.5 for n in adapter.neurons(model).values()) else 0.2
     for norm in norms:
         norm.momentum = 1.0
         nn.init.constant_(norm.bias, -threshold)

@@ -13,13 +13,13 @@ of the fastest repeat, as the peak is that of the fastest of many.
 """
 
 import argparse
-import gc
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import assert_alive, keep, machine, network, one_thread, ranked, stored, uniform
+from common import assert_alive, measured, network, one_thread, ranked, uniform
 from torch import nn
 
 from spikeprune.runtime import bench
@@ -73,17 +73,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/inference.json"))
     options = parser.parse_args()
     one_thread()
-    found = stored(options.out)
-    rows = found.setdefault("rows", {})
-    found["machine"] = machine()
-    for title in options.rows:
-        for batch in options.batches:
-            key = f"{title}, batch {batch}"
-            if key not in rows:
-                rows[key] = row(title, batch, options.repeats)
-                keep(options.out, found)
-                gc.collect()
-            show(rows[key])
+    points = [(title, batch) for title in options.rows for batch in options.batches]
+    wanted = [(f"{t}, batch {b}", partial(row, t, b, options.repeats)) for t, b in points]
+    for _, entry in measured(options.out, wanted):
+        show(entry)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ Goals: geometric mean >= 0.95 of dense over all rows, no row under 0.90.
 """
 
 import argparse
-import gc
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import keep, machine, network, one_thread, stored, uniform
+from common import measured, network, one_thread, stored, uniform
 
 import spikeprune as sp
 from spikeprune.pruner.adapter import adapter_for
@@ -50,19 +50,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/sweep.json"))
     options = parser.parse_args()
     one_thread()
-    found = stored(options.out)
-    rows = found.setdefault("rows", {})
-    found["machine"] = machine()
     # Small networks and batches first, so that a run that is stopped has covered the most.
-    wanted = [(n, s, b) for b in options.batches for n in options.networks for s in options.sparsities]
-    for name, sparsity, batch in wanted:
-        key = f"{name} {sparsity:g} {batch}"
-        if key not in rows:
-            rows[key] = row(name, sparsity, batch, options.long)
-            keep(options.out, found)
-            gc.collect()
-        print(f"{name:<20} sparsity {sparsity:<5g} batch {batch:<3} {rows[key]['speedup']:.2f}x", flush=True)
-    ratios = [entry["speedup"] for entry in rows.values()]
+    points = [(n, s, b) for b in options.batches for n in options.networks for s in options.sparsities]
+    wanted = [(f"{n} {s:g} {b}", partial(row, n, s, b, options.long)) for n, s, b in points]
+    for _, entry in measured(options.out, wanted):
+        print(f"{entry['network']:<20} sparsity {entry['sparsity']:<5g} batch {entry['batch']:<3} "
+              f"{entry['speedup']:.2f}x", flush=True)  # fmt: skip
+    ratios = [entry["speedup"] for entry in stored(options.out)["rows"].values()]
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
     print(f"geometric mean {mean:.2f}, lowest {min(ratios):.2f}, over {len(ratios)} rows")
 

@@ -11,10 +11,11 @@ import json
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import keep, machine, one_thread, stored
+from common import measured, one_thread
 
 FASHION = ["fashion", "--data.limit", "6000", "--epochs", "4", "--precision", "fp32"]
 RUNS = {
@@ -49,14 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/trained.json"))
     options = parser.parse_args()
     one_thread()
-    found = stored(options.out)
-    rows = found.setdefault("rows", {})
-    found["machine"] = machine()
-    for title in options.runs:
-        if title not in rows:
-            rows[title] = row(RUNS[title])
-            keep(options.out, found)
-        found_row = rows[title]
+    for title, found_row in measured(options.out, ((title, partial(row, RUNS[title])) for title in options.runs)):
         print(f"{title} ({found_row['model']}, sparsity {found_row['sparsity']:.4f}, "
               f"{found_row['multiplies_kept']:.1%} of the multiplies kept)")  # fmt: skip
         print("  " + ", ".join(f"{engine} {share:.2%}" for engine, share in found_row["accuracy"].items()))

@@ -23,6 +23,7 @@ from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
 from spikeprune.pruner.adapter import adapter_for
+from spikeprune.runtime.bench import FLAGS
 from spikeprune.runtime.fuse import fuse
 from spikeprune.runtime.fuse import model as fused_model
 from spikeprune.runtime.fuse.events import convolution
@@ -30,8 +31,6 @@ from spikeprune.runtime.native import cpu_features, cpu_name
 from spikeprune.runtime.sparse_train import densify, sparsify
 from spikeprune.zoo import build
 from spikeprune.zoo.readout import LOSSES
-
-FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "asimd")
 
 
 def with_relu(model: nn.Module) -> nn.Module:

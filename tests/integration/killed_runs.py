@@ -1,24 +1,19 @@
 """Run by test_run_resume.py in a process of its own: runs that are killed over and over, in forked children.
 
-A moment is a training step, a line of metrics, or either side of a file's renaming. A child is killed (SIGKILL, by
-itself) at a given moment; the next child starts the same run again. Forking spares each of them the imports.
+A child is killed at a given moment (`killing`); the next child starts the same run again.
 
 usage: killed_runs.py OUT
 """
 
-import itertools
-import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
+from killing import child
 
 import spikeprune.train.run as running
 from spikeprune.train import folder as folders
-from spikeprune.train.loop import Phase
 from spikeprune.train.recipe import load
 
 WORDS = ["--epochs", "2", "--data.limit", "120", "--batch", "32", "--precision", "fp32"]
@@ -44,45 +39,12 @@ def _import_everything() -> None:
 
 
 def _child(out: Path, checkpoint_every: float, kill_at: int | None) -> int:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            running._CHECKPOINT_EVERY = checkpoint_every
-            if kill_at is not None:
-                _arm(kill_at)
-            running.run(load("digits", [*WORDS, "--out", str(out)]))
-            os._exit(0)
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    def work() -> int:
+        running._CHECKPOINT_EVERY = checkpoint_every
+        running.run(load("digits", [*WORDS, "--out", str(out)]))
+        return 0
 
-
-def _arm(kill_at: int) -> None:
-    moments = itertools.count(1)
-
-    def moment() -> None:
-        if next(moments) == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    rename, add_metrics, train_epoch = os.replace, folders.RunFolder.add_metrics, Phase.train_epoch
-
-    def replace(*paths: Any) -> None:
-        moment()
-        rename(*paths)
-        moment()
-
-    def add(self: folders.RunFolder, line: Any) -> int:
-        length = add_metrics(self, line)
-        moment()
-        return length
-
-    def train(self: Phase) -> Iterator[float]:
-        for loss in train_epoch(self):
-            moment()
-            yield loss
-
-    os.replace, folders.RunFolder.add_metrics, Phase.train_epoch = replace, add, train  # type: ignore[assignment]
+    return child(work, kill_at)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,24 @@
 """Run by test_sweep.py in a process of its own: sweeps in forked children, one of them killed again and again.
 
-A moment is a training step or either side of a file's renaming. A child is killed (SIGKILL, by itself) at a random
-moment; the next child starts the same sweep again. Forking spares each of them the imports.
+A child is killed at a random moment (`killing`); the next child starts the same sweep again.
 
 usage: killed_sweeps.py FOLDER     (which holds tiny.yaml)
 """
 
 import contextlib
-import itertools
 import json
 import os
 import random
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
+from killing import child
 
 from spikeprune.cli import sweep
 from spikeprune.report import write_report
 from spikeprune.study.sweep import read_sweep
-from spikeprune.train.loop import Phase
 from spikeprune.train.run import run
 
 
@@ -49,39 +45,11 @@ def _import_everything(file: str, folder: Path) -> None:
 
 
 def _child(words: list[str], kill_at: int | None) -> int:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            if kill_at is not None:
-                _arm(kill_at)
-            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-                os._exit(sweep.main(words))
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    def work() -> int:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            return sweep.main(words)
 
-
-def _arm(kill_at: int) -> None:
-    moments = itertools.count(1)
-
-    def moment() -> None:
-        if next(moments) == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    rename, train_epoch = os.replace, Phase.train_epoch
-
-    def replace(*paths: Any) -> None:
-        moment()
-        rename(*paths)
-        moment()
-
-    def train(self: Phase) -> Iterator[float]:
-        for loss in train_epoch(self):
-            moment()
-            yield loss
-
-    os.replace, Phase.train_epoch = replace, train  # type: ignore[assignment]
+    return child(work, kill_at)
 
 
 if __name__ == "__main__":

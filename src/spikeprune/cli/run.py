@@ -49,9 +49,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def summary(record: dict) -> list[str]:
     """A finished run in a few lines."""
+    from spikeprune.pruner.pattern import unit_of
+
     dense, pruned = record["dense"], record["pruned"]
     lines = []
-    unit = "channels" if record["settings"]["pattern"] in ("channel", "gate") else "weights"
+    unit = unit_of(record["settings"]["pattern"])
     if dense["accuracy"] is not None:
         lines.append(f"dense   accuracy {dense['accuracy']:.2%}  {dense['synops']:,.0f} synaptic operations an image")
     lines.append(

@@ -9,6 +9,11 @@ PATTERNS = (*CHANNEL_PATTERNS, "weight")
 _NM = re.compile(r"^(\d+):(\d+)$")
 
 
+def unit_of(pattern: str) -> str:
+    """What a pattern cuts and counts: "channels" or "weights"."""
+    return "channels" if pattern in CHANNEL_PATTERNS else "weights"
+
+
 def nm_pattern(name: str) -> tuple[int, int] | None:
     """(n, m) of a pattern such as "2:4", None for the named ones.
 

@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Any, final
 
 from spikeprune.core.errors import UserError
+from spikeprune.pruner.pattern import unit_of
 from spikeprune.shrink.plan import ChannelPlan
 from spikeprune.train.folder import RunFolder, read_safetensors
 from spikeprune.train.statistics import QUANTILES
@@ -174,7 +175,7 @@ class Run:
     @property
     def unit(self) -> str:
         """What is cut and regrown."""
-        return "channels" if self.settings["pattern"] in ("channel", "gate") else "weights"
+        return unit_of(self.settings["pattern"])
 
     @property
     def test_images(self) -> int:

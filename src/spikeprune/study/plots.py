@@ -136,8 +136,8 @@ def forest(rows: Sequence[Difference], x_name: str) -> str:
 
     Rows far off would leave no room for the others: from `_FAR` times the median distance to 0 on, a row is an arrow.
     """
-    middle = sorted(abs(row.mean) for row in rows)[len(rows) // 2]
-    near = [row for row in rows if abs(row.mean) <= _FAR * middle] or list(rows)
+    reach = _FAR * sorted(abs(row.mean) for row in rows)[len(rows) // 2] or math.inf
+    near = [row for row in rows if abs(row.mean) <= reach]
     ends = [end for row in near for end in (row.mean - (row.half or 0), row.mean + (row.half or 0), *row.each)]
     low, high = _range([0.0, *ends], False)
     left, right, width = 300.0, 800.0, 920.0

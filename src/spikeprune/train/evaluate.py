@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from spikeprune.pruner.pattern import unit_of
 from spikeprune.train.device import choose_device, repeatable
 from spikeprune.train.folder import RunFolder
 from spikeprune.train.recipe import load
@@ -34,6 +35,6 @@ def evaluate(path: str | Path, root: str | None = None, device: str | None = Non
         "images": len(data.test),
         "sparsity": record["sparsity"],
         "alive": record["pruned"]["alive"],
-        "unit": "channels" if recipe.pattern in ("channel", "gate") else "weights",
+        "unit": unit_of(recipe.pattern),
         "run": str(path),
     }

@@ -24,9 +24,10 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <thread>
 #include <type_traits>
 #include <vector>
+
+#include "threads.h"
 
 extern "C" {
 struct FuseSpec {
@@ -122,21 +123,6 @@ template <class F> struct Surrogate {
         return std::tanh(alpha * std::min(F(0.5), std::max(F(-0.5), u))) * scale + F(0.5);
     }
 };
-
-template <class Body> void parallel(int64_t items, int threads, const Body& body) {
-    int workers = int(std::min<int64_t>(items, std::max(threads, 1)));
-    auto range = [&](int w) {
-        for (int64_t i = items * w / workers, end = items * (w + 1) / workers; i < end; ++i) body(i);
-    };
-    if (workers <= 1) {
-        for (int64_t i = 0; i < items; ++i) body(i);
-        return;
-    }
-    std::vector<std::thread> pool;
-    for (int w = 1; w < workers; ++w) pool.emplace_back(range, w);
-    range(0);
-    for (auto& thread : pool) thread.join();
-}
 
 // How the tensor is cut into items of work, and every item into runs of up to LANES neighbouring elements.
 //   channels last: an item is some rows (n, p) of C channels; a run is a piece of one row

@@ -16,8 +16,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <thread>
 #include <vector>
+
+#include "threads.h"
 
 extern "C" {
 // Stride 1, no dilation, one group. `*_last`: channels last in memory. weight strides: of output and input channel; a
@@ -43,17 +44,6 @@ constexpr int64_t FIRST_LEVEL = 32 * 1024;  // bytes of cache that one block of 
 
 template <class F> inline Lanes<F> load(const F* p) { return *reinterpret_cast<const Lanes<F>*>(p); }
 template <class F> inline void store(F* p, Lanes<F> v) { *reinterpret_cast<Lanes<F>*>(p) = v; }
-
-template <class Body> void parallel(int64_t items, int64_t threads, const Body& body) {
-    const int64_t workers = std::min(items, std::max<int64_t>(threads, 1));
-    auto range = [&](int64_t w) {
-        for (int64_t i = items * w / workers, end = items * (w + 1) / workers; i < end; ++i) body(i);
-    };
-    std::vector<std::thread> pool;
-    for (int64_t w = 1; w < workers; ++w) pool.emplace_back(range, w);
-    if (items > 0) range(0);
-    for (auto& thread : pool) thread.join();
-}
 
 // Memory of the thread's own, used again by the next call: fresh pages would cost as much as the sums.
 template <class T> T* scratch(int slot, int64_t size) {

@@ -11,11 +11,12 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <thread>
 #include <vector>
 #if defined(__AVX__)
 #include <immintrin.h>
 #endif
+
+#include "threads.h"
 
 extern "C" {
 // One stride-1 convolution of M samples. The weights alive are listed by output channel, as in a CSR matrix of
@@ -30,17 +31,6 @@ namespace {
 
 constexpr int64_t BLOCK = 16;
 typedef float Lanes __attribute__((vector_size(32), aligned(4), may_alias));  // eight samples
-
-template <class Body> void parallel(int64_t items, int64_t threads, const Body& body) {
-    const int64_t workers = std::min(items, std::max<int64_t>(threads, 1));
-    auto range = [&](int64_t w) {
-        for (int64_t i = items * w / workers, end = items * (w + 1) / workers; i < end; ++i) body(i);
-    };
-    std::vector<std::thread> pool;
-    for (int64_t w = 1; w < workers; ++w) pool.emplace_back(range, w);
-    if (items > 0) range(0);
-    for (auto& thread : pool) thread.join();
-}
 
 inline Lanes load(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
 inline void store(float* p, Lanes v) { *reinterpret_cast<Lanes*>(p) = v; }
