@@ -6,27 +6,31 @@ from torch import nn
 from spikeprune.zoo.net import SpikingNet
 
 
-def pooled(classes: int = 10, T: int = 2, channels: int = 1, size: int = 28) -> nn.Module:
-    """2x2 average pooling of the image, then 32-P-64-P-128-fc: conv 3x3, BatchNorm and LIF for each width.
+def small(classes: int = 10, T: int = 2, channels: int = 1, size: int = 28) -> nn.Module:
+    """2x2 average pooling of the image, then 24-48-P-96-fc: conv 3x3, BatchNorm and LIF for each width.
 
-    The first conv runs once per image. At half the resolution a CPU trains it some 4 times as fast as at the whole.
+    The first conv has stride 2 and runs once per image, so that a CPU trains the network in seconds. The last map is
+    3x3 (4x4 in colour): on a 1x1 map eight of the nine weights of a 3x3 filter would only ever see padding, and a
+    growth rule that notices this would win by it alone.
     """
     stem = nn.Sequential(
-        layer.AvgPool2d(2), layer.Conv2d(channels, 32, 3, padding=1, bias=False), layer.BatchNorm2d(32)
+        layer.AvgPool2d(2), layer.Conv2d(channels, 24, 3, stride=2, padding=1, bias=False), layer.BatchNorm2d(24)
     )
-    body = [_lif(), layer.MaxPool2d(2, 2)]
-    for inputs, outputs in ((32, 64), (64, 128)):
-        body += [layer.Conv2d(inputs, outputs, 3, padding=1, bias=False), layer.BatchNorm2d(outputs), _lif()]
-        body += [layer.MaxPool2d(2, 2)] if outputs == 64 else []
-    head = layer.Linear(128 * (size // 8) ** 2, classes)
-    body.append(layer.Flatten())
+    body = nn.Sequential(
+        _lif(),
+        layer.Conv2d(24, 48, 3, padding=1, bias=False), layer.BatchNorm2d(48), _lif(),
+        layer.MaxPool2d(2, 2),
+        layer.Conv2d(48, 96, 3, padding=1, bias=False), layer.BatchNorm2d(96), _lif(),
+        layer.Flatten(),
+    )  # fmt: skip
+    head = layer.Linear(96 * (size // 8) ** 2, classes)
     image = (channels, size, size)
-    return SpikingNet(stem, nn.Sequential(*body), head, T=T, image_shape=image, repeat="stem", readout="mean")
+    return SpikingNet(stem, body, head, T=T, image_shape=image, repeat="stem", readout="mean")
 
 
-def pooled_colour(classes: int = 10, T: int = 2) -> nn.Module:
-    """`pooled` for 3x32x32."""
-    return pooled(classes, T, channels=3, size=32)
+def small_colour(classes: int = 10, T: int = 2) -> nn.Module:
+    """`small` for 3x32x32."""
+    return small(classes, T, channels=3, size=32)
 
 
 def _lif() -> nn.Module:

@@ -262,16 +262,41 @@ def decaying(share: float) -> Cosine | Constant:
     return Cosine(to=0.0, initial=share) if share else Constant(0.0)
 
 
-_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ep|it)\s*$")
+_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ep|it|turnover)\s*$")
 
 
-def duration(text: str, steps_per_epoch: int) -> int:
-    """'200ep' or '2000it' in optimizer steps, rounded to the nearest.
+def duration(text: str, steps_per_epoch: int, turnover: float | None = None) -> int:
+    """'200ep', '2000it' or '0.5turnover' in optimizer steps, rounded to the nearest.
 
-    Raises: InvalidValue for anything else.
+    Args:
+        turnover: steps in which a weight turns over (see `turnover_steps`); None if the training has no such time.
+    Raises: InvalidValue for anything else, or for a turnover where there is none.
     """
     match = _DURATION.match(text)
     if match is None:
-        raise InvalidValue(f"a duration reads like '200ep' (epochs) or '2000it' (steps), got {text!r}")
+        raise InvalidValue(
+            f"a duration reads like '200ep' (epochs), '2000it' (steps) or '0.5turnover' (of a weight), got {text!r}"
+        )
     number = float(match[1])
+    if match[2] == "turnover":
+        if turnover is None:
+            raise InvalidValue(f"without weight decay no weight turns over, got {text!r}; give epochs, such as '0.5ep'")
+        return round(number * turnover)
     return round(number * steps_per_epoch) if match[2] == "ep" else round(number)
+
+
+def turnover_steps(lr: float, weight_decay: float, momentum: float = 0.0) -> float | None:
+    """Steps in which the weights before a normalisation forget their past: the time scale of regrowth. None if never.
+
+        (1 - momentum) / (2 * lr * weight_decay)
+
+    Weight decay shrinks |w|^2 by e in that time, and updates put new weight in its place. A weight regrown at 0 needs a
+    good part of it to become as large as the others; events that come faster cut it before it can.
+
+    Args:
+        lr: at the start; a falling learning rate makes the time longer.
+        weight_decay: L2 in the gradient, or decoupled (AdamW: lr * weight_decay a step).
+        momentum: of SGD, without dampening: it makes the effective learning rate lr / (1 - momentum).
+    Source: Wan et al. 2021, arXiv:2006.08419 (equilibrium of normalised weights); the choice as unit of time is ours.
+    """
+    return (1 - momentum) / (2 * lr * weight_decay) if weight_decay > 0 else None

@@ -9,6 +9,7 @@ IF, LIF and PLIF neurons are integrated in closed form, which is faster.
 
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from spikingjelly.activation_based import base, neuron
@@ -127,15 +128,13 @@ class SpikingJelly(Adapter):
         else:
             leak = 1.0 / neuron.tau if type(neuron) is _LIF else neuron.w.detach().sigmoid().item()
             decay, gain = 1.0 - leak, leak if neuron.decay_input else 1.0
-        with torch.no_grad():
-            at_threshold = neuron.surrogate_function(torch.zeros(1))
         return NeuronParams(
             decay=decay,
             gain=gain,
             v_threshold=neuron.v_threshold,
             v_reset=neuron.v_reset,
             v_rest=0.0 if neuron.v_reset is None else neuron.v_reset,
-            strict=bool(at_threshold == 0),
+            strict=_is_strict(neuron.surrogate_function),
             detach_reset=neuron.detach_reset,
         )
 
@@ -145,6 +144,22 @@ class SpikingJelly(Adapter):
     def restore(self, model: nn.Module, states: Any) -> None:
         for module, memories in states:
             module._memories.update(memories)
+
+
+_strict: WeakKeyDictionary[Any, tuple[Any, bool]] = WeakKeyDictionary()
+
+
+def _is_strict(function: Any) -> bool:
+    """Whether a neuron with this surrogate stays silent at its threshold; looked into again when it has changed.
+
+    A fused neuron asks at every call, and a call of the surrogate costs as much as a small layer.
+    """
+    state = tuple((key, value) for key, value in vars(function).items() if isinstance(value, int | float))
+    known = _strict.get(function)
+    if known is None or known[0] != state:
+        with torch.no_grad():
+            known = _strict[function] = state, bool(function(torch.zeros(1)) == 0)
+    return known[1]
 
 
 @torch.no_grad()

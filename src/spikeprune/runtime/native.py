@@ -90,8 +90,12 @@ def isa() -> str:
     Raises: LookupError for a name that is not one of avx512, avx2, neon, portable; ValueError for an instruction set
         that this machine lacks.
     """
-    have = cpu_features()
-    forced = os.environ.get("SPIKEPRUNE_ISA", "").strip().lower()
+    return _isa(os.environ.get("SPIKEPRUNE_ISA", ""), cpu_features())
+
+
+@functools.cache
+def _isa(wanted: str, have: frozenset[str]) -> str:
+    forced = wanted.strip().lower()
     if forced:
         if forced not in ISA_FLAGS:
             raise unknown("instruction set (SPIKEPRUNE_ISA)", forced, ISA_FLAGS)
@@ -222,6 +226,8 @@ def library(name: str) -> ctypes.CDLL | None:
     Raises: LookupError for an unknown kernel or SPIKEPRUNE_ISA; ValueError for an instruction set the machine lacks.
     """
     isa_name = isa()
+    if (name, isa_name) in _loaded:  # asked for many times in every training step
+        return _loaded[name, isa_name]
     with _lock:
         if (name, isa_name) not in _loaded:
             path = _find_or_build(name, isa_name)

@@ -22,7 +22,9 @@ from spikeprune.train.recipe import Recipe, from_values, read_values, settings_h
 SCHEMA = 1
 DENSE = "dense"
 # What a dense run takes no notice of: lists of these do not multiply it.
-UNUSED_BY_DENSE = ("sparsity", "regrow", "regrow_schedule", "allocate", "pattern", "budget", "floor", "start")
+UNUSED_BY_DENSE = (
+    "sparsity", "regrow", "regrow_schedule", "allocate", "pattern", "budget", "floor", "exclude", "start",
+)  # fmt: skip
 _PLURALS = {
     "methods": "method", "sparsities": "sparsity", "seeds": "seed", "datasets": "data.name", "models": "model",
 }  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import cast, final
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.core.schedule import SCHEDULES, OneShot, Schedule, duration
+from spikeprune.core.schedule import SCHEDULES, OneShot, Schedule, duration, turnover_steps
 from spikeprune.train.recipe import Recipe, make_method
 
 
@@ -49,11 +49,12 @@ def plan(recipe: Recipe, train_count: int) -> Plan:
     """
     per_epoch = math.ceil(train_count / recipe.batch)
     total = per_epoch * recipe.epochs
+    turnover = turnover_of(recipe)
     begin, end, every = (
-        duration(text, per_epoch) for text in (recipe.prune.begin, recipe.prune.end, recipe.prune.every)
+        duration(text, per_epoch, turnover) for text in (recipe.prune.begin, recipe.prune.end, recipe.prune.every)
     )
     if recipe.prune.finetune is not None:
-        epochs = round(duration(recipe.prune.finetune, per_epoch) / per_epoch)
+        epochs = round(duration(recipe.prune.finetune, per_epoch, turnover) / per_epoch)
         if epochs > recipe.epochs:
             raise InvalidValue(
                 f"prune.finetune {recipe.prune.finetune} is longer than the whole run, {recipe.epochs} epochs; "
@@ -75,6 +76,12 @@ def plan(recipe: Recipe, train_count: int) -> Plan:
     make = cast(Callable[..., Schedule], SCHEDULES[recipe.prune.schedule])
     rising = {} if recipe.prune.schedule == "constant" else {"initial": min(recipe.prune.initial, recipe.sparsity)}
     return Plan(per_epoch, recipe.epochs, make(recipe.sparsity, begin, end, every, **rising))
+
+
+def turnover_of(recipe: Recipe) -> float | None:
+    """Steps in which a weight turns over under the recipe's optimizer; None without weight decay."""
+    optim = recipe.optim
+    return turnover_steps(recipe.lr, optim.weight_decay, optim.momentum if optim.name == "sgd" else 0.0)
 
 
 def learning_rate(recipe: Recipe, step: int, plan: Plan, span: tuple[int, int | None] = (0, None)) -> float:

@@ -106,7 +106,7 @@ class PruneSettings:
         schedule: how sparsity rises from event to event
         begin: when it starts to rise; the first event comes one `every` later
         end: when it has arrived, at the latest
-        every: distance of two events
+        every: distance of two events; `0.5turnover` is half the time in which a weight turns over (as for end, begin)
         events: at least so many events: `every` is shortened where needed
         initial: sparsity that the schedule rises from (not constant or oneshot); that of a random start mask
         finetune: prune channels once, by all training images, then train the small network so long; null: in training
@@ -125,7 +125,7 @@ class PruneSettings:
         for name in ("begin", "end", "every", "finetune"):
             try:
                 if getattr(self, name) is not None:
-                    duration(getattr(self, name), 1)
+                    duration(getattr(self, name), 1, 1.0)
             except InvalidValue as error:
                 raise InvalidValue(f"prune.{name}: {error}") from error
         _require(self.events >= 1, "prune.events", "a whole number of at least 1", self.events)
@@ -147,6 +147,7 @@ class Recipe:
         pattern: what is cut: weight, channel, gate, or N:M such as 2:4
         budget: what the sparsity is a share of
         floor: share of each layer that is never cut; null for the Pruner's own
+        exclude: layers that stay dense, such as `head` or `stem.*`; names or patterns, several with spaces between
         start: dense, or a random start mask for training that is never dense, spread as `allocate` or as erk says
         epochs: the whole length of the pruned run, and of the dense one; the phases scale with it
         seed: of initial weights, data order, augmentation and draws
@@ -177,6 +178,7 @@ class Recipe:
     pattern: str = "weight"
     budget: Literal["weights", "parameters", "macs", "synops"] = "weights"
     floor: float | None = None
+    exclude: str | None = None
     start: Literal["dense", "random", "erk"] = "dense"
     epochs: int = 20
     seed: int = 0
@@ -302,7 +304,12 @@ def _own_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _scaled(text: str, factor: Fraction) -> str:
-    """The duration times `factor`; what counts steps stays a whole number of them, at least 1 unless it is 0."""
+    """The duration times `factor`; what counts steps stays a whole number of them, at least 1 unless it is 0.
+
+    The time in which a weight turns over does not depend on the length of training, so it stays.
+    """
+    if text.strip().endswith("turnover"):
+        return text
     amount, unit = Fraction(text.strip()[:-2].strip()), text.strip()[-2:]
     longer = amount * factor
     if unit == "it" and amount:

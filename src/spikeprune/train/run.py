@@ -178,6 +178,7 @@ def make_pruner(recipe: Recipe, schedule: Any, model: torch.nn.Module) -> Pruner
         allocate=recipe.allocate,
         pattern=recipe.pattern,
         budget=recipe.budget,
+        exclude=None if recipe.exclude is None else recipe.exclude.split(),
         seed=recipe.seed,
         start=recipe.start,
         **floor,
