@@ -14,7 +14,10 @@ from spikeprune.study.compare import Block, Comparison, Row, from_dict
 from spikeprune.study.plots import Difference, Series, forest, front, picture, plot
 
 ROOT = Path(__file__).parents[1]
-FIRST = ("fashion", "cifar10", "compute", "options")  # the others follow by name
+ORDER = (
+    "fashion", "cifar10", "never_dense", "never_dense_cifar10", "confirm", "confirm_cifar10", "options", "mechanism",
+    "compute", "compute_cifar10", "extremes", "extremes_cifar10", "ablations", "time_steps", "rivals", "lottery",
+)  # fmt: skip
 HEAD = """# The study
 
 Is regrowth worth it, by which rule, and at what cost? Every number here comes from the run folders of one command each,
@@ -31,7 +34,7 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
     files = {path.stem: path for path in sorted((root / "study" / "results").glob("*.json"))}
     if not files:
         raise UserError("study/results holds no result; `spikeprune compare SWEEP.json --json > FILE` makes one")
-    names = [name for name in FIRST if name in files] + [name for name in files if name not in FIRST]
+    names = [name for name in ORDER if name in files] + [name for name in files if name not in ORDER]
     found = {name: from_dict(json.loads(files[name].read_text(encoding="utf-8"))) for name in names}
     said = root / "study" / "conclusions.md"
     lines = [HEAD]
@@ -173,8 +176,13 @@ def _half(row: Row) -> float:
     return 100 * (row.values["accuracy"].half or 0.0)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write all of them."""
     for path, text in pages().items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from spikeprune.cli.main import main
 
@@ -143,6 +144,21 @@ def test_a_model_of_the_users_own(model, tmp_path, capsys):
     # Every time step multiplies with every weight once: 4 * 2368, however the model is called.
     assert record["dense"]["macs"] == 4 * 2368
     assert ends(capsys, "eval", out[-1], "--json")[0] == 0
+
+
+def test_excluded_layers_stay_dense(tmp_path, capsys):
+    words = ["run", "digits", *TINY, "--baseline", "false", "--sparsity", "0.9", "--out", str(tmp_path)]
+    assert main([*words, "--exclude", "head"]) == 0
+    folder = Path(capsys.readouterr().out.splitlines()[-1])
+    masks = load_file(folder / "masks.safetensors")
+    record = json.loads((folder / "record.json").read_text())
+    assert masks
+    assert not any(name.startswith("head") for name in masks)
+    total, alive = sum(m.numel() for m in masks.values()), sum(int(m.sum()) for m in masks.values())
+    assert alive == record["pruned"]["alive"] == int(total * 0.1 + 1e-6)
+    assert int((load_file(folder / "model.safetensors")["head.weight"] == 0).sum()) == 0
+    assert main([*words, "--exclude", "haed"]) == 2
+    assert "exclude='haed'" in capsys.readouterr().err
 
 
 def test_data_of_the_users_own_and_weights_to_start_from(tmp_path, capsys):

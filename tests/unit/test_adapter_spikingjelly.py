@@ -168,6 +168,20 @@ def test_a_surrogate_without_a_smooth_curve_is_named():
     assert "surrogate='atan'" in str(caught.value)
 
 
+def test_whether_a_neuron_fires_at_its_threshold_is_seen_anew_when_its_surrogate_changes():
+    class Late(surrogate.ATan):
+        strict = 0
+
+        def forward(self, x):
+            return (x > 0).to(x) if self.strict else (x >= 0).to(x)
+
+    node = neuron.LIFNode(surrogate_function=Late())
+    adapter = adapter_for(node)
+    assert not adapter.describe(node).strict
+    node.surrogate_function.strict = 1
+    assert adapter.describe(node).strict
+
+
 def test_models_and_their_neurons():
     model = nn.Sequential(nn.Linear(4, 4), lif(step_mode="m"), nn.Linear(4, 4), neuron.IFNode())
     assert list(ADAPTER.neurons(model)) == ["1", "3"]

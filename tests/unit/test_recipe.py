@@ -71,6 +71,16 @@ def test_small_recipes_keep_five_events_at_any_length(name, epochs):
     assert steps[-1] <= plan(recipe, images).steps
 
 
+def test_events_may_be_spaced_by_the_turnover_of_a_weight():
+    words = ["--lr", "0.5", "--optim.weight_decay", "0.0005", "--prune.begin", "0ep", "--prune.end", "300it"]
+    recipe = load("digits", [*words, "--prune.every", "0.5turnover", "--prune.events", "1"])
+    assert plan(recipe, 1298).schedule.steps() == (100, 200, 300)  # (1 - 0.9) / (2 * 0.5 * 0.0005) = 200 steps
+    longer = load("digits", [*words, "--prune.every", "0.5turnover", "--epochs", "100"])
+    assert longer.prune.every == "0.5turnover"  # the time does not depend on the length of training
+    with pytest.raises(InvalidValue, match="without weight decay"):
+        plan(load("digits", [*words, "--prune.every", "1turnover", "--optim.weight_decay", "0"]), 1298)
+
+
 def test_pruning_cannot_outlast_the_run():
     with pytest.raises(InvalidValue, match=r"prune\.end 50ep is step 1050, after the run's last"):
         plan(load("digits", ["--prune.end", "50ep"]), 1298)

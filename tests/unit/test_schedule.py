@@ -1,9 +1,12 @@
 """Schedules as objects: when their events are, and what they refuse."""
 
+import math
+
 import pytest
+import torch
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.core.schedule import SCHEDULES, Constant, Cubic, Linear, OneShot, duration, names
+from spikeprune.core.schedule import SCHEDULES, Constant, Cubic, Linear, OneShot, duration, names, turnover_steps
 
 
 def test_names():
@@ -45,3 +48,21 @@ def test_durations():
     for text in ("200", "ep", "3 days", "-1it"):
         with pytest.raises(InvalidValue, match="reads like"):
             duration(text, 391)
+
+
+def test_a_duration_in_turnovers_of_a_weight():
+    assert turnover_steps(0.3, 1e-4, 0.9) == pytest.approx(0.1 / (2 * 0.3 * 1e-4))  # 1,667 steps: the paper's setting
+    assert turnover_steps(0.1, 0.0) is None
+    assert duration("0.5turnover", 391, 1000.0) == 500
+    with pytest.raises(InvalidValue, match="without weight decay no weight turns over"):
+        duration("0.5turnover", 391)
+
+
+def test_weight_decay_shrinks_the_square_of_a_weight_by_e_in_a_turnover():
+    """SGD with momentum on a weight whose loss says nothing: what is left of it after one turnover."""
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.3, momentum=0.9, weight_decay=5e-4)
+    weight.grad = torch.zeros(1)
+    for _ in range(round(turnover_steps(0.3, 5e-4, 0.9))):
+        optimizer.step()
+    assert weight.item() ** 2 == pytest.approx(math.exp(-1), rel=0.05)

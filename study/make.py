@@ -1,0 +1,86 @@
+"""Makes the study again, from nothing: `python study/make.py --root DIR --workers 2 [NAME ...]`.
+
+For each NAME, in the order of study/page.py: the runs of study/NAME.yaml, then study/results/NAME.json; docs/study.md
+comes last. It may be stopped at any moment: the same command goes on, since what is finished is found by its hash.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import page
+
+from spikeprune.study.sweep import read_sweep
+
+ROOT = page.ROOT
+_MECHANISM = ("criticality", "magnitude", "random", "gradient")  # the first is analysed against the others
+_SEEDS = ("0", "1", "2")
+
+
+def spikeprune(*words: str, quiet: bool = False) -> str:
+    """What the command prints, which is shown as well unless `quiet`. Raises: SystemExit if it fails."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # the recipes name study.networks
+    done = subprocess.run(
+        [sys.executable, "-m", "spikeprune", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )
+    if not quiet:
+        print(done.stdout, end="", flush=True)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return done.stdout
+
+
+def sweep(name: str, data: list[str], out: Path, workers: str) -> None:
+    """The runs of a sweep and their comparison."""
+    file = ROOT / "study" / f"{name}.yaml"
+    spikeprune("sweep", str(file), *data, "--out", str(out), "--workers", workers)
+    told = spikeprune("compare", str(read_sweep(str(file), ["--out", str(out)]).file), "--json", quiet=True)
+    (ROOT / "study" / "results" / f"{name}.json").write_text(told, encoding="utf-8")
+
+
+def mechanism(data: list[str], out: Path) -> None:
+    """Runs with and without regeneration, and their analysis."""
+    folders = {
+        method: [
+            spikeprune(
+                "run", str(ROOT / "study" / "mechanism.yaml"), "--method", method, "--seed", seed, *data,
+                "--out", str(out),
+            ).splitlines()[-1]
+            for seed in _SEEDS
+        ]
+        for method in _MECHANISM
+    }  # fmt: skip
+    first, *others = folders.values()
+    spikeprune("analyze", *first, "--against", *(folder for arm in others for folder in arm))
+    target = ROOT / "study" / "results" / "mechanism"
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("analysis.json", "analysis.html"):
+        (target / name).write_bytes((Path(first[0]) / name).read_bytes())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", metavar="NAME", nargs="*", help=f"{', '.join(page.ORDER)}; default: all")
+    parser.add_argument("--root", default=os.environ.get("SPIKEPRUNE_DATA"), help="the data; default SPIKEPRUNE_DATA")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "study", help="where run folders go")
+    parser.add_argument("--workers", default="1", help="runs made at a time")
+    options = parser.parse_args()
+    wrong = [name for name in options.names if name not in page.ORDER]
+    if wrong:
+        parser.error(f"no part of the study named {wrong[0]!r}; there are {', '.join(page.ORDER)}")
+    data = [] if options.root is None else ["--data.root", options.root]
+    for name in options.names or page.ORDER:
+        if name == "mechanism":
+            mechanism(data, options.out.resolve())
+        else:
+            sweep(name, data, options.out.resolve(), options.workers)
+    page.main()
+
+
+if __name__ == "__main__":
+    main()
