@@ -130,6 +130,8 @@ class Pruner:
         self._warned = False
         self.rounds: list[dict[str, Any]] = []
         self.seconds = 0.0
+        # Of the last step: how many gradients of all weights, dead ones too, the method needed in it.
+        self.full_gradients = 0
         if start != "dense":
             self._start_random()
 
@@ -335,9 +337,22 @@ class Pruner:
         if self._cold and not self._upkeep.dense:
             self._upkeep.hold_state(self._upkeep.masks)
 
+    def _full_gradients(self) -> int:
+        """`full_gradients` of the step that is being completed."""
+        if self._step >= self._last_step:
+            return 0
+        if not self._cold:
+            return 1
+        if self._step + 1 not in self._by_step:
+            return 0
+        # The synapse unit is computed as the layers' weight gradient is, for as many steps as it is averaged over.
+        synapses = getattr(self.method, "batches", 1) if getattr(self.method, "unit", "") == "synapse" else 0
+        return synapses + ("grads" in self.method.needs)
+
     def _advance(self, *, closure: bool) -> None:
         if not self._grads:
             self._keep_grads()
+        self.full_gradients = self._full_gradients()
         if self._acts:
             self._act_after(closure)
         self._step += 1

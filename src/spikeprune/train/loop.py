@@ -89,6 +89,8 @@ class Phase:
         self._pruning_before = 0.0
         # Samples trained on, times the weights alive in each layer; a sample of fewer time steps counts in proportion.
         self.kept_samples: dict[str, float] = {}
+        # The same times dead weights, where a method needed the gradients of those as well.
+        self.filled_samples: dict[str, float] = {}
         self.samples: float = 0
         self.search_T: int | None = None
         self._setting = setting
@@ -99,6 +101,7 @@ class Phase:
         self._seen = 0
         self._rounds = 0
         self._kept: dict[str, int] = {}
+        self._numel: dict[str, int] = {}
         recipe = setting.recipe
         seed_everything(recipe.seed + first_epoch)
         network.model.train()
@@ -278,6 +281,8 @@ class Phase:
             return
         for name, kept in self._kept.items():
             self.kept_samples[name] = self.kept_samples.get(name, 0) + samples * kept
+            filled = samples * self.pruner.full_gradients * (self._numel[name] - kept)
+            self.filled_samples[name] = self.filled_samples.get(name, 0) + filled
         if len(self.pruner.rounds) != self._rounds:
             self._count_alive()
             if self.pruner.rounds[-1]["cut"]:
@@ -286,7 +291,9 @@ class Phase:
     def _count_alive(self) -> None:
         if self.pruner is not None:
             self._rounds = len(self.pruner.rounds)
-            self._kept = {name: int(mask.sum()) for name, mask in self.pruner.masks.items()}
+            masks = self.pruner.masks
+            self._kept = {name: int(mask.sum()) for name, mask in masks.items()}
+            self._numel = {name: mask.numel() for name, mask in masks.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the phase depends on; loads weights-only."""
@@ -301,6 +308,7 @@ class Phase:
             "search_step": self.search_step,
             "pruning_seconds": self.pruning_seconds,
             "kept_samples": self.kept_samples,
+            "filled_samples": self.filled_samples,
             "samples": self.samples,
             "search_T": self.search_T,
             "model": self.network.model.state_dict(),
@@ -315,7 +323,8 @@ class Phase:
         loss, right, self._seen = state["sums"]
         self._loss.fill_(loss)
         self._right.fill_(right)
-        self.best, self.kept_samples = state["best"], state["kept_samples"]
+        self.best = state["best"]
+        self.kept_samples, self.filled_samples = state["kept_samples"], state["filled_samples"]
         self.samples, self.search_T = state["samples"], state["search_T"]
         self.seconds = state["seconds"]
         self.search_seconds, self.search_step = state["search_seconds"], state["search_step"]

@@ -417,19 +417,26 @@ class _Job:
         self.folder.drop_older_checkpoints()
 
     def cost(self, phase: Phase, counts: Counts, masks: Mapping[str, Tensor]) -> dict[str, Any]:
-        """What the pruned run took; see contract: search is up to the last change of a mask, the others are totals."""
+        """What the pruned run took; see contract: search is up to the last change of a mask, the others are totals.
+
+        Zeros are credited in all passes, but where the method needed the gradients of dead weights (to regrow by them,
+        or to keep their momentum) not in the one that computes them.
+        """
         layout: Plan = self.setting.plan
         samples = phase.samples
         effective = 0.0
         for name, layer in counts.layers.items():
             weight = f"{name}.weight"
-            alive = phase.kept_samples[weight] / masks[weight].numel() if weight in masks else samples
-            effective += layer.dense.macs * alive
+            if weight in masks:
+                passes = _PASSES * phase.kept_samples[weight] + phase.filled_samples[weight]
+                effective += layer.dense.macs * passes / masks[weight].numel()
+            else:
+                effective += _PASSES * layer.dense.macs * samples
         return {
             "epochs": self.recipe.epochs,
             "seconds": phase.seconds,
             "train_macs": _PASSES * counts.dense.macs * samples,
-            "train_macs_effective": _PASSES * effective,
+            "train_macs_effective": effective,
             "pruning_seconds": phase.pruning_seconds,
             "search_epochs": phase.search_step / layout.steps_per_epoch,
             "search_seconds": phase.search_seconds,
