@@ -15,8 +15,8 @@ from spikeprune.study.plots import Difference, Series, forest, front, picture, p
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    "fashion", "cifar10", "never_dense", "never_dense_cifar10", "confirm", "confirm_cifar10", "options", "mechanism",
-    "compute", "compute_cifar10", "extremes", "extremes_cifar10", "ablations", "time_steps", "rivals", "lottery",
+    "fashion", "cifar10", "never_dense", "never_dense_cifar10", "confirm", "confirm_cifar10", "equal_macs", "options",
+    "mechanism", "compute", "extremes", "extremes_cifar10", "ablations", "time_steps", "rivals", "lottery",
 )  # fmt: skip
 HEAD = """# The study
 
