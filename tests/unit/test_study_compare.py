@@ -253,6 +253,12 @@ def test_a_forest_plot_has_a_place_for_every_row_and_arrows_for_those_far_off():
     assert {"b & c", "+1.00 ± 0.50", "-0.50", "-30.00 ± 1.00", "points"} <= set(texts)
 
 
+def test_a_row_that_fits_beside_the_others_is_no_arrow():
+    rows = [Difference(name, mean, 0.5, (mean,)) for name, mean in (("a", 0.0), ("b", -0.1), ("c", -0.1), ("d", -0.9))]
+    drawn = xml.etree.ElementTree.fromstring(forest(rows, "points"))
+    assert sum(e.tag.endswith("circle") and e.attrib["class"] == "m" for e in drawn.iter()) == 4
+
+
 def test_a_picture_is_one_file_with_its_own_colours_and_a_mark_for_each_name():
     names = [f"arm {number}" for number in range(20)]
     panel = plot([Series(name, ((10.0 ** (i / 4), 50.0 + i),)) for i, name in enumerate(names)], "x", "y", log=True)

@@ -134,12 +134,14 @@ class Difference:
 def forest(rows: Sequence[Difference], x_name: str) -> str:
     """Differences and their intervals, one row a name, as an SVG file of its own; faint dots are seeds.
 
-    Rows far off would leave no room for the others: from `_FAR` times the median distance to 0 on, a row is an arrow.
+    Rows far off would leave no room for the others: beyond `_FAR` times the median distance to 0, and twice what the
+    intervals and seeds of the others take, a row is an arrow.
     """
     reach = _FAR * sorted(abs(row.mean) for row in rows)[len(rows) // 2] or math.inf
+    close = [row for row in rows if abs(row.mean) <= reach]
+    reach = max(reach, 2 * max(abs(end) for row in close for end in _ends(row)))
     near = [row for row in rows if abs(row.mean) <= reach]
-    ends = [end for row in near for end in (row.mean - (row.half or 0), row.mean + (row.half or 0), *row.each)]
-    low, high = _range([0.0, *ends], False)
+    low, high = _range([0.0, *(end for row in near for end in _ends(row))], False)
     left, right, width = 300.0, 800.0, 920.0
     height = _TOP + len(rows) * _ROW + _BOTTOM
 
@@ -171,6 +173,11 @@ def forest(rows: Sequence[Difference], x_name: str) -> str:
             parts.append(f'<path class="line m" d="M{x(row.mean - row.half):g} {y:g}H{x(row.mean + row.half):g}"/>')
         parts.append(f'<circle class="m" cx="{x(row.mean):g}" cy="{y:g}" r="4"/>\n')
     return "".join([*parts, "</svg>\n"])
+
+
+def _ends(row: Difference) -> tuple[float, ...]:
+    half = row.half or 0.0
+    return row.mean - half, row.mean + half, *row.each
 
 
 def _mark(number: int, x: float, y: float, title: str = "") -> str:
