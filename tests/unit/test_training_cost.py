@@ -11,12 +11,11 @@ from spikeprune.train.folder import read_safetensors
 from spikeprune.train.recipe import load
 from spikeprune.train.run import run
 
-# Events at steps 2, 4 and 6 of 8.
 SPARSE = {"start": "random", "allocate": "erk"}
 
 
 @pytest.mark.parametrize(
-    ("method", "needed"),
+    ("method", "needed"),  # events are at steps 2, 4 and 6 of 8
     [
         (sp.Magnitude(), [0, 0, 0, 0, 0, 0, 0, 0]),
         (sp.Criticality(regrow=0.3), [0, 0, 0, 0, 0, 0, 0, 0]),  # reads potentials alone
