@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from spikeprune.train.recipe import load
-from spikeprune.train.run import run
+from spikeprune.lab.recipe.recipe import load
+from spikeprune.lab.train.run import run
 
 _METHODS = {"magnitude": "none (BatchNorm scale alone)", "criticality": "criticality", "random": "random"}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import spikeprune as sp
-from spikeprune.pruner.adapter import adapter_for
+from spikeprune.model.adapter import adapter_for
 from spikeprune.runtime import native
 from spikeprune.runtime.bench import FLAGS
 

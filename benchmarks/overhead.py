@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 import spikeprune as sp
-from spikeprune.pruner.adapter import adapter_for
+from spikeprune.model.adapter import adapter_for
 from spikeprune.runtime import native
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {

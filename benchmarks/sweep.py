@@ -19,7 +19,7 @@ import torch
 from common import measured, network, one_thread, stored, uniform
 
 import spikeprune as sp
-from spikeprune.pruner.adapter import adapter_for
+from spikeprune.model.adapter import adapter_for
 from spikeprune.runtime import bench
 
 

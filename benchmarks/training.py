@@ -22,7 +22,7 @@ import torch._dynamo  # the first optimizer imports it; no part of what training
 from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
-from spikeprune.pruner.adapter import adapter_for
+from spikeprune.model.adapter import adapter_for
 from spikeprune.runtime.bench import FLAGS
 from spikeprune.runtime.fuse import fuse
 from spikeprune.runtime.fuse import model as fused_model

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import page
 
-from spikeprune.study.sweep import read_sweep
+from spikeprune.lab.sweep.sweep import read_sweep
 
 ROOT = page.ROOT
 _MECHANISM = ("criticality", "magnitude", "random", "gradient")  # the first is analysed against the others

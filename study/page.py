@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from spikeprune.core.errors import UserError
-from spikeprune.study import claims, tables
-from spikeprune.study.compare import Block, Comparison, Row, from_dict
-from spikeprune.study.plots import Difference, Series, forest, front, picture, plot
+from spikeprune.lab.study import claims, tables
+from spikeprune.lab.study.compare import Block, Comparison, Row, from_dict
+from spikeprune.lab.study.plots import Difference, Series, forest, front, picture, plot
 
 ROOT = Path(__file__).parents[1]
 ORDER = (

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 import spikeprune as sp
-from spikeprune.report.page import _environment
+from spikeprune.lab.page.page import _environment
+from spikeprune.lab.recipe.recipe import load, shipped
 from spikeprune.runtime import native
 from spikeprune.runtime.compile import compile
-from spikeprune.train.recipe import load, shipped
 
 
 def main(site: str) -> None:

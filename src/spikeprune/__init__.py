@@ -10,6 +10,8 @@ Names are loaded when first used, so that `import spikeprune` costs nothing but 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from spikeprune import _moved
+
 if TYPE_CHECKING:
     from spikeprune.core.mask import Masks as Masks
     from spikeprune.core.schedule import Constant as Constant
@@ -20,17 +22,18 @@ if TYPE_CHECKING:
     from spikeprune.core.schedule import OneShot as OneShot
     from spikeprune.core.schedule import Until as Until
     from spikeprune.core.schedule import names as schedules  # noqa: F401
+    from spikeprune.count.counts import Counts as Counts
+    from spikeprune.count.counts import count as count
+    from spikeprune.data import names as datasets  # noqa: F401
     from spikeprune.methods.criticality import Criticality as Criticality
     from spikeprune.methods.dense import Dense as Dense
     from spikeprune.methods.gradient import Gradient as Gradient
     from spikeprune.methods.magnitude import Magnitude as Magnitude
     from spikeprune.methods.random import Random as Random
     from spikeprune.methods.registry import names as methods  # noqa: F401
-    from spikeprune.pruner.count import Counts as Counts
-    from spikeprune.pruner.count import count as count
-    from spikeprune.pruner.pruner import Pruner as Pruner
-    from spikeprune.pruner.pruner import prune as prune
-    from spikeprune.pruner.sensitivity import sensitivity as sensitivity
+    from spikeprune.prune.pruner import Pruner as Pruner
+    from spikeprune.prune.pruner import prune as prune
+    from spikeprune.prune.sensitivity import sensitivity as sensitivity
     from spikeprune.runtime.compile import CompiledSNN as CompiledSNN
     from spikeprune.runtime.compile import compile as compile
     from spikeprune.runtime.compile import load as load
@@ -40,11 +43,12 @@ if TYPE_CHECKING:
     from spikeprune.runtime.interchange import export_onnx as export_onnx
     from spikeprune.shrink.plan import ChannelPlan as ChannelPlan
     from spikeprune.shrink.shrink import shrink as shrink
-    from spikeprune.train.data import names as datasets  # noqa: F401
     from spikeprune.zoo import build as model  # noqa: F401
     from spikeprune.zoo import names as models  # noqa: F401
 
 __version__ = "0.1.0"
+
+_moved.install()
 
 # Public name -> where it stands. Beside these every class of a registered method is public by its own name.
 # `methods` and `shrink` are packages too, which answer the call themselves.
@@ -53,17 +57,17 @@ _PUBLIC = {
     "CompiledSNN": "runtime.compile",
     "Constant": "core.schedule",
     "Cosine": "core.schedule",
-    "Counts": "pruner.count",
+    "Counts": "count.counts",
     "Cubic": "core.schedule",
     "Geometric": "core.schedule",
     "Linear": "core.schedule",
     "Masks": "core.mask",
     "OneShot": "core.schedule",
-    "Pruner": "pruner.pruner",
+    "Pruner": "prune.pruner",
     "Until": "core.schedule",
     "compile": "runtime.compile",
-    "count": "pruner.count",
-    "datasets": "train.data:names",
+    "count": "count.counts",
+    "datasets": "data:names",
     "export_nir": "runtime.interchange",
     "export_onnx": "runtime.interchange",
     "fuse": "runtime.fuse",
@@ -71,9 +75,9 @@ _PUBLIC = {
     "methods": "methods.registry:names",
     "model": "zoo:build",
     "models": "zoo:names",
-    "prune": "pruner.pruner",
+    "prune": "prune.pruner",
     "schedules": "core.schedule:names",
-    "sensitivity": "pruner.sensitivity",
+    "sensitivity": "prune.sensitivity",
     "shrink": "shrink.shrink",
     "unfuse": "runtime.fuse",
 }

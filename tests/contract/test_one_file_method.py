@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from spikeprune.core.errors import UserError
+from spikeprune.lab.page.method_page import methods_page
 from spikeprune.methods import registry
-from spikeprune.report.method_page import methods_page
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "examples" / "methods" / "scaled_magnitude.py"

@@ -8,7 +8,7 @@ import spikeprune as sp
 from nets import batch, conv_net, sgd, train
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import unpack
-from spikeprune.pruner.update import authors_update
+from spikeprune.prune.update import authors_update
 
 FREE = ("0.weight", "4.weight")  # all but the classifier
 

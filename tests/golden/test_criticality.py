@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from spikeprune.core.neuron import if_step, lif_step
 from spikeprune.core.statistic import ChannelMean, SynapseMean
 from spikeprune.core.surrogate import atan, curve_named, dspike, sigmoid
-from spikeprune.pruner.adapter import surrogate_derivative
+from spikeprune.model.adapter import surrogate_derivative
 
 
 def heaviside(u):

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from killing import child
 
-import spikeprune.train.run as running
-from spikeprune.train import folder as folders
-from spikeprune.train.recipe import load
+import spikeprune.lab.train.run as running
+from spikeprune.lab.recipe.recipe import load
+from spikeprune.lab.train import folder as folders
 
 WORDS = ["--epochs", "2", "--data.limit", "120", "--batch", "32", "--precision", "fp32"]
 # Killed at these moments of its life, a child of the first chain comes an epoch further at most; of the second, whose

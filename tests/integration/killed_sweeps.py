@@ -17,9 +17,9 @@ import torch
 from killing import child
 
 from spikeprune.cli import sweep
-from spikeprune.report import write_report
-from spikeprune.study.sweep import read_sweep
-from spikeprune.train.run import run
+from spikeprune.lab.page import write_report
+from spikeprune.lab.sweep.sweep import read_sweep
+from spikeprune.lab.train.run import run
 
 
 def main(folder: Path) -> None:

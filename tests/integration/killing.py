@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from spikeprune.train.folder import RunFolder
-from spikeprune.train.loop import Phase
+from spikeprune.lab.train.folder import RunFolder
+from spikeprune.lab.train.loop import Phase
 
 
 def child(work: Callable[[], int], kill_at: int | None) -> int:

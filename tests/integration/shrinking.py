@@ -6,10 +6,10 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from spikeprune.pruner.adapter import find_adapter
-from spikeprune.pruner.channels import channel_masks
-from spikeprune.pruner.groups import channel_groups
-from spikeprune.pruner.trace import trace
+from spikeprune.model.adapter import find_adapter
+from spikeprune.model.groups import channel_groups
+from spikeprune.model.trace import trace
+from spikeprune.prune.channels import channel_masks
 from spikeprune.shrink.plan import ChannelPlan
 from spikeprune.shrink.shrink import shrink
 

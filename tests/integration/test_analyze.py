@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from spikeprune.cli.main import main
-from spikeprune.study.analyze import analyze
-from spikeprune.train.folder import RunFolder, read_safetensors
-from spikeprune.train.recipe import load
-from spikeprune.train.run import run
+from spikeprune.lab.recipe.recipe import load
+from spikeprune.lab.study.analyze import analyze
+from spikeprune.lab.train.folder import RunFolder, read_safetensors
+from spikeprune.lab.train.run import run
 
 TINY = ["--model", "mlp", "--epochs", "2", "--data.limit", "150", "--batch", "16", "--T", "3", "--sparsity", "0.5"]
 TINY += ["--prune.begin", "0ep", "--prune.end", "0.5ep", "--prune.every", "0.125ep"]

@@ -17,13 +17,13 @@ from spikingjelly.activation_based import layer, neuron, surrogate
 import spikeprune as sp
 from spikeprune.cli.main import main
 from spikeprune.core.errors import UserError
+from spikeprune.lab.train import finished as opening
+from spikeprune.lab.train.bench_run import _from_images
+from spikeprune.lab.train.finished import finished
+from spikeprune.lab.train.folder import read_safetensors
+from spikeprune.lab.train.network import connect
+from spikeprune.lab.train.packed import read_packed
 from spikeprune.runtime.compile import compile
-from spikeprune.train import finished as opening
-from spikeprune.train.bench_run import _from_images
-from spikeprune.train.finished import finished
-from spikeprune.train.folder import read_safetensors
-from spikeprune.train.network import connect
-from spikeprune.train.packed import read_packed
 
 TINY = ["--epochs", "1", "--data.limit", "200", "--batch", "64", "--precision", "fp32", "--baseline", "false"]
 ONCE = ["--repeats", "1", "--threads", "1"]

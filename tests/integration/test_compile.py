@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from spikeprune.core.errors import InvalidValue, UserError
-from spikeprune.pruner.adapter import NeuronParams
+from spikeprune.model.adapter import NeuronParams
 from spikeprune.runtime import native
 from spikeprune.runtime.compile import compile, cost, load
 

@@ -10,7 +10,7 @@ from spikingjelly.activation_based import functional, layer, neuron, op_counter,
 from torch import Tensor, nn
 
 from spikeprune import zoo
-from spikeprune.pruner.count import Counts, count
+from spikeprune.count.counts import Counts, count
 
 
 def prune_at_random(model: nn.Module, density: float = 0.3) -> dict[str, Tensor]:

@@ -9,8 +9,8 @@ import pytest
 
 from spikeprune.cli.main import main
 from spikeprune.core.errors import InvalidValue
-from spikeprune.study.ranks import this_rank
-from spikeprune.study.sweep import read_sweep
+from spikeprune.lab.study.ranks import this_rank
+from spikeprune.lab.sweep.sweep import read_sweep
 
 FILE = """
 model: mlp
@@ -128,7 +128,7 @@ def test_ray_makes_the_runs_and_what_fails_is_told(file, tmp_path, monkeypatch, 
 
 
 def test_ray_gives_a_run_a_gpu_where_there_are_some_and_it_may(file, monkeypatch):
-    from spikeprune.study import workers
+    from spikeprune.lab.sweep import workers
 
     ray = _Ray(gpus=2)
     monkeypatch.setitem(sys.modules, "ray", ray)
@@ -140,7 +140,7 @@ def test_ray_gives_a_run_a_gpu_where_there_are_some_and_it_may(file, monkeypatch
 
 
 def test_a_ray_task_that_dies_is_a_failed_run(file, monkeypatch):
-    from spikeprune.study import workers
+    from spikeprune.lab.sweep import workers
 
     def die(*_):
         raise OSError("the worker died")

@@ -11,11 +11,11 @@ from spikingjelly.activation_based.neuron import LIFNode
 from torch import Tensor
 
 from spikeprune.cli.main import main
+from spikeprune.count.counts import count
 from spikeprune.integrations import adapter_for
-from spikeprune.pruner.count import count
-from spikeprune.train.folder import RunFolder, read_safetensors
-from spikeprune.train.network import Network, build, connect
-from spikeprune.train.statistics import QUANTILES, layer_statistics
+from spikeprune.lab.train.folder import RunFolder, read_safetensors
+from spikeprune.lab.train.network import Network, build, connect
+from spikeprune.lab.train.statistics import QUANTILES, layer_statistics
 
 TINY = ["--model", "digits-conv", "--epochs", "1", "--data.limit", "128", "--precision", "fp32"]
 

@@ -6,9 +6,9 @@ import pytest
 
 from nets import assert_same
 from spikeprune.cli.main import main
-from spikeprune.train import run as runs
-from spikeprune.train.folder import read_safetensors
-from spikeprune.train.recipe import load
+from spikeprune.lab.recipe.recipe import load
+from spikeprune.lab.train import run as runs
+from spikeprune.lab.train.folder import read_safetensors
 
 SMALL = [
     "--model", "digits-conv", "--pattern", "channel", "--sparsity", "0.5", "--data.limit", "128", "--T", "2",

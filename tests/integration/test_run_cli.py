@@ -122,7 +122,7 @@ def test_the_report_is_written_anew(finished, capsys):
 
 
 def test_the_masks_fit_the_saved_weights(finished):
-    from spikeprune.train.folder import read_safetensors
+    from spikeprune.lab.train.folder import read_safetensors
 
     weights, masks = read_safetensors(finished / "model.safetensors"), read_safetensors(finished / "masks.safetensors")
     for name, mask in masks.items():
@@ -171,7 +171,7 @@ def test_data_of_the_users_own_and_weights_to_start_from(tmp_path, capsys):
     words += ["--weights", str(tmp_path / "start.pt"), "--epochs", "1", "--batch", "8", "--method", "magnitude"]
     status, out, err = ends(capsys, "run", "digits", *words, "--baseline", "false", "--out", str(tmp_path / "runs"))
     assert status == 0, err
-    from spikeprune.train.folder import read_safetensors
+    from spikeprune.lab.train.folder import read_safetensors
 
     weights = read_safetensors(Path(out[-1]) / "model.safetensors")
     masks = read_safetensors(Path(out[-1]) / "masks.safetensors")

@@ -9,7 +9,7 @@ from torch import nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.schedule import Constant
-from spikeprune.pruner.pruner import Pruner
+from spikeprune.prune.pruner import Pruner
 from spikeprune.shrink.plan import ChannelPlan
 from spikeprune.shrink.shrink import shrink
 

@@ -9,8 +9,8 @@ from torch.testing import assert_close
 import spikeprune as sp
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.neuron import lif_step
-from spikeprune.pruner.adapter import adapter_for
-from spikeprune.pruner.trace import pair, trace
+from spikeprune.model.adapter import adapter_for
+from spikeprune.model.trace import pair, trace
 
 
 def test_potential_before_firing_worked_by_hand():

@@ -10,7 +10,7 @@ from torch import nn
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.neuron import lif_step
 from spikeprune.integrations.snntorch import SnnTorch
-from spikeprune.pruner.adapter import adapter_for
+from spikeprune.model.adapter import adapter_for
 
 ADAPTER = SnnTorch()
 STEPS = [0.75, 0.75, 0.75, 0.75, 0.0, 1.5]

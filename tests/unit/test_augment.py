@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.train.augment import Augment, crop, cutout, flip
+from spikeprune.data.augment import Augment, crop, cutout, flip
 
 IMAGES = torch.arange(1, 1 + 3 * 2 * 4 * 4, dtype=torch.uint8).reshape(3, 2, 4, 4)
 

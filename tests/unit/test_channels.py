@@ -9,8 +9,10 @@ from torch import nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.statistic import pca_score
-from spikeprune.pruner.adapter import find_adapter
-from spikeprune.pruner.channels import (
+from spikeprune.model.adapter import find_adapter
+from spikeprune.model.groups import channel_groups
+from spikeprune.model.trace import pair, trace
+from spikeprune.prune.channels import (
     ChannelSpace,
     authors_channels,
     bn_scale,
@@ -23,9 +25,7 @@ from spikeprune.pruner.channels import (
     slope,
     weight_norm,
 )
-from spikeprune.pruner.groups import channel_groups
-from spikeprune.pruner.trace import pair, trace
-from spikeprune.pruner.update import Outcome, Target
+from spikeprune.prune.update import Outcome, Target
 
 X = torch.rand(2, 1, 6, 6)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from spikeprune import zoo
 from spikeprune.core import counts
 from spikeprune.core.errors import InvalidValue, MissingEvidence, UnknownName
-from spikeprune.pruner.count import count
+from spikeprune.count.counts import count
 
 # ---- functions of tensors ------------------------------------------------------------------------------------------
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.train.augment import Augment
-from spikeprune.train.data import Dataset, Split, batches, steps_per_epoch
+from spikeprune.data import Dataset, Split, batches, steps_per_epoch
+from spikeprune.data.augment import Augment
 
 
 def toy(count: int = 20) -> Dataset:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from spikeprune.core.errors import MissingDependency, UserError
-from spikeprune.train.data import load
+from spikeprune.data import load
 
 
 def write_mnist(root: Path) -> None:

@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 from spikeprune.core.errors import InvalidValue, MissingDependency, UserError
-from spikeprune.train.data import load
-from spikeprune.train.data.files import MissingFile, open_tree
+from spikeprune.data import load
+from spikeprune.data.files import MissingFile, open_tree
 
 
 def pixels(*shape: int, seed: int = 0) -> np.ndarray:

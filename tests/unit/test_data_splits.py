@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue, UnknownName, UserError
-from spikeprune.train.data import FACTS, Dataset, Split, load, names, sizes
-from spikeprune.train.data.dataset import Source, assemble, digest, moments, stratified
+from spikeprune.data import FACTS, Dataset, Split, load, names, sizes
+from spikeprune.data.dataset import Source, assemble, digest, moments, stratified
 
 
 def source(train: int = 40, test: int = 10, own: int = 0) -> Source:

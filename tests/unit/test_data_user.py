@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.train.data import Dataset, Split, load
+from spikeprune.data import Dataset, Split, load
 
 X = torch.randint(0, 256, (30, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(30) % 3

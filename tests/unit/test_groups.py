@@ -7,9 +7,9 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.pruner.adapter import find_adapter
-from spikeprune.pruner.groups import channel_groups
-from spikeprune.pruner.trace import trace
+from spikeprune.model.adapter import find_adapter
+from spikeprune.model.groups import channel_groups
+from spikeprune.model.trace import trace
 from spikeprune.zoo.registry import build
 
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from spikeprune import zoo
 from spikeprune.core.errors import InvalidValue
-from spikeprune.pruner.count import count
-from spikeprune.train.network import connect, load_weights
+from spikeprune.count.counts import count
+from spikeprune.lab.train.network import connect, load_weights
 
 T, N, K = 3, 8, 5
 

@@ -10,7 +10,7 @@ from spikeprune.core.errors import InvalidValue, MissingEvidence
 from spikeprune.core.evidence import Evidence
 from spikeprune.core.statistic import ChannelMean, Components
 from spikeprune.methods.criticality import Criticality
-from spikeprune.pruner.channels import network_cost
+from spikeprune.prune.channels import network_cost
 
 SCHEDULE = sp.Cubic(0.5, 0, 8, 2)  # of 10 channels 7, 5, 5 and 5 are kept
 

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from spikeprune.core.errors import InvalidValue, UnknownName, UserError
-from spikeprune.train.plan import learning_rate, plan
-from spikeprune.train.recipe import DataSettings, Recipe, complete, load, settings_hash, shipped
+from spikeprune.lab.recipe.plan import learning_rate, plan
+from spikeprune.lab.recipe.recipe import DataSettings, Recipe, complete, load, settings_hash, shipped
 
 PAPER = [f"paper-{net}-{data}" for net in ("resnet19", "vgg16") for data in ("cifar10", "cifar100", "tiny")]
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from spikeprune.core.errors import UserError
-from spikeprune.report import figures, words, write_report
-from spikeprune.report.page import render
-from spikeprune.report.read import read_run
-from spikeprune.train.folder import RunFolder
-from spikeprune.train.recipe import complete, load, settings_hash
+from spikeprune.lab.page import figures, words, write_report
+from spikeprune.lab.page.page import render
+from spikeprune.lab.page.read import read_run
+from spikeprune.lab.recipe.recipe import complete, load, settings_hash
+from spikeprune.lab.train.folder import RunFolder
 
 VOID = {"meta"}
 
@@ -475,7 +475,7 @@ def leaves(value: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
 def test_a_wrong_value_anywhere_gives_a_page_or_an_error_that_names_the_file(
     made: Folder, wrong: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("spikeprune.report.page._command", lambda run: "")  # it reads recipes, which takes long
+    monkeypatch.setattr("spikeprune.lab.page.page._command", lambda run: "")  # it reads recipes, which takes long
     made.write()
     for path in (made.folder.record, made.folder.statistics):
         whole = path.read_text()

@@ -11,7 +11,7 @@ from spikeprune.methods.admm import Admm
 from spikeprune.methods.grad_r import GradR
 from spikeprune.methods.rcmo import Rcmo
 from spikeprune.methods.stds import Stds
-from spikeprune.pruner.pruner import Pruner, prune
+from spikeprune.prune.pruner import Pruner, prune
 
 
 def layers(*weights: list[list[float]]) -> nn.Module:

@@ -8,7 +8,7 @@ from spikeprune.core.schedule import Constant, Linear
 from spikeprune.methods.anti_criticality import AntiCriticality
 from spikeprune.methods.criticality import Criticality
 from spikeprune.methods.last_magnitude import LastMagnitude
-from spikeprune.pruner.pruner import Pruner
+from spikeprune.prune.pruner import Pruner
 
 
 def test_last_magnitude_brings_back_what_was_largest_when_it_was_cut():

@@ -14,7 +14,7 @@ from spikeprune.methods.rigl import RigL
 from spikeprune.methods.set import Set
 from spikeprune.methods.snfs import Snfs
 from spikeprune.methods.snip import Snip
-from spikeprune.pruner.pruner import Pruner, prune
+from spikeprune.prune.pruner import Pruner, prune
 
 
 def layers(*weights: list[list[float]]) -> nn.Module:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spikeprune.lab.recipe.recipe import load
+from spikeprune.lab.train.early_time import fewer_steps
+from spikeprune.lab.train.network import Network
+from spikeprune.lab.train.run import run
 from spikeprune.methods.eb_et import EbEt
 from spikeprune.methods.imp_et import ImpEt
-from spikeprune.train.early_time import fewer_steps
-from spikeprune.train.network import Network
-from spikeprune.train.recipe import load
-from spikeprune.train.run import run
 
 ADAPTER: Any = SimpleNamespace(
     reset=lambda model: None, states=lambda model: None, restore=lambda model, states: None

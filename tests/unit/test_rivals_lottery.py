@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.core.schedule import Constant, Geometric
+from spikeprune.lab.recipe.plan import learning_rate, plan
+from spikeprune.lab.recipe.recipe import load
 from spikeprune.methods import lottery
 from spikeprune.methods.early_bird import EarlyBird
 from spikeprune.methods.imp import Imp
-from spikeprune.pruner.pruner import Pruner
-from spikeprune.train.plan import learning_rate, plan
-from spikeprune.train.recipe import load
+from spikeprune.prune.pruner import Pruner
 
 
 def test_imp_has_the_published_rounds_and_epochs():

@@ -3,9 +3,9 @@
 import pytest
 
 from spikeprune.core.schedule import Constant, Cubic, OneShot
-from spikeprune.train.plan import plan
-from spikeprune.train.recipe import load, make_method, settings_hash
-from spikeprune.train.run import preview
+from spikeprune.lab.recipe.plan import plan
+from spikeprune.lab.recipe.recipe import load, make_method, settings_hash
+from spikeprune.lab.train.run import preview
 
 
 def test_a_method_brings_its_own_start_schedule_and_share():

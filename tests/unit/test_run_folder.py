@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spikeprune.core.errors import UserError
-from spikeprune.train.folder import RunFolder, read_safetensors, write_whole
+from spikeprune.lab.train.folder import RunFolder, read_safetensors, write_whole
 
 SETTINGS = {"name": "digits", "sparsity": 0.95, "out": "runs", "data": {"name": "digits", "root": None}}
 

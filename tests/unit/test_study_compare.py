@@ -13,10 +13,10 @@ import pytest
 from records import write_run
 from spikeprune.cli.main import main
 from spikeprune.core.errors import UnknownName, UserError
-from spikeprune.study.compare import collect, compare, from_dict
-from spikeprune.study.page import comparison_page
-from spikeprune.study.plots import Difference, Series, forest, front, picture, plot
-from spikeprune.study.tables import main_table, to_text
+from spikeprune.lab.study.compare import collect, compare, from_dict
+from spikeprune.lab.study.page import comparison_page
+from spikeprune.lab.study.plots import Difference, Series, forest, front, picture, plot
+from spikeprune.lab.study.tables import main_table, to_text
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from spikeprune.study import avalanches, mechanism
-from spikeprune.study.features import consistency, correlation, entropy, feature, inverted_min_max
+from spikeprune.lab.study import avalanches, mechanism
+from spikeprune.lab.study.features import consistency, correlation, entropy, feature, inverted_min_max
 
 
 def test_a_feature_is_spikes_over_time_and_space():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from spikeprune.study.findings import _told
-from spikeprune.study.seeds import QUANTITIES, at, differences, over_seeds
+from spikeprune.lab.study.findings import _told
+from spikeprune.lab.study.seeds import QUANTITIES, at, differences, over_seeds
 
 
 def test_every_number_becomes_its_mean_and_spread():

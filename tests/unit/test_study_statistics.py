@@ -7,8 +7,8 @@ import pytest
 from scipy import special, stats
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.study import claims
-from spikeprune.study.statistics import (
+from spikeprune.lab.study import claims
+from spikeprune.lab.study.statistics import (
     holm,
     incomplete_beta,
     paired,

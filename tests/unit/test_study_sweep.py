@@ -6,8 +6,8 @@ import pytest
 
 from spikeprune.cli.main import main
 from spikeprune.core.errors import UserError
-from spikeprune.study.sweep import read_sweep
-from spikeprune.train.recipe import load, settings_hash
+from spikeprune.lab.recipe.recipe import load, settings_hash
+from spikeprune.lab.sweep.sweep import read_sweep
 
 FILE = """
 model: mlp

@@ -6,7 +6,7 @@ from spikingjelly.activation_based import surrogate
 
 from spikeprune.core.errors import InvalidValue, UnknownName
 from spikeprune.core.surrogate import CURVES, curve_named
-from spikeprune.pruner.adapter import surrogate_derivative
+from spikeprune.model.adapter import surrogate_derivative
 
 
 @pytest.mark.parametrize("name", sorted(CURVES))

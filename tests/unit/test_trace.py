@@ -8,8 +8,8 @@ from torch import nn
 import spikeprune as sp
 from nets import SIZE, T, assert_same, batch, conv_net, lif, sgd, train
 from spikeprune.core.errors import InvalidValue
-from spikeprune.pruner.adapter import adapter_for
-from spikeprune.pruner.trace import pair, trace
+from spikeprune.model.adapter import adapter_for
+from spikeprune.model.trace import pair, trace
 
 pytestmark = pytest.mark.compat
 

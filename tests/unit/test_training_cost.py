@@ -7,9 +7,9 @@ import torch
 
 import spikeprune as sp
 from nets import conv_net, train
-from spikeprune.train.folder import read_safetensors
-from spikeprune.train.recipe import load
-from spikeprune.train.run import run
+from spikeprune.lab.recipe.recipe import load
+from spikeprune.lab.train.folder import read_safetensors
+from spikeprune.lab.train.run import run
 
 SPARSE = {"start": "random", "allocate": "erk"}
 

@@ -22,9 +22,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--data.root", dest="root", default=None, help="where the data lies now, if it has moved")
     options = parser.parse_args(arguments)
 
-    from spikeprune.study import findings
-    from spikeprune.study.analyze import analyze
-    from spikeprune.train.folder import RunFolder, write_whole
+    from spikeprune.lab.study import findings
+    from spikeprune.lab.study.analyze import analyze
+    from spikeprune.lab.train.folder import RunFolder, write_whole
 
     found = analyze(options.runs, options.against, features=options.features, images=options.images, root=options.root)
     page = RunFolder.existing(options.runs[0]).path / "analysis.html"

@@ -26,8 +26,8 @@ def main(arguments: Sequence[str]) -> int:
     except ValueError:
         raise InvalidValue(f"--batch takes whole numbers such as 1,32, got {options.batch!r}") from None
 
-    from spikeprune.train.bench_run import bench_run
-    from spikeprune.train.folder import RunFolder, write_whole
+    from spikeprune.lab.train.bench_run import bench_run
+    from spikeprune.lab.train.folder import RunFolder, write_whole
 
     result = bench_run(options.run, batches=sizes, repeats=options.repeats, threads=options.threads, root=options.root)
     folder = RunFolder(Path(options.run))
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
             f"cannot write into {options.run}: {error.strerror}; copy the run to where you may write"
         ) from error
     if folder.report.is_file():
-        from spikeprune.report import write_report
+        from spikeprune.lab.page import write_report
 
         written[write_report(folder)] = ""
     if options.json:

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     form.add_argument("--latex", action="store_true", help="a tabular for booktabs")
     options = parser.parse_args(arguments)
 
-    from spikeprune.study import claims
+    from spikeprune.lab.study import claims
 
     if not options.runs:
         if not options.claims:
@@ -28,10 +28,10 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(claims.explanation()))
         return 0
 
-    from spikeprune.study import tables
-    from spikeprune.study.compare import collect, compare
-    from spikeprune.study.page import comparison_page
-    from spikeprune.train.folder import write_whole
+    from spikeprune.lab.study import tables
+    from spikeprune.lab.study.compare import collect, compare
+    from spikeprune.lab.study.page import comparison_page
+    from spikeprune.lab.train.folder import write_whole
 
     runs, unfinished, reference = collect(options.runs)
     comparison = compare(runs, options.reference or reference, unfinished)

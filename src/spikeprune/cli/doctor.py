@@ -45,7 +45,7 @@ def examine() -> dict[str, Any]:
     if found["core"] == "works":
         import torch
 
-        from spikeprune.train.device import choose_precision, cpu_flags, cpu_name
+        from spikeprune.lab.train.device import choose_precision, cpu_flags, cpu_name
 
         flags = cpu_flags()
         told = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd")

@@ -13,7 +13,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args(arguments)
 
-    from spikeprune.train.evaluate import evaluate
+    from spikeprune.lab.train.evaluate import evaluate
 
     result = evaluate(options.run, root=options.root, device=options.device)
     if options.json:

@@ -9,7 +9,7 @@ from spikeprune.core.errors import InvalidValue, unknown
 _HELP = """
 --to compiled: one checksummed file that `spikeprune.load(path)` runs, on any machine, without the model's code.
 --to safetensors: the weights that are alive and a bit for each that might be, for a runtime of your own;
-`spikeprune.train.packed` describes the format and reads it.
+`spikeprune.lab.train.packed` describes the format and reads it.
 --to nir: a graph for neuromorphic chips and simulators (pip install 'spikeprune[nir]').
 --to onnx: for inference engines, any batch size, time written out (pip install 'spikeprune[onnx]').
 """
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.precision and options.to != "compiled":
         raise InvalidValue(f"--precision is for --to compiled; --to {options.to} keeps the weights as they are")
 
-    from spikeprune.train import export_run
+    from spikeprune.lab.train import export_run
 
     file = None if options.file is None else Path(options.file)
     if options.to == "safetensors":

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 def _page(kind: str | None) -> int:
     if kind != "methods":
         raise InvalidValue("list --markdown makes a page of the methods alone: `spikeprune list methods --markdown`")
-    from spikeprune.report.method_page import methods_page
+    from spikeprune.lab.page.method_page import methods_page
 
     print(methods_page(), end="")
     return 0
@@ -52,13 +52,13 @@ def _models() -> list[str]:
 
 
 def _datasets() -> list[str]:
-    from spikeprune.train.data import names
+    from spikeprune.data import names
 
     return names()
 
 
 def _recipes() -> list[str]:
-    from spikeprune.train.recipe import shipped
+    from spikeprune.lab.recipe.recipe import shipped
 
     return shipped()
 

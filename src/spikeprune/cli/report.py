@@ -10,8 +10,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
     options = parser.parse_args(arguments)
 
-    from spikeprune.report import write_report
-    from spikeprune.train.folder import RunFolder
+    from spikeprune.lab.page import write_report
+    from spikeprune.lab.train.folder import RunFolder
 
     for folder in [RunFolder.existing(path) for path in options.runs]:
         print(write_report(folder.path))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from spikeprune.core.errors import InvalidValue
 
 if TYPE_CHECKING:
-    from spikeprune.train.recipe import Recipe
+    from spikeprune.lab.recipe.recipe import Recipe
 
 _HELP = """usage: spikeprune run RECIPE [--key value ...] [--dry-run]
 
@@ -19,7 +19,7 @@ Every key can be overridden. Durations read 200ep (epochs) or 2000it (optimizer 
 
 
 def main(arguments: Sequence[str]) -> int:
-    from spikeprune.train.recipe import describe_keys, load
+    from spikeprune.lab.recipe.recipe import describe_keys, load
 
     words = list(arguments)
     if not words or words[0] in ("--help", "-h") or "--help" in words[1:]:
@@ -35,8 +35,8 @@ def main(arguments: Sequence[str]) -> int:
     if dry:
         _dry_run(recipe)
         return 0
-    from spikeprune.report import write_report
-    from spikeprune.train.run import run
+    from spikeprune.lab.page import write_report
+    from spikeprune.lab.train.run import run
 
     folder = run(recipe)
     if not folder.report.is_file():
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def summary(record: dict) -> list[str]:
     """A finished run in a few lines."""
-    from spikeprune.pruner.pattern import unit_of
+    from spikeprune.prune.pattern import unit_of
 
     dense, pruned = record["dense"], record["pruned"]
     lines = []
@@ -70,7 +70,7 @@ def _images(record: dict) -> str:
 
 
 def _dry_run(recipe: "Recipe") -> None:
-    from spikeprune.train.run import preview
+    from spikeprune.lab.train.run import preview
 
     for line in preview(recipe):
         print(line)

@@ -13,7 +13,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args(arguments)
 
-    from spikeprune.train.shrink_run import shrink_run
+    from spikeprune.lab.train.shrink_run import shrink_run
 
     result = shrink_run(options.run, root=options.root, device=options.device)
     if options.json:

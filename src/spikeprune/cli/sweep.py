@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from spikeprune.core.errors import InvalidValue, RunFailed
 
 if TYPE_CHECKING:
-    from spikeprune.study.ranks import Rank
-    from spikeprune.study.sweep import Sweep, Task
-    from spikeprune.study.workers import Done, Launcher
+    from spikeprune.lab.study.ranks import Rank
+    from spikeprune.lab.sweep.sweep import Sweep, Task
+    from spikeprune.lab.sweep.workers import Done, Launcher
 
 _HELP = """usage: spikeprune sweep RECIPE [--key value[,value...] ...] [--workers N] [--threads N] [--dry-run]
 
@@ -45,8 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     array = _take(words, "--array")
     launcher = _launcher(_take(words, "--launcher"))
 
-    from spikeprune.study.ranks import this_rank
-    from spikeprune.study.sweep import read_sweep
+    from spikeprune.lab.study.ranks import this_rank
+    from spikeprune.lab.sweep.sweep import read_sweep
 
     sweep = read_sweep(words[0], words[1:])
     if array == "print":
@@ -67,8 +67,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _make(sweep: "Sweep", mine: "Sweep", workers: int, threads: int, launcher: "Launcher", rank: "Rank | None") -> int:
-    from spikeprune.report import write_report
-    from spikeprune.study.workers import work
+    from spikeprune.lab.page import write_report
+    from spikeprune.lab.sweep.workers import work
 
     total, ended = len(mine.tasks), sum(task.finished for task in mine.tasks)
     print(f"{total} runs, {ended} of them finished before", flush=True)
@@ -85,8 +85,8 @@ def _make(sweep: "Sweep", mine: "Sweep", workers: int, threads: int, launcher: "
     if rank is not None:
         rank.meet()
     if (rank is None or rank.number == 0) and any(task.finished for task in sweep.tasks):
-        from spikeprune.study import tables
-        from spikeprune.study.compare import collect, compare
+        from spikeprune.lab.study import tables
+        from spikeprune.lab.study.compare import collect, compare
 
         runs, unfinished, reference = collect([sweep.file])
         print("\n".join(["", *tables.to_text(compare(runs, reference, unfinished))]), flush=True)
@@ -108,7 +108,7 @@ def _name(task: "Task") -> str:
 
 
 def _dry_run(sweep: "Sweep", workers: int, threads: int) -> None:
-    from spikeprune.study.estimate import Estimator
+    from spikeprune.lab.sweep.estimate import Estimator
 
     estimator, total, unknown_time = Estimator(threads), 0.0, 0
     for task in sweep.tasks:

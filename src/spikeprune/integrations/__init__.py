@@ -1,5 +1,5 @@
 """Adapters for spiking frameworks and export. The only folder besides zoo/ that names a framework."""
 
-from spikeprune.pruner.adapter import adapter_for, find_adapter, register_adapter
+from spikeprune.model.adapter import adapter_for, find_adapter, register_adapter
 
 __all__ = ["adapter_for", "find_adapter", "register_adapter"]

@@ -13,7 +13,7 @@ from norse.torch.module.snn import SNN, SNNCell
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.pruner.adapter import Adapter, NeuronParams
+from spikeprune.model.adapter import Adapter, NeuronParams
 
 
 class Norse(Adapter):

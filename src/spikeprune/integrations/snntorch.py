@@ -14,7 +14,7 @@ from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.pruner.adapter import Adapter, NeuronParams
+from spikeprune.model.adapter import Adapter, NeuronParams
 
 # State by name: constants such as beta and threshold are buffers too, and stay.
 _STATES = ("mem", "syn", "syn_exc", "syn_inh", "spk")

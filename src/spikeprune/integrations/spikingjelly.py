@@ -16,7 +16,7 @@ from spikingjelly.activation_based import base, neuron
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.pruner.adapter import Adapter, NeuronParams
+from spikeprune.model.adapter import Adapter, NeuronParams
 
 _BASES = tuple(cls for name in ("BaseNode", "SimpleBaseNode") if (cls := getattr(neuron, name, None)) is not None)
 

@@ -20,7 +20,7 @@ class ImpEt(Method):
     Args:
         rate: share of the alive weights that a round cuts, as for `imp`.
         search_T: time steps of the search; None lets the network choose: after two epochs, the smallest number whose
-            answers on a batch are near those of all T (`spikeprune.train.early_time`).
+            answers on a batch are near those of all T (`spikeprune.lab.train.early_time`).
     Source: Kim et al. 2022, arXiv:2207.01382, and their code, which chooses on 1,000 images; here on one batch.
     """
 

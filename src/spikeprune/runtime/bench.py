@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue, RunFailed
-from spikeprune.pruner.adapter import adapter_for
+from spikeprune.model.adapter import adapter_for
 from spikeprune.runtime import native
 from spikeprune.runtime.compile import CompiledSNN, compile, cost
 from spikeprune.runtime.compile import layers as L

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprune.pruner.adapter import Adapter, NeuronParams
-from spikeprune.pruner.groups import ChannelMap, is_elementwise, replay, rerun
-from spikeprune.pruner.trace import ChannelGate, Node
+from spikeprune.model.adapter import Adapter, NeuronParams
+from spikeprune.model.groups import ChannelMap, is_elementwise, replay, rerun
+from spikeprune.model.trace import ChannelGate, Node
 
 _UNKNOWN = float("nan")
 _MARK = 1e300  # stands for nan while values are moved around: nan does not equal itself

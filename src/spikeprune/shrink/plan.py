@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.pruner.adapter import Adapter, find_adapter
-from spikeprune.pruner.trace import ChannelGate
+from spikeprune.model.adapter import Adapter, find_adapter
+from spikeprune.model.trace import ChannelGate
 
 _SCHEMA = 1
 

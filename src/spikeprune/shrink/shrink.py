@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.pruner.adapter import Adapter, find_adapter
-from spikeprune.pruner.groups import ChannelMap
-from spikeprune.pruner.trace import trace
+from spikeprune.model.adapter import Adapter, find_adapter
+from spikeprune.model.groups import ChannelMap
+from spikeprune.model.trace import trace
 from spikeprune.shrink.dead import Constants, removable
 from spikeprune.shrink.optimizer import repoint
 from spikeprune.shrink.plan import ChannelPlan, Cut, copy_without_state

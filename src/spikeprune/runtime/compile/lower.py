@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.pruner.adapter import Adapter, adapter_for
-from spikeprune.pruner.trace import ChannelGate, Graph, Node, Tracer, undisturbed
+from spikeprune.model.adapter import Adapter, adapter_for
+from spikeprune.model.trace import ChannelGate, Graph, Node, Tracer, undisturbed
 from spikeprune.runtime.compile.layers import Layer, Network, busyness, interpret
 
 

@@ -13,7 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.pruner.adapter import Adapter, adapter_for
+from spikeprune.model.adapter import Adapter, adapter_for
 from spikeprune.runtime.fuse.bits import SpikeStore
 from spikeprune.runtime.fuse.events import convolution
 from spikeprune.runtime.fuse.kernel import Call, can_pool, fire

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.pruner.adapter import Adapter, NeuronParams
+from spikeprune.model.adapter import Adapter, NeuronParams
 from spikeprune.runtime.fuse.kernel import Neuron, slope
 
 _PROBES = torch.tensor([-2.0, -0.75, -0.375, -0.1, 0.0, 0.1, 0.375, 0.75, 2.0], dtype=torch.float64)

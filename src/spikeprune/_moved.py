@@ -1,0 +1,88 @@
+"""Import paths of version 0.1 that moved: each still works for one version, with a warning that names the new path.
+
+A finder at the end of `sys.meta_path` sees only names that nothing else knows, so it costs nothing elsewhere
+(docs/decisions/0010-rooms.md).
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+
+# Old path below `spikeprune` -> new one. The longest match counts, so that single modules may leave their folder.
+MOVED = {
+    "pruner": "prune",
+    "pruner.adapter": "model.adapter",
+    "pruner.costs": "count.costs",
+    "pruner.count": "count.counts",
+    "pruner.groups": "model.groups",
+    "pruner.prunable": "model.prunable",
+    "pruner.trace": "model.trace",
+    "report": "lab.page",
+    "study": "lab.study",
+    "study.estimate": "lab.sweep.estimate",
+    "study.sweep": "lab.sweep.sweep",
+    "study.workers": "lab.sweep.workers",
+    "train": "lab.train",
+    "train.augment": "data.augment",
+    "train.data": "data",
+    "train.plan": "lab.recipe.plan",
+    "train.recipe": "lab.recipe.recipe",
+}
+
+
+def new_path(name: str) -> str | None:
+    """The present path of a module, None if it did not move.
+
+    >>> new_path("spikeprune.pruner.adapter")
+    'spikeprune.model.adapter'
+    """
+    head, _, rest = name.partition(".")
+    if head != "spikeprune":
+        return None
+    parts = rest.split(".")
+    for end in range(len(parts), 0, -1):
+        old = ".".join(parts[:end])
+        if old in MOVED:
+            return ".".join(["spikeprune", MOVED[old], *parts[end:]])
+    return None
+
+
+class _Alias(importlib.abc.Loader):
+    """Hands out the module at the new path under the old name."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self._spec: importlib.machinery.ModuleSpec | None = None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        module = importlib.import_module(self.target)
+        self._spec = module.__spec__
+        message = f"{spec.name} moved to {self.target}; the old path goes away in version 0.3"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec  # the import system has just put the old name there
+
+
+class MovedFinder(importlib.abc.MetaPathFinder):
+    """Finds modules at paths of version 0.1."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """The module at the new path, None for every name that did not move."""
+        moved = new_path(fullname)
+        if moved is None:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, _Alias(moved), is_package=True)
+
+
+def install() -> None:
+    """Adds the finder once."""
+    if not any(isinstance(finder, MovedFinder) for finder in sys.meta_path):
+        sys.meta_path.append(MovedFinder())

@@ -1,0 +1,109 @@
+"""What one weight costs under a budget of parameters, multiplies or synaptic operations."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from spikeprune.core.errors import MissingEvidence
+from spikeprune.model.trace import Graph
+
+BUDGETS = ("macs", "parameters", "synops", "weights")
+
+
+def weight_costs(
+    budget: str,
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    graph: Graph | None,
+    rates: Mapping[str, Tensor],
+) -> tuple[dict[str, float | Tensor], float]:
+    """Cost of one weight of every prunable parameter, and the cost of all that is not prunable.
+
+        parameters  1 each
+        macs        positions that the weight is multiplied at, over the whole forward that was traced
+        synops      macs times the share of non-zero inputs, per input channel
+
+    Only ratios matter, so the traced batch size drops out.
+    Args: rates: parameter name -> share of non-zero inputs [I], for "synops".
+    Raises: MissingEvidence if no forward has been traced, or no input rates are known.
+    """
+    if budget == "parameters":
+        rest = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in parameters.values())
+        return dict.fromkeys(parameters, 1.0), float(rest)
+    if graph is None:
+        raise MissingEvidence(f"budget={budget!r} needs one forward through the model first; pass data=, or attach")
+    every = dict(model.named_parameters())
+    positions: dict[str, float] = {}
+    for node in graph.nodes:
+        if node.weight is not None:
+            outputs = every[node.weight].shape[0]
+            positions[node.weight] = positions.get(node.weight, 0.0) + _numel(node.shape) / outputs
+    missing = [name for name in parameters if name not in positions]
+    if missing:
+        raise MissingEvidence(f"{missing[0]!r} took no part in the traced forward; exclude it or call the whole model")
+    cost: dict[str, float | Tensor] = {}
+    fixed = 0.0
+    for name, count in positions.items():
+        each: float | Tensor = count
+        if budget == "synops":
+            if name not in rates:
+                raise MissingEvidence("budget='synops' needs firing rates; pass data=, or attach before the forward")
+            each = (rates[name] * count).clamp_min(1e-9 * count)
+            each = each.view(1, -1, *([1] * (every[name].ndim - 2)))
+        if name in parameters:
+            cost[name] = each
+        else:
+            fixed += float(torch.as_tensor(each).expand(every[name].shape).sum())
+    return {name: cost[name] for name in parameters}, fixed
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+class InputRates:
+    """Hooks that measure the share of non-zero inputs of every Conv and Linear layer, per input channel."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, float] = {}
+        names = {id(p): n for n, p in model.named_parameters()}
+        self._handles = [
+            module.register_forward_pre_hook(self._watch(names[id(module.weight)]), with_kwargs=True)
+            for module in model.modules()
+            if isinstance(module, (_ConvNd, nn.Linear)) and id(module.weight) in names
+        ]
+
+    def _watch(self, name: str) -> Any:
+        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # A trace that runs meanwhile must not take what is counted here for a part of the model.
+            with torch.no_grad(), torch._C.DisableTorchFunction():
+                x = (*args, *kwargs.values())[0].detach()
+                axis = -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)  # type: ignore[arg-type]
+                active = (x != 0).double().movedim(axis, 0).flatten(1)
+                if isinstance(module, _ConvNd) and module.groups > 1:
+                    # A grouped weight [O, I / groups, ...] sees each of its inputs through every group: average.
+                    active = active.view(module.groups, -1, active.shape[1]).mean(0)
+                self._sums[name] = self._sums.get(name, 0) + active.sum(1)
+                self._counts[name] = self._counts.get(name, 0.0) + active.shape[1]
+
+        return see
+
+    def remove(self) -> None:
+        """Takes the hooks off; the rates stay."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def rates(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Parameter name -> share of non-zero inputs, [I]; `reduce` sums a tensor over ranks."""
+        return {
+            name: (reduce(total) / reduce(torch.tensor(self._counts[name], device=total.device))).float()
+            for name, total in self._sums.items()
+        }

@@ -1,0 +1,326 @@
+"""`count`: what a spiking network computes per sample, dense and with its pruned weights left out.
+
+Hooks on the Conv and Linear layers see each input as it passes; nothing of it is kept.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from spikeprune.core import counts
+from spikeprune.core.errors import InvalidValue, MissingEvidence, unknown
+from spikeprune.model.adapter import Adapter, find_adapter
+
+_TRANSPOSED: dict[int, Callable[..., Tensor]] = {
+    1: F.conv_transpose1d,
+    2: F.conv_transpose2d,
+    3: F.conv_transpose3d,
+}
+
+
+@final
+@dataclass(frozen=True)
+class Figures:
+    """The cost of a network or of one layer; operations are per sample, summed over its time steps.
+
+    Attributes:
+        parameters: all parameters, biases and normalisation included, pruned ones too.
+        alive: weights that are not pruned. For the network: of those that masks exist for.
+        bytes: stored size. Dense: all values. Pruned: for each masked tensor one bit a value and the alive values.
+        macs: multiply-accumulates of the weights (dense: all, pruned: alive) if every input were non-zero, padding
+            included as is usual. Activity does not enter.
+        acs: additions that the activity asks for: pairs of a non-zero input and a weight, where all inputs of the
+            call are -1, 0 or 1.
+        mac_ops: the same pairs where other inputs came, such as pixels or pooled spikes: a product each.
+        firing_rate: spikes per neuron and time step. For a layer: non-zero values per input value, which is the rate
+            of the neurons before it.
+    """
+
+    parameters: int
+    alive: int
+    bytes: int
+    macs: float
+    acs: float
+    mac_ops: float
+    firing_rate: float
+
+    @property
+    def synops(self) -> float:
+        """Synaptic operations, acs + mac_ops."""
+        return self.acs + self.mac_ops
+
+    @property
+    def energy_pj(self) -> float:
+        """0.9 acs + 4.6 mac_ops, in picojoule (45 nm; memory, routing and neuron updates are left out)."""
+        return counts.energy_pj(self.acs, self.mac_ops)
+
+
+@final
+@dataclass(frozen=True)
+class Sides:
+    """The same activity counted twice: every weight (`dense`), and the alive ones (`pruned`)."""
+
+    dense: Figures
+    pruned: Figures
+
+
+@final
+@dataclass(frozen=True)
+class Counts:
+    """What `count` found.
+
+    Attributes:
+        dense, pruned: the whole network.
+        layers: name of each Conv and Linear layer, as in `named_modules`, -> its two sides.
+        firing_rates: name of each neuron layer -> spikes per neuron and time step.
+        samples: number of samples that the means are over.
+    """
+
+    dense: Figures
+    pruned: Figures
+    layers: dict[str, Sides]
+    firing_rates: dict[str, float]
+    samples: int
+
+
+def count(model: nn.Module, data: Iterable[Any], masks: Mapping[str, Tensor] | None = None) -> Counts:
+    """Parameters, operations, energy and firing rates of a network on `data`, per sample.
+
+    A layer's input decides, call by call, what its operations are: only -1, 0 and 1, an accumulate for each pair of a
+    non-zero input and a weight; anything else, a multiply-accumulate for each such pair. Both agree with NeuroBench's
+    SynapticOperations. Biases, normalisation and neuron updates are not counted, nor are weights outside of Conv and
+    Linear modules. A layer that runs once per image is counted once.
+
+    The model runs in eval mode without gradient; membrane state is reset before and after each batch, and each
+    module's own mode is put back.
+
+    Args:
+        data: batches, each an input or an (input, target) pair, on the model's device, fed as they are.
+        masks: parameter name -> bool tensor of its shape, True = alive, as in `pruner.masks`. Without masks a weight
+            that is exactly 0 counts as pruned, which overlooks regrown weights that have not moved yet.
+
+    Raises: InvalidValue, UnknownName for masks that do not fit the model, or where the batch size cannot be told;
+        MissingEvidence if `data` is empty.
+    """
+    model = _eager(model)
+    _check(model, masks)
+    adapter = find_adapter(model)
+    modules = {n: m for n, m in model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))}
+    weights = {_name(model, module.weight, name): module.weight.detach() for name, module in modules.items()}
+    zeros = {name: weight != 0 for name, weight in weights.items()}
+    # Of a network without masks, a weight tensor without zeros is taken as never pruned.
+    masked = {n: alive for n, alive in zeros.items() if not alive.all()} if masks is None else masks
+    # Pruned channels mask biases and normalisation too, which are not weights.
+    prunable = [mask for mask in (zeros if masks is None else masks).values() if mask.dim() > 1]
+
+    layers = {name: _Layer(module, masked.get(_name(model, module.weight, name))) for name, module in modules.items()}
+    neurons = {} if adapter is None else {n: _Neuron(m, adapter) for n, m in adapter.neurons(model).items()}
+    samples = _run(model, data, adapter, layers, neurons)
+
+    def packed(part: nn.Module) -> int:
+        return sum(counts.stored_bytes(p, masked.get(_name(model, p, ""))) for p in part.parameters())
+
+    sides = {name: layer.sides(samples, packed(layer.module)) for name, layer in layers.items()}
+    values = sum(neuron.values for neuron in neurons.values())
+    rate = sum(neuron.spikes for neuron in neurons.values()) / values if values else 0.0
+
+    def total(per_layer: list[Figures], alive: int, size: int) -> Figures:
+        return Figures(
+            parameters=sum(p.numel() for p in model.parameters()),
+            alive=alive,
+            bytes=size,
+            macs=sum(figures.macs for figures in per_layer),
+            acs=sum(figures.acs for figures in per_layer),
+            mac_ops=sum(figures.mac_ops for figures in per_layer),
+            firing_rate=rate,
+        )
+
+    whole = sum(counts.stored_bytes(p) for p in model.parameters())
+    return Counts(
+        dense=total([side.dense for side in sides.values()], sum(mask.numel() for mask in prunable), whole),
+        pruned=total([side.pruned for side in sides.values()], sum(int(m.sum()) for m in prunable), packed(model)),
+        layers=sides,
+        firing_rates={name: neuron.rate for name, neuron in neurons.items()},
+        samples=samples,
+    )
+
+
+class _Layer:
+    """Running counts of one Conv or Linear layer."""
+
+    def __init__(self, module: _ConvNd | nn.Linear, mask: Tensor | None) -> None:
+        self.module = module
+        weight = module.weight
+        self.alive = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(weight.device).bool()
+        self.applied = 0  # how often the whole kernel was laid on, or the matrix multiplied with
+        self.acs = (0, 0)  # dense, pruned
+        self.mac_ops = (0, 0)
+        self.inputs = 0
+        self.active = 0
+        self._fan_out: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+
+    def hook(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        x = _input(args, kwargs)
+        if isinstance(self.module, nn.Linear):
+            x = x.reshape(-1, x.shape[-1])
+            self.applied += x.shape[0]
+        else:
+            space = self.module.weight.dim() - 2
+            # [C, *space], [N, C, *space] or [T, N, C, *space]
+            x = x.reshape(-1, *x.shape[-space - 1 :])
+            at = x.shape if isinstance(self.module, _ConvTransposeNd) else output.shape
+            self.applied += x.shape[0] * math.prod(at[-space:])
+        shape = tuple(x.shape[1:])
+        if shape not in self._fan_out:
+            self._fan_out[shape] = (self.fan_out(torch.ones_like(self.alive), shape), self.fan_out(self.alive, shape))
+        dense, pruned = (counts.operations(x, fan_out) for fan_out in self._fan_out[shape])
+        if counts.is_spiking(x):
+            self.acs = (self.acs[0] + dense, self.acs[1] + pruned)
+        else:
+            self.mac_ops = (self.mac_ops[0] + dense, self.mac_ops[1] + pruned)
+        self.inputs += x.numel()
+        self.active += int(x.count_nonzero())
+
+    def fan_out(self, alive: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Uses of each input value by the alive weights."""
+        module = self.module
+        if isinstance(module, nn.Linear):
+            return counts.linear_fan_out(alive)
+        kernel = alive.float()
+        if isinstance(module, _ConvTransposeNd):
+            settings = (module.stride, module.padding, module.output_padding, module.groups, module.dilation)
+            transposed = _TRANSPOSED[len(module.stride)]
+            return counts.fan_out(lambda x: transposed(x, kernel, None, *settings), shape, kernel.device)
+        forward = cast(Callable[..., Tensor], module._conv_forward)
+        return counts.fan_out(lambda x: forward(x, kernel, None), shape, kernel.device)
+
+    def sides(self, samples: int, packed: int) -> Sides:
+        """Per-sample figures; `packed` is the layer's stored size with its masks."""
+        parameters = list(self.module.parameters())
+
+        def side(index: int, alive: int, size: int) -> Figures:
+            return Figures(
+                parameters=sum(p.numel() for p in parameters),
+                alive=alive,
+                bytes=size,
+                macs=self.applied * alive / samples,
+                acs=self.acs[index] / samples,
+                mac_ops=self.mac_ops[index] / samples,
+                firing_rate=self.active / self.inputs if self.inputs else 0.0,
+            )
+
+        whole = sum(counts.stored_bytes(p) for p in parameters)
+        return Sides(side(0, self.alive.numel(), whole), side(1, int(self.alive.sum()), packed))
+
+
+class _Neuron:
+    """Running spike count of one neuron layer, and the batch size of its last call."""
+
+    def __init__(self, module: nn.Module, adapter: Adapter) -> None:
+        self.module = module
+        self.adapter = adapter
+        self.spikes = 0
+        self.values = 0
+        self.batch: int | None = None
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        # Some frameworks return (spikes, state).
+        spikes = cast(Tensor, output[0] if isinstance(output, tuple) else output)
+        self.spikes += int(spikes.count_nonzero())
+        self.values += spikes.numel()
+        shape = _input(args, kwargs).shape
+        batch_dim = 1 if self.adapter.multi_step(module) else 0
+        self.batch = shape[batch_dim] if len(shape) > batch_dim else None
+
+    @property
+    def rate(self) -> float:
+        return self.spikes / self.values if self.values else 0.0
+
+
+def _run(
+    model: nn.Module,
+    data: Iterable[Any],
+    adapter: Adapter | None,
+    layers: Mapping[str, _Layer],
+    neurons: Mapping[str, _Neuron],
+) -> int:
+    """Feeds the batches; returns the number of samples. Leaves no hook, no state and no changed mode behind."""
+    modes = [(module, module.training) for module in model.modules()]
+    hooks = [layer.module.register_forward_hook(layer.hook, with_kwargs=True) for layer in layers.values()]
+    hooks += [neuron.module.register_forward_hook(neuron.hook, with_kwargs=True) for neuron in neurons.values()]
+    samples = 0
+    try:
+        model.eval()
+        with torch.no_grad():
+            for batch in [data] if isinstance(data, Tensor) else data:
+                x, target = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
+                if adapter is not None:
+                    adapter.reset(model)
+                for neuron in neurons.values():
+                    neuron.batch = None
+                model(x)
+                seen = {neuron.batch for neuron in neurons.values() if neuron.batch is not None}
+                samples += _batch_size(x, target, seen)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        if adapter is not None:
+            adapter.reset(model)
+        for module, training in modes:
+            module.training = training
+    if not samples:
+        raise MissingEvidence("there is no batch to count on; give data=[x, ...], or (input, target) pairs")
+    return samples
+
+
+def _batch_size(x: Any, target: Any, seen: set[int]) -> int:
+    """N of a batch [N, ...] or [T, N, ...]: whichever of the two sizes reached the neurons."""
+    sizes = list(x.shape[:2]) if isinstance(x, Tensor) else []
+    candidates = {size for size in sizes if size in seen} if seen else set(sizes[:1])
+    if len(candidates) == 1:
+        return candidates.pop()
+    if isinstance(target, Tensor) and target.dim():
+        return target.shape[0]
+    raise InvalidValue(
+        f"the batch size cannot be told: the input has {sizes}, the neurons saw {sorted(seen)}; "
+        "give (input, target) pairs"
+    )
+
+
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a layer was called with."""
+    return cast(Tensor, args[0] if args else next(iter(kwargs.values()))).detach()
+
+
+def _name(model: nn.Module, parameter: Tensor, otherwise: str) -> str:
+    """The parameter's name in the model; `otherwise` for a weight that is computed (parametrized)."""
+    return next((name for name, p in model.named_parameters() if p is parameter), otherwise)
+
+
+def _check(model: nn.Module, masks: Mapping[str, Tensor] | None) -> None:
+    parameters = dict(model.named_parameters())
+    for name, mask in (masks or {}).items():
+        if name not in parameters:
+            raise unknown("parameter", name, parameters, "(masks are named as in model.named_parameters())")
+        if mask.shape != parameters[name].shape:
+            raise InvalidValue(
+                f"the mask of {name!r} has shape {tuple(mask.shape)}, the parameter {tuple(parameters[name].shape)}; "
+                "give the masks of this network"
+            )
+
+
+def _eager(model: nn.Module) -> nn.Module:
+    """The module itself where it was wrapped: hooks never fire inside a compiled graph."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner

@@ -1,0 +1,97 @@
+"""From a name to a `Dataset`: the list of what is built in, and the one way in."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from spikeprune.core.errors import InvalidValue, UserError, unknown
+from spikeprune.data.cifar import read_cifar
+from spikeprune.data.dataset import Dataset, Source, assemble
+from spikeprune.data.digits import read_digits
+from spikeprune.data.download import download as fetch
+from spikeprune.data.events import read_nmnist
+from spikeprune.data.files import MissingFile, short
+from spikeprune.data.folder import read_image_folder, read_tiny_imagenet
+from spikeprune.data.idx import read_idx_dataset
+from spikeprune.data.user import read_user
+
+_FROM_FILES: dict[str, Callable[[Path], Source]] = {
+    "mnist": partial(read_idx_dataset, "mnist"),
+    "fashion-mnist": partial(read_idx_dataset, "fashion-mnist"),
+    "cifar10": partial(read_cifar, "cifar10"),
+    "cifar100": partial(read_cifar, "cifar100"),
+    "tiny-imagenet": read_tiny_imagenet,
+    "image-folder": read_image_folder,
+}
+
+
+def names() -> list[str]:
+    """The built-in datasets, sorted."""
+    return sorted(["digits", "nmnist", *_FROM_FILES])
+
+
+def load(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    T: int = 5,
+    limit: int | None = None,
+    seed: int = 0,
+    validation: float = 0.1,
+    download: bool = False,
+) -> Dataset:
+    """Read, check and split a dataset.
+
+    Args:
+        name: one of `names()`, or the user's `package.module:loaders` (see `read_user`).
+        root: the folder that holds the dataset's files or folder; without it the environment's SPIKEPRUNE_DATA.
+        T: number of frames that event recordings are gathered into; images are repeated by the model instead.
+        limit: training samples to take, the held-out ones included; None for all. The test split is always whole.
+        seed: of the draw of `limit` samples and of the validation split, both stratified by class.
+        validation: share of the training samples held out, in [0, 1).
+        download: let torchvision fetch what is missing.
+    Raises: UnknownName for an unknown dataset; MissingFile (a UserError) for a file that is not there; InvalidValue
+        for a damaged file or a value outside what is allowed; MissingDependency.
+    """
+    if T < 1:
+        raise InvalidValue(f"T must be at least 1 time step, got {T}; the paper's networks use 5")
+    if ":" not in name and name not in names():
+        hint = "`spikeprune list datasets` lists all; your own: package.module:loaders"
+        raise unknown("dataset", name, names(), f"({hint})")
+    if name == "digits":
+        source = read_digits()
+    elif ":" in name:
+        source = read_user(name, root=_root(root), T=T, seed=seed)
+    else:
+        read = partial(read_nmnist, T=T) if name == "nmnist" else _FROM_FILES[name]
+        source = _read(name, read, _existing(name, _root(root), create=download), download)
+    return assemble(name, source, limit=limit, seed=seed, validation=validation)
+
+
+def _root(root: str | Path | None) -> Path | None:
+    given = root or os.environ.get("SPIKEPRUNE_DATA")
+    return Path(given).expanduser() if given else None
+
+
+def _existing(name: str, root: Path | None, *, create: bool) -> Path:
+    if root is None:
+        raise UserError(
+            f"{name} is read from files: pass --data.root DIR, or set SPIKEPRUNE_DATA to the folder that holds them "
+            "(--data.download true fetches what torchvision can)"
+        )
+    if not root.is_dir():
+        if not create or root.exists():
+            raise UserError(f"data root {short(root)} is not a folder; pass the folder that holds {name}")
+        root.mkdir(parents=True)
+    return root
+
+
+def _read(name: str, read: Callable[[Path], Source], root: Path, download: bool) -> Source:
+    try:
+        return read(root)
+    except MissingFile as absent:
+        if not download:
+            raise
+        fetch(name, root, absent)
+    return read(root)

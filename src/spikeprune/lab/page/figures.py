@@ -1,0 +1,356 @@
+"""Where things stand in the figures, as percent of their box; the template draws them.
+
+Curves are SVG stretched to the box, everything else HTML at a percentage of it, so that a figure fills a phone as it
+fills a desk and its text keeps its size. The page needs no plotting library and comes out alike on every machine.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from spikeprune.lab.page import words
+from spikeprune.lab.page.read import Epoch, Neurons, Run, Timing
+
+
+@final
+@dataclass(frozen=True)
+class Tick:
+    at: float
+    text: str
+
+
+@final
+@dataclass(frozen=True)
+class Curve:
+    """A line in a box of 100 x 100, y downwards; `kind` is its class in the style sheet."""
+
+    kind: str
+    path: str
+
+
+@final
+@dataclass(frozen=True)
+class Dot:
+    kind: str
+    x: float
+    y: float
+    text: str
+
+
+@final
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    tall: bool
+    ticks: tuple[Tick, ...]
+    curves: tuple[Curve, ...]
+    dots: tuple[Dot, ...] = ()
+
+
+@final
+@dataclass(frozen=True)
+class Timeline:
+    """Panels over one time axis. `events` and the end of pruning, `recovery`, are percent of it."""
+
+    panels: tuple[Panel, ...]
+    ticks: tuple[Tick, ...]
+    events: tuple[float, ...]
+    recovery: float | None
+    low: float
+
+
+@final
+@dataclass(frozen=True)
+class Bar:
+    """A row: its name, a word on it, and one filled share of the track for each kind."""
+
+    name: str
+    note: str
+    parts: tuple[tuple[str, float], ...]
+    cells: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Race:
+    """The engines at one batch size and number of threads: what was found, in words, and a bar for each."""
+
+    title: str
+    finding: str
+    bars: tuple[Bar, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Column:
+    """One event: what was regrown, of that those that outlived the next cut, and those that growth rescued."""
+
+    number: int
+    step: int
+    regrown: float
+    survived: float
+    rescued: float
+    text: str
+
+
+@final
+@dataclass(frozen=True)
+class Box:
+    """Quantiles of one network at one neuron layer, in percent of the axis: 0, 5, 25, 50, 75, 95 and 100 %."""
+
+    kind: str
+    low: float
+    left: float
+    right: float
+    high: float
+    median: float
+    value: float
+
+
+@final
+@dataclass(frozen=True)
+class Strip:
+    """A row of small cells, one an event; `shades` are in [0, 1]."""
+
+    name: str
+    note: str
+    shades: tuple[tuple[float, str], ...]
+    total: str
+
+
+def timeline(run: Run) -> Timeline:
+    """Accuracy of both runs and the sparsity of the pruned one, over epochs."""
+    lines = {kind: [e for e in run.epochs if e.phase == kind] for kind in ("dense", "pruned")}
+    last = max(e.epoch for e in run.epochs)
+    per_epoch = max(e.step / e.epoch for e in run.epochs)
+    ticks, low, high = _accuracy_axis(list(lines.values()), last)
+
+    def x(epoch: float) -> float:
+        return 100 * epoch / last
+
+    def y(accuracy: float) -> float:
+        return 100 - 100 * (accuracy - low) / (high - low)
+
+    curves = [Curve(kind, _line((x(e.epoch), y(e.accuracy)) for e in es)) for kind, es in lines.items() if es]
+    best = run.record.get("best_epoch") if run.validated else None
+    chosen = [e for e in lines["pruned"] if e.epoch == best]
+    dots = [Dot("pruned", x(e.epoch), min(100.0, y(e.accuracy)), f"epoch {e.epoch}, kept") for e in chosen]
+    events = [event.step / per_epoch for event in run.rounds]
+    accuracy = Panel("accuracy", True, ticks, tuple(curves), tuple(dots))
+    panels = [accuracy]
+    if run.rounds:
+        whole_axis = tuple(Tick(100 - 100 * s, f"{100 * s:.0f} %") for s in (0.0, 0.5, 1.0))
+        stair = _line((x(at), 100 - 100 * s) for at, s in _stair(run, lines["pruned"], events, last))
+        panels.append(Panel("sparsity", False, whole_axis, (Curve("pruned", stair),)))
+    return Timeline(
+        tuple(panels),
+        tuple(Tick(x(at), f"{at:g}") for at in _nice(0, last, 6, whole=True)),
+        tuple(x(at) for at in events),
+        x(events[-1]) if events else None,
+        low,
+    )
+
+
+def layer_bars(run: Run) -> list[Bar]:
+    """The share of each layer's weights that is alive."""
+    return [
+        Bar(
+            layer.name,
+            layer_note(run, layer.name),
+            (("pruned", 100 * layer.alive / layer.weights),),
+            (
+                words.whole(layer.alive),
+                words.whole(layer.weights),
+                words.percent(1 - layer.alive / layer.weights),
+            ),
+        )
+        for layer in run.layers
+    ]
+
+
+def layer_note(run: Run, name: str) -> str:
+    """`first layer`, `classifier`, or nothing."""
+    if run.layers and run.statistics and name == run.layers[0].name:
+        return "first layer"
+    return "classifier" if any(layer.name == name and layer.neuron is None for layer in run.layers) else ""
+
+
+def columns(run: Run) -> list[Column]:
+    """Regrowth of each event, as shares of the largest."""
+    most = max((max(r.regrown, r.rescued) for r in run.rounds), default=0) or 1
+    return [
+        Column(
+            number,
+            r.step,
+            100 * r.regrown / most,
+            100 * (r.survived or 0) / most,
+            100 * r.rescued / most,
+            f"event {number}, step {r.step}: {r.regrown:,} regrown, {r.rescued:,} rescued, "
+            + ("no later cut" if r.survived is None else f"{r.survived:,} outlived the next cut"),
+        )
+        for number, r in enumerate(run.rounds, 1)
+    ]
+
+
+def regrowth_strips(run: Run) -> list[Strip]:
+    """What each event regrew in each layer or group of channels; empty where the record does not tell."""
+    names = dict.fromkeys(layer.name for layer in run.layers)
+    if run.unit == "channels":
+        names = dict.fromkeys(name for r in run.rounds for name in r.layers)
+    most = max((n for r in run.rounds for n in r.layers.values()), default=0)
+    if not most:
+        return []
+
+    def strip(name: str) -> Strip:
+        counts = [r.layers.get(name, 0) for r in run.rounds]
+        shades = tuple((math.sqrt(n / most), f"event {e}: {n:,}") for e, n in enumerate(counts, 1))
+        return Strip(name, layer_note(run, name), shades, words.whole(sum(counts)))
+
+    return [strip(name) for name in names]
+
+
+def criticality_rows(run: Run) -> list[tuple[str, list[Box]]]:
+    """Neuron layer -> boxes of the dense and the pruned network; the axis ends at the value that holds at threshold."""
+    rows = []
+    for name, neurons in (run.statistics.neurons if run.statistics else {}).items():
+        boxes = [_box("pruned", neurons)] if neurons.criticality else []
+        dense = run.dense_statistics.neurons.get(name) if run.dense_statistics else None
+        if boxes and dense and dense.criticality:
+            boxes.insert(0, _box("dense", dense))
+        if boxes:
+            rows.append((name, boxes))
+    return rows
+
+
+def rate_bars(run: Run) -> list[Bar]:
+    """Spikes per neuron and time step, of both networks, in percent of the largest."""
+    if not run.statistics:
+        return []
+    both = [("dense", run.dense_statistics), ("pruned", run.statistics)]
+    sides = [(kind, side.neurons) for kind, side in both if side]
+    most = max((n.firing_rate for _, side in sides for n in side.values()), default=0) or 1
+
+    def row(name: str) -> Bar:
+        rates = [(kind, side[name].firing_rate) for kind, side in sides if name in side]
+        parts = tuple((kind, 100 * rate / most) for kind, rate in rates)
+        return Bar(name, "", parts, tuple(f"{rate:.4f}" for _, rate in rates))
+
+    return [row(name) for name in run.statistics.neurons]
+
+
+def operation_bars(run: Run) -> list[Bar]:
+    """Synaptic operations an image, of both networks, in percent of the largest."""
+    if not run.statistics:
+        return []
+    both = [("dense", run.dense_statistics), ("pruned", run.statistics)]
+    sides = [(kind, side.operations) for kind, side in both if side]
+    most = max((o.acs + o.mac_ops for _, side in sides for o in side.values()), default=0) or 1
+
+    def row(name: str) -> Bar:
+        counts = [(kind, side[name]) for kind, side in sides if name in side]
+        parts = tuple((kind, 100 * (o.acs + o.mac_ops) / most) for kind, o in counts)
+        kinds = "multiply-accumulates" if counts[-1][1].mac_ops else "accumulates"
+        return Bar(name, kinds, parts, tuple(words.short(o.acs + o.mac_ops) for _, o in counts))
+
+    return [row(name) for name in run.statistics.operations]
+
+
+def channel_bars(run: Run) -> list[Bar]:
+    """Output channels of each layer before and after the physical cut."""
+    most = max((before for before, _ in run.channels.values()), default=0) or 1
+    return [
+        Bar(
+            name,
+            "" if after < before else "unchanged",
+            (("dense", 100 * before / most), ("pruned", 100 * after / most)),
+            (words.whole(before), words.whole(after)),
+        )
+        for name, (before, after) in run.channels.items()
+    ]
+
+
+def races(run: Run) -> list[Race]:
+    """Measured speed; bars are images a second in percent of the fastest engine's."""
+    rows = run.bench.timings if run.bench else ()
+    return [
+        _race([row for row in rows if (row.threads, row.batch) == group])
+        for group in dict.fromkeys((row.threads, row.batch) for row in rows)
+    ]
+
+
+def _race(rows: Sequence[Timing]) -> Race:
+    first, by_name = rows[0], {row.engine: row for row in rows}
+    most = max(row.images_per_s for row in rows)
+
+    def bar(row: Timing) -> Bar:
+        over = by_name.get(row.over) if row.over else None
+        factor = words.times(over.milliseconds, row.milliseconds) if over else ""
+        part = ("pruned" if row.over else "dense", 100 * row.images_per_s / most)
+        cells = (words.milliseconds(row.milliseconds), words.short(row.images_per_s), factor)
+        return Bar(row.engine, "", (part,), cells)
+
+    threads = f"{first.threads} thread{'s' if first.threads > 1 else ''}"
+    title = f"Batch {first.batch}, {threads}, {first.clock}"
+    ours = [row for row in rows if row.over in by_name]
+    finding = ""
+    if ours:
+        best = min(ours, key=lambda row: row.milliseconds)
+        rival = by_name[best.over or ""]
+        finding = (
+            f"{words.compared(rival.milliseconds, best.milliseconds, 'faster', 'slower')}: {best.engine} takes "
+            f"{words.milliseconds(best.milliseconds)} ms where the fastest dense engine, {rival.engine}, takes "
+            f"{words.milliseconds(rival.milliseconds)} ms."
+        )
+    return Race(title, finding, tuple(bar(row) for row in rows))
+
+
+def _box(kind: str, neurons: Neurons) -> Box:
+    q = [max(0.0, min(100.0, 100 * value / neurons.peak)) for value in neurons.criticality]
+    return Box(kind, q[1], q[2], q[4], q[5], q[3], neurons.criticality[3])
+
+
+def _accuracy_axis(lines: Sequence[Sequence[Epoch]], last: int) -> tuple[tuple[Tick, ...], float, float]:
+    """Ticks and ends. The first tenth of training may run below the axis, so that what follows can be told apart."""
+    settled = [e.accuracy for line in lines for e in line if e.epoch > 0.1 * last] or [0.0]
+    low, high = min(settled), max(e.accuracy for line in lines for e in line)
+    low = max(0.0, min(low, high - 0.01))
+    at = _nice(low, high, 4)
+    step = at[1] - at[0]
+    if at[0] > low:
+        at.insert(0, at[0] - step)
+    if at[-1] < high:
+        at.append(at[-1] + step)
+    bottom, top = at[0], min(at[-1], 1.0 + 0.05 * (1.0 - at[0]))
+    digits = max(0, -math.floor(math.log10(100 * step) + 1e-9))
+    ticks = [Tick(100 - 100 * (v - bottom) / (top - bottom), f"{100 * v:.{digits}f} %") for v in at if v <= top + 1e-9]
+    return tuple(ticks), bottom, top
+
+
+def _nice(low: float, high: float, about: int, *, whole: bool = False) -> list[float]:
+    """Round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of ten; at least two."""
+    raw = max(high - low, 1e-9) / about
+    size = 10.0 ** math.floor(math.log10(raw))
+    step = next(size * m for m in (1, 2, 5, 10) if size * m >= raw * 0.999)
+    step = max(1.0, step) if whole else step
+    first = math.ceil(low / step - 1e-9)
+    count = math.floor(high / step + 1e-9) - first
+    return [round((first + i) * step, 9) for i in range(max(1, count) + 1)]
+
+
+def _stair(run: Run, line: Sequence[Epoch], events: Sequence[float], last: float) -> list[tuple[float, float]]:
+    """(epoch, sparsity) corners. Under a budget of costs the targets are shares of costs: there the epochs tell."""
+    if run.settings["budget"] == "weights":
+        jumps = [(at, r.target) for at, r in zip(events, run.rounds, strict=True)]
+        start = run.rounds[0].target if run.settings["start"] == "random" else 0.0
+    else:
+        jumps, start = [(float(e.epoch), e.sparsity) for e in line], 0.0
+    corners, now = [(0.0, start)], start
+    for at, sparsity in jumps:
+        corners += [(at, now), (at, sparsity)]
+        now = sparsity
+    return [*corners, (last, now)]
+
+
+def _line(points: Iterable[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points)

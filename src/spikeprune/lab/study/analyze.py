@@ -1,0 +1,309 @@
+"""Why runs came out as they did: everything of analysis.json, from the files of a run and its networks on images."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from spikeprune import data as datasets
+from spikeprune.core.errors import InvalidValue, UserError
+from spikeprune.lab.recipe.recipe import load
+from spikeprune.lab.study import avalanches, compare, mechanism, seeds
+from spikeprune.lab.study.features import (
+    Observation,
+    consistency,
+    correlation,
+    entropy,
+    inverted_min_max,
+    mean_of,
+    observe,
+)
+from spikeprune.lab.train.device import choose_device, repeatable
+from spikeprune.lab.train.folder import RunFolder, read_safetensors, write_whole
+from spikeprune.lab.train.run import load_data, restore
+from spikeprune.lab.train.statistics import channel_criticality
+
+SCHEMA = 2
+FEATURES = ("rate", "inverted-min-max")
+_STATES = {
+    "before_pruning": "the dense network of this run, dense.safetensors, at the end of its own training",
+    "after_pruning": "the final network with its regrown weights set to 0: what pruning alone has left of it",
+    "after_regeneration": "the final network, model.safetensors",
+}
+
+
+def analyze(
+    runs: str | Path | Sequence[str | Path],
+    against: Sequence[str | Path] = (),
+    *,
+    features: str = "rate",
+    images: int = 2000,
+    root: str | None = None,
+) -> dict[str, Any]:
+    """Analyse finished runs and write `analysis.json` into the folder of each.
+
+    Args:
+        runs: one run, or several that differ in the seed alone.
+        against: other finished runs, such as those without regrowth at the same sparsity. One run is set against all
+            of them; several are paired with them by seed.
+        features: "rate", or "inverted-min-max" as in the authors' code.
+        images: of the training and of the test split, the first ones.
+        root: where the data lies now, if not where the run found it.
+    Returns: the content of the first run's analysis.json; what does not exist is None. Its `seeds` are means and
+        spreads over several runs, None for one.
+    Raises: UserError if a folder is no finished run, or InvalidValue for what cannot be compared.
+    """
+    if features not in FEATURES:
+        raise InvalidValue(f"--features must be {' or '.join(FEATURES)}, got {features!r}; rate is spikes over (T H W)")
+    if images < 1:
+        raise InvalidValue(f"--images must be at least 1, got {images}; 2000 takes a few seconds on small networks")
+    paths = [runs] if isinstance(runs, str | Path) else runs
+    mine, others = ([_Analysed(path, root) for path in side] for side in (paths, against))
+    _check_data([*mine, *others])
+    arms = _arms(mine, others)
+    parts = {run: run.parts(features, images) for run in [*mine, *others]}
+    pooled = _over_seeds(mine, arms, parts) if len(mine) > 1 else None
+    for run in mine:
+        partners = [other for other in others if len(mine) == 1 or other.seed == run.seed]
+        found = {
+            "schema": SCHEMA,
+            "run": run.folder.path.name,
+            "method": run.recipe.method,
+            "seed": run.seed,
+            "features": features,
+            "images": images,
+            **parts[run],
+            "against": [
+                {
+                    "run": other.folder.path.name,
+                    "method": other.recipe.method,
+                    "seed": other.seed,
+                    "sparsity": other.record["sparsity"],
+                    **parts[other],
+                    "importance_of_difference": _importance_between(run, other),
+                }
+                for other in partners
+            ],
+            "seeds": pooled,
+        }
+        write_whole(run.folder.path / "analysis.json", json.dumps(found, indent=1, allow_nan=False).encode() + b"\n")
+        if run is mine[0]:
+            first = found
+    return first
+
+
+def _check_data(runs: Sequence["_Analysed"]) -> None:
+    first = runs[0]
+    for other in runs[1:]:
+        if other.recipe.data.name != first.recipe.data.name:
+            raise InvalidValue(
+                f"{other.folder.path} learned from {other.recipe.data.name}, {first.folder.path} from "
+                f"{first.recipe.data.name}; analyze takes runs on the same data"
+            )
+
+
+def _arms(mine: Sequence["_Analysed"], others: Sequence["_Analysed"]) -> dict[str, list["_Analysed"]]:
+    """The runs analysed against, by arm.
+
+    Raises: InvalidValue if several runs are not of one arm or a seed comes twice, or an arm has no seed in common.
+    """
+    if len(mine) == 1:
+        return {}
+    if len(compare.grouped([run.compared for run in mine])) > 1:
+        raise InvalidValue(
+            "several runs before --against must differ in the seed alone; put those of another arm after --against"
+        )
+    by_path = {run.compared.path: run for run in others}
+    found = {
+        label: [by_path[run.path] for run in group]
+        for label, group in compare.grouped([run.compared for run in others]).items()
+    }
+    for label, group in {"of the first arm": mine, **found}.items():
+        seeds = [run.seed for run in group]
+        if len(set(seeds)) < len(seeds):
+            raise InvalidValue(f"two runs {label} have the same seed ({seeds}); give one run a seed")
+        if not set(seeds) & {run.seed for run in mine}:
+            raise InvalidValue(f"no run of {label} has a seed of the runs before --against; runs are paired by seed")
+    return found
+
+
+def _over_seeds(
+    mine: Sequence["_Analysed"],
+    arms: Mapping[str, Sequence["_Analysed"]],
+    parts: Mapping["_Analysed", Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Means and spreads of the runs and of each arm that they are set against, and the differences paired by seed."""
+    by_seed = {run.seed: run for run in mine}
+
+    def pooled(label: str, runs: Sequence["_Analysed"]) -> dict[str, Any]:
+        runs = sorted(runs, key=lambda run: run.seed)
+        return {
+            "arm": label,
+            "seeds": [run.seed for run in runs],
+            "runs": [run.folder.path.name for run in runs],
+            **seeds.over_seeds([parts[run] for run in runs]),
+        }
+
+    return {
+        **pooled(mine[0].recipe.method, mine),
+        "against": [
+            {
+                **pooled(label, group),
+                "importance_of_difference": seeds.over_seeds(
+                    [
+                        _importance_between(by_seed[run.seed], run)
+                        for run in sorted(group, key=lambda run: run.seed)
+                        if run.seed in by_seed
+                    ]
+                ),
+                "difference": seeds.differences(
+                    {run.seed: parts[run] for run in mine}, {run.seed: parts[run] for run in group}
+                ),
+            }
+            for label, group in arms.items()
+        ],
+    }
+
+
+def _importance_between(run: "_Analysed", other: "_Analysed") -> dict[str, Any]:
+    return mechanism.importance_between(run.model, run.masks, other.model, other.masks)
+
+
+@final
+class _Analysed:
+    """One finished run and what its files tell."""
+
+    def __init__(self, path: str | Path, root: str | None):
+        self.folder = RunFolder.existing(path)
+        self.record = self.folder.read_record()
+        self.recipe = load(str(self.folder.recipe), [] if root is None else ["--data.root", root])
+        self.root = root
+        self.model = read_safetensors(self.folder.model)
+        self.masks = read_safetensors(self.folder.masks)
+        there = self.folder.regrown.is_file()
+        self.regrown = read_safetensors(self.folder.regrown) if there else None
+        self.seed = int(self.record["seed"])
+        self.compared = compare.Run(self.folder.path, self.record, self.recipe.method, self.recipe.sparsity)
+
+    def parts(self, features: str, images: int) -> dict[str, Any]:
+        """The keys that contract and page name."""
+        data, device = load_data(self.recipe), choose_device(self.recipe.device)
+        data = data.to(device)
+        rounds = self.record["rounds"]
+        with repeatable(self.record["environment"]["threads"]):
+            seen = self._states(data, device, images)
+            train = self._observe(data, device, images, "train", None)
+        test, _ = seen["after_regeneration"]
+        return {
+            "accuracy": self.record["pruned"]["accuracy"],
+            "survival": self._survival(rounds),
+            "consistency": _consistency(train, test, len(data.classes), features),
+            "importance": self._importance(),
+            "overfitting": mechanism.overfitting(_metrics(self.folder), rounds[-1]["step"] if rounds else None),
+            "criticality": {
+                "states": _STATES,
+                "limits": avalanches.LIMITS,
+                **{name: None for name in _STATES if name not in seen},
+                **{name: avalanches.summary(o.activity) | _entropies(layers) for name, (o, layers) in seen.items()},
+            },
+        }
+
+    def _survival(self, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+        if not rounds:
+            return None
+        regrown = None if self.regrown is None else sum(int(mask.sum()) for mask in self.regrown.values())
+        prunable, alive = self.record["dense"]["alive"], self.record["pruned"]["alive"]
+        start = prunable if self.recipe.start == "dense" else rounds[0]["kept"]
+        return mechanism.survival(rounds, start, regrown, alive)
+
+    def _importance(self) -> dict[str, Any] | None:
+        if self.regrown is None:
+            return None
+        return mechanism.importance_within(self.model, self.masks, self.regrown)
+
+    def _states(self, data: datasets.Dataset, device: torch.device, images: int) -> dict[str, tuple[Observation, Any]]:
+        """Those of `_STATES` that this run has, on test images: what was seen, and entropy against criticality."""
+        cut: dict[str, Tensor] | None = None
+        if self.regrown is not None and any(bool(mask.any()) for mask in self.regrown.values()):
+            cut = {name: self.model[name] * ~mask for name, mask in self.regrown.items()}
+        found = {}
+        if self.folder.dense.is_file():
+            found["before_pruning"] = self._look(data, device, images, self.folder.dense, None)
+        if cut is not None:
+            found["after_pruning"] = self._look(data, device, images, None, cut)
+        found["after_regeneration"] = self._look(data, device, images, None, None)
+        return found
+
+    def _look(
+        self,
+        data: datasets.Dataset,
+        device: torch.device,
+        images: int,
+        file: Path | None,
+        changed: Mapping[str, Tensor] | None,
+    ) -> tuple[Observation, list[dict[str, Any]]]:
+        network = restore(self.folder, self.recipe, data, device, file)
+        with torch.no_grad():
+            parameters = dict(network.model.named_parameters())
+            for name, value in (changed or {}).items():
+                parameters[name].copy_(value)
+        seen = observe(network, data, "test", images, self.recipe.batch)
+        few = [
+            network.fed(x, data.time_first)
+            for (x, _), _ in zip(
+                datasets.batches(data, "test", self.recipe.batch, device=device),
+                range(0, images, self.recipe.batch),
+                strict=False,
+            )
+        ]
+        with network.one_call(data.time_first):
+            _, scores = channel_criticality(network, few)
+        layers: list[dict[str, Any]] = []
+        for name, features in seen.features.items():
+            bits = entropy(features)
+            score = scores.get(name)
+            paired = score is not None and len(score) == len(bits)
+            layers.append(
+                {
+                    "neuron": name,
+                    "entropy": float(bits.mean()),
+                    "criticality": None if score is None else float(score.double().mean()),
+                    "correlation": correlation(bits, score.cpu()) if paired and score is not None else None,
+                }
+            )
+        return seen, layers
+
+    def _observe(
+        self, data: datasets.Dataset, device: torch.device, images: int, split: Any, file: Path | None
+    ) -> Observation:
+        return observe(restore(self.folder, self.recipe, data, device, file), data, split, images, self.recipe.batch)
+
+
+def _entropies(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"layers": layers, "mean_entropy": mean_of(layer["entropy"] for layer in layers)}
+
+
+def _consistency(train: Observation, test: Observation, classes: int, features: str) -> dict[str, Any]:
+    layers = []
+    for name in train.features:
+        sides = [(train.features[name], train.labels), (test.features[name], test.labels)]
+        left_out = 0
+        if features == "inverted-min-max":
+            turned = [(*inverted_min_max(x), labels) for x, labels in sides]
+            left_out = sum(int((~there).sum()) for _, there, _ in turned)
+            sides = [(x, labels[there]) for x, there, labels in turned]
+        (a, a_labels), (b, b_labels) = sides
+        found = consistency(a, a_labels, b, b_labels, classes) if len(a) and len(b) else {}
+        layers.append({"neuron": name, "images_left_out": left_out, **found})
+    means = ("mean_variance_train", "mean_variance_test", "mean_cosine", "mean_cosine_centred")
+    return {"layers": layers, **{name: mean_of(layer.get(name) for layer in layers) for name in means}}
+
+
+def _metrics(folder: RunFolder) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder.metrics} cannot be read; restore it or make the run again") from error

@@ -1,0 +1,412 @@
+"""Runs side by side: grouped by their settings but the seed, with intervals, paired tests and what each arm cost."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from spikeprune.core.errors import UnknownName, UserError, unknown
+from spikeprune.lab.recipe.recipe import deciding
+from spikeprune.lab.study.statistics import Paired, Summary, holm, paired, summarize
+from spikeprune.lab.sweep.sweep import DENSE, UNUSED_BY_DENSE
+from spikeprune.lab.train.folder import RunFolder
+from spikeprune.methods import settings_of
+
+SCHEMA = 2
+MEASURED = ("accuracy", "synops", "macs", "energy_pj", "firing_rate", "bytes", "alive")
+COST = (
+    "search_epochs", "epochs", "train_macs", "train_macs_effective", "search_seconds", "seconds", "pruning_seconds",
+)  # fmt: skip
+# They tell comparisons apart, rather than arms within one.
+_BLOCK = ("data.name", "data.limit", "model")
+_BUDGET = ("epochs", "batch", "T", "data.name", "data.limit", "data.validation")
+# Numbers of a result do not depend on whether a dense network was trained beside.
+_ASIDE = ("seed", "baseline", *_BLOCK, "sparsity")
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """A finished run. `label` and `target` are those of its sweep, or its method and its own sparsity."""
+
+    path: Path
+    record: Mapping[str, Any]
+    label: str
+    target: float
+
+    @property
+    def seed(self) -> int:
+        return int(self.record["seed"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What can change a number of the result, without what its method takes no notice of."""
+        flat = deciding(self.record["settings"])
+        method = str(flat["method"])
+        if method == DENSE:
+            return {k: v for k, v in flat.items() if k not in UNUSED_BY_DENSE and not k.startswith("prune.")}
+        try:
+            regrows = "regrow" in settings_of(method)
+        except UnknownName:  # a method of a package that is not installed here
+            regrows = True
+        return flat if regrows else {k: v for k, v in flat.items() if k not in ("regrow", "regrow_schedule")}
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in the seed alone.
+
+    Attributes:
+        target: the sparsity that it is compared at; None for dense.
+        accuracies: of each seed, in the order of `seeds`.
+        values: quantity -> its summary over seeds; quantities of `MEASURED`, `sparsity` and `COST`.
+        survived: share of the regrown weights that the next magnitude cut kept; None where nothing was regrown.
+        versus: accuracy minus that of the reference, by seed; None for the reference itself or without common seeds.
+        equal_budget: whether epochs, batch, T and data are the reference's; None without one.
+        settings: `group.key` -> value, the same for all of its seeds.
+        images: split -> how many.
+        machines: processor, threads, precision and versions, each way that occurs.
+    """
+
+    label: str
+    method: str
+    dataset: str
+    model: str
+    target: float | None
+    seeds: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    values: Mapping[str, Summary]
+    survived: Summary | None
+    versus: Paired | None
+    equal_budget: bool | None
+    settings: Mapping[str, Any]
+    images: Mapping[str, int]
+    machines: tuple[str, ...]
+    runs: tuple[str, ...]
+
+    @property
+    def tested(self) -> bool:
+        """Whether it is one of the tests that Holm's correction counts."""
+        return self.versus is not None and self.versus.t_p is not None
+
+
+@final
+@dataclass(frozen=True)
+class Block:
+    """One table: the rows of one data set, model and target sparsity, the dense ones first, then by mean accuracy.
+
+    Its comparisons with the reference are one family of tests: Holm's correction is for these and no others.
+    """
+
+    dataset: str
+    model: str
+    target: float | None
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.dataset}, {self.model}, " + ("dense" if self.target is None else f"sparsity {self.target:g}")
+
+    @property
+    def tests(self) -> int:
+        """How many tests the family has. Those of dense rows stand in every block and count in their own."""
+        return sum(row.tested for row in self.rows if row.target == self.target)
+
+
+@final
+@dataclass(frozen=True)
+class Comparison:
+    """All rows, block by block, and the reference: the arm compared with."""
+
+    reference: str | None
+    rows: tuple[Row, ...]
+    unfinished: int
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The tables; dense rows stand on top of each of their data set and model."""
+        found: dict[tuple[str, str, float | None], list[Row]] = {}
+        for row in self.rows:
+            found.setdefault((row.dataset, row.model, row.target), []).append(row)
+        dense = {(d, m): rows for (d, m, target), rows in found.items() if target is None}
+        blocks = [Block(d, m, t, (*dense.get((d, m), ()), *rows)) for (d, m, t), rows in found.items() if t is not None]
+        shown = {(block.dataset, block.model) for block in blocks}
+        return blocks + [Block(d, m, None, tuple(rows)) for (d, m), rows in dense.items() if (d, m) not in shown]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` reads them."""
+        return {
+            "schema": SCHEMA,
+            "reference": self.reference,
+            "interval": "mean and half the width of the 95 % t interval over seeds",
+            "families": [{"table": block.title, "tests": block.tests} for block in self.blocks],
+            "unfinished": self.unfinished,
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+        }
+
+
+def from_dict(found: Mapping[str, Any]) -> Comparison:
+    """The comparison that `spikeprune compare --json` wrote.
+
+    Raises: UserError if it is not of this form.
+    """
+    try:
+        if found["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {found['schema']}, not {SCHEMA}")
+        rows = tuple(_row_from(dict(row)) for row in found["rows"])
+        return Comparison(found["reference"], rows, found["unfinished"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"this is no comparison ({error}); `spikeprune compare RUNS --json > FILE` writes one"
+        ) from error
+
+
+def _row_from(row: dict[str, Any]) -> Row:
+    versus, survived = row["versus"], row["survived"]
+    read: dict[str, Any] = {key: tuple(row[key]) for key in ("seeds", "accuracies", "machines", "runs")}
+    read["values"] = {name: Summary(**summary) for name, summary in row["values"].items()}
+    read["survived"] = None if survived is None else Summary(**survived)
+    read["versus"] = None if versus is None else Paired(**versus | {"difference": Summary(**versus["difference"])})
+    return Row(**row | read)
+
+
+def collect(paths: Sequence[str | Path]) -> tuple[list[Run], int, str | None]:
+    """The finished runs under the paths, the number of unfinished ones, and the reference that a sweep's file names.
+
+    Args:
+        paths: run folders, folders of run folders, or the file that a sweep wrote beside its runs.
+    Raises: UserError if there is no finished run, or a file is damaged.
+    """
+    folders: dict[Path, None] = {}
+    labels: dict[str, tuple[str, float]] = {}
+    reference: str | None = None
+    missing = 0
+    for path in map(Path, paths):
+        if path.suffix == ".json" and path.is_file():
+            listed = _listed(path)
+            reference = listed["reference"] or reference
+            for entry in listed["runs"]:
+                labels[entry["hash"]] = (entry["label"], entry["target"])
+                there = [p for p in sorted(path.parent.glob(f"*-{entry['hash']}")) if (p / "record.json").is_file()]
+                missing += not there
+                folders |= dict.fromkeys(there[:1])
+        elif (path / "recipe.yaml").is_file():
+            folders[RunFolder.existing(path).path] = None
+        elif path.is_dir():
+            for file in sorted(path.glob("sweep-*.json")):
+                listed = _listed(file)
+                reference = listed["reference"] or reference
+                labels |= {entry["hash"]: (entry["label"], entry["target"]) for entry in listed["runs"]}
+            inside = sorted(entry for entry in path.iterdir() if (entry / "recipe.yaml").is_file())
+            whole = [entry for entry in inside if (entry / "record.json").is_file()]
+            missing += len(inside) - len(whole)
+            folders |= dict.fromkeys(whole)
+        else:
+            raise UserError(
+                f"{path} is no run folder, folder of runs or sweep file; `spikeprune sweep` prints the latter"
+            )
+    runs = [_run(RunFolder(folder), labels) for folder in folders]
+    if not runs:
+        raise UserError(f"no finished run in {', '.join(map(str, paths))[:150]}; `spikeprune sweep` makes some")
+    return runs, missing, reference
+
+
+def _listed(path: Path) -> Any:
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        for entry in listed["runs"]:
+            if not isinstance(entry["hash"] + entry["label"], str) or not isinstance(entry["target"], float | int):
+                raise TypeError(entry)
+        if "reference" not in listed:
+            raise KeyError("reference")
+        return listed
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not the file of a sweep, or it is damaged; `spikeprune sweep` writes it anew"
+        ) from error
+
+
+def _run(folder: RunFolder, labels: Mapping[str, tuple[str, float]]) -> Run:
+    record = folder.read_record()
+    try:
+        settings = record["settings"]
+        label, target = labels.get(record["settings_hash"], (settings["method"], settings["sparsity"]))
+        found = Run(folder.path, record, str(label), float(target))
+        values = [record["pruned"][name] for name in MEASURED] + [record["cost"][name] for name in COST]
+        if not all(isinstance(value, int | float) for value in values) or not found.settings:
+            raise TypeError("a number is missing")
+        _machine(record["environment"])
+        if not record["data"]["counts"] or not all("survived" in event for event in record["rounds"]):
+            raise TypeError("its images or events are missing")
+        return found
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{folder.record} is damaged ({error}); restore it or make the run again") from error
+
+
+def compare(runs: Sequence[Run], reference: str | None = None, unfinished: int = 0) -> Comparison:
+    """Group the runs and test each group against the reference at its sparsity.
+
+    Runs that differ in the seed alone are one row. Rows of one data set, model and target sparsity are a block; in it
+    each row is paired with the reference by seed, and its tests are one family for Holm's correction. A dense row
+    stands in every block of its data set and model.
+
+    Args:
+        reference: a label or a method; without one dense, if there is a dense row.
+    Raises: UnknownName for a reference that is no row.
+    """
+    rows = _groups(runs)
+    labels = _labels(rows)
+    named = list(dict.fromkeys(labels))
+    if reference is None and DENSE in labels:
+        reference = DENSE
+    if reference is not None and not any(
+        reference in (label, group[0].label) for label, group in zip(labels, rows, strict=True)
+    ):
+        raise unknown("reference", reference, named, f"(the rows are {', '.join(named)[:120]})")
+    families: dict[Any, list[Row]] = {}
+    for group, label in zip(rows, labels, strict=True):
+        row = _row(group, label, _reference(group, rows, labels, reference))
+        families.setdefault((_block(group[0]), row.target), []).append(row)
+    corrected = [row for family in families.values() for row in _corrected(family)]
+    return Comparison(reference, tuple(corrected), unfinished)
+
+
+def _corrected(family: Sequence[Row]) -> list[Row]:
+    """The rows of one table with Holm's p for the tests of this table, the most accurate first."""
+    p_values = holm([row.versus.t_p if row.versus else None for row in family])
+    rows = [
+        dataclasses.replace(row, versus=dataclasses.replace(row.versus, holm_p=p)) if row.versus else row
+        for row, p in zip(family, p_values, strict=True)
+    ]
+    return sorted(rows, key=lambda row: -row.values["accuracy"].mean)
+
+
+def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs that differ in the seed alone, by the name of their arm and what sets it apart."""
+    groups = _groups(runs)
+    names = _labels(groups)
+    twice = {name for name in names if names.count(name) > 1}
+    return {
+        f"{name}, {group[0].settings['model']}, sparsity {group[0].target:g}" if name in twice else name: group
+        for name, group in zip(names, groups, strict=True)
+    }
+
+
+def _groups(runs: Sequence[Run]) -> list[list[Run]]:
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        key = json.dumps(
+            [run.label, None if _dense(run) else run.target, run.settings | {"seed": 0, "baseline": False}]
+        )
+        groups.setdefault(key, []).append(run)
+    return sorted(groups.values(), key=_order)
+
+
+def _dense(run: Run) -> bool:
+    return run.record["settings"]["method"] == DENSE
+
+
+def _order(group: Sequence[Run]) -> tuple[Any, ...]:
+    run = group[0]
+    flat = deciding(run.record["settings"])
+    return flat["data.name"], flat["data.limit"] or 0, flat["model"], -1.0 if _dense(run) else run.target
+
+
+def _block(run: Run) -> tuple[Any, ...]:
+    flat = deciding(run.record["settings"])
+    return tuple(flat[key] for key in _BLOCK)
+
+
+def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """The arm's name, and where groups of one arm stand in one block the keys in which they differ."""
+    names = []
+    for group in groups:
+        run = group[0]
+        alike = [
+            other[0].settings
+            for other in groups
+            if (other[0].label, _block(other[0])) == (run.label, _block(run))
+            and (_dense(run) or other[0].target == run.target)
+        ]
+        mine = run.settings
+        varied = [key for key in mine if key not in _ASIDE and any(other.get(key) != mine[key] for other in alike)]
+        names.append(", ".join([run.label, *(f"{key}={mine[key]}" for key in varied)]))
+    return names
+
+
+def _reference(
+    group: Sequence[Run], groups: Sequence[Sequence[Run]], labels: Sequence[str], reference: str | None
+) -> Sequence[Run] | None:
+    """The reference's runs in the group's block; where several would do, those with the nearest settings."""
+    if reference is None:
+        return None
+    run = group[0]
+    able = [
+        other
+        for other, label in zip(groups, labels, strict=True)
+        if reference in (label, other[0].label)
+        and _block(other[0]) == _block(run)
+        and (_dense(other[0]) or (not _dense(run) and other[0].target == run.target))
+    ]
+    if any(other is group for other in able):
+        return None
+    mine = run.settings
+    return min(able, key=lambda other: sum(mine.get(k) != v for k, v in other[0].settings.items()), default=None)
+
+
+def _row(group: Sequence[Run], label: str, reference: Sequence[Run] | None) -> Row:
+    group = sorted(group, key=lambda run: (run.seed, str(run.path)))
+    once = {run.seed: run for run in reversed(group)}  # the same run made in two places counts once
+    group = [once[seed] for seed in sorted(once)]
+    first = group[0]
+    values = {name: summarize([run.record["pruned"][name] for run in group]) for name in MEASURED}
+    values["sparsity"] = summarize([run.record["sparsity"] for run in group])
+    values |= {name: summarize([run.record["cost"][name] for run in group]) for name in COST}
+    versus, equal = None, None
+    if reference is not None:
+        versus = paired(_accuracies(group), _accuracies(reference))
+        theirs, mine = reference[0].settings, first.settings
+        equal = all(mine.get(key) == theirs.get(key) for key in _BUDGET)
+    flat = deciding(first.record["settings"])
+    return Row(
+        label=label,
+        method=str(flat["method"]),
+        dataset=str(flat["data.name"]) + (f" ({flat['data.limit']:,} images)" if flat["data.limit"] else ""),
+        model=str(flat["model"]),
+        target=None if _dense(first) else first.target,
+        seeds=tuple(run.seed for run in group),
+        accuracies=tuple(_accuracies(group).values()),
+        values=values,
+        survived=_survived(group),
+        versus=versus,
+        equal_budget=equal,
+        settings={key: value for key, value in first.settings.items() if key not in ("seed", "baseline")},
+        images=dict(first.record["data"]["counts"]),
+        machines=tuple(sorted({_machine(run.record["environment"]) for run in group})),
+        runs=tuple(run.path.name for run in group),
+    )
+
+
+def _accuracies(group: Iterable[Run]) -> dict[int, float]:
+    return {run.seed: float(run.record["pruned"]["accuracy"]) for run in group}
+
+
+def _survived(group: Iterable[Run]) -> Summary | None:
+    """Over seeds, of regrown / survived of all events that a later cut judged."""
+    shares = []
+    for run in group:
+        judged = [event for event in run.record["rounds"] if event["survived"] is not None]
+        regrown = sum(event["regrown"] for event in judged)
+        if regrown:
+            shares.append(sum(event["survived"] for event in judged) / regrown)
+    return summarize(shares) if shares else None
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    threads = environment["threads"]
+    versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("spikeprune", "torch"))
+    plural = "s" * (threads != 1)
+    return f"{environment['device']}, {threads} thread{plural}, {environment['precision']}; {versions}"

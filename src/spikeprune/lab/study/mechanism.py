@@ -1,0 +1,145 @@
+"""What growth did, from the files of a run: survival, importance after recovery, overfitting. Plain functions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from spikeprune.lab.study.features import mean_of
+
+
+def survival(
+    rounds: Sequence[Mapping[str, Any]], prunable: int, regrown_alive: int | None, alive: int
+) -> dict[str, Any]:
+    """What became of regrown weights, per event and to the end.
+
+        rescued_share  = rescued / weights that magnitude newly cuts at the event (alive before less kept after)
+        survived_share = survived / regrown: what the next magnitude cut keeps
+        to_end         = regrown weights alive at the end without a later cut / all that were regrown, event by event
+
+    The last event's weights meet no cut; they count in `to_end`. Shares of nothing are None.
+
+    Args:
+        rounds: as in record.json.
+        regrown_alive: regrown weights alive at the end; None where the run does not tell.
+        alive: all weights alive at the end.
+    """
+    before, events = prunable, []
+    for event in rounds:
+        newly_cut = before - event["kept"]
+        events.append(
+            {
+                "step": event["step"],
+                "regrown": event["regrown"],
+                "rescued": event["rescued"],
+                "survived": event["survived"],
+                "rescued_share": _share(event["rescued"], newly_cut) if event["regrown"] else None,
+                "survived_share": _share(event["survived"], event["regrown"]),
+            }
+        )
+        before = event["kept"]
+    judged = [event for event in rounds if event["survived"] is not None and event["regrown"]]
+    total = sum(event["regrown"] for event in rounds)
+    return {
+        "events": events,
+        "regrown": total,
+        "rescued": sum(event["rescued"] for event in rounds),
+        "survived": sum(event["survived"] for event in judged) if judged else None,
+        "survived_share": _share(sum(e["survived"] for e in judged), sum(e["regrown"] for e in judged))
+        if judged
+        else None,
+        "alive_at_end": regrown_alive if total else None,
+        "to_end": _share(regrown_alive, total),
+        "share_of_alive": _share(regrown_alive, alive) if total else None,
+    }
+
+
+def _share(part: int | None, whole: int) -> float | None:
+    return None if part is None or whole <= 0 else part / whole
+
+
+def relative(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """|w| over its largest in the layer; a layer of zeros is left out."""
+    sizes = {name: value.detach().double().abs() for name, value in tensors.items()}
+    return {name: size / size.max() for name, size in sizes.items() if size.numel() and float(size.max()) > 0}
+
+
+def mean_at(values: Mapping[str, Tensor], where: Mapping[str, Tensor]) -> float | None:
+    """Mean over all positions that are True in `where`; None if there is none."""
+    chosen = [v[where[name]] for name, v in values.items() if name in where]
+    count = sum(len(values) for values in chosen)
+    # Exactly rounded, so that it does not depend on how a tensor lies in memory.
+    return math.fsum(x for values in chosen for x in values.tolist()) / count if count else None
+
+
+def importance_within(
+    tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], regrown: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Regrown weights that are alive at the end against the other alive ones, by |w| / max |w| of the layer."""
+    size = relative({name: tensors[name] for name in regrown})
+    others = {name: masks[name] & ~regrown[name] for name in regrown}
+    return {
+        "regrown": mean_at(size, regrown),
+        "others": mean_at(size, others),
+        "regrown_count": sum(int(mask.sum()) for mask in regrown.values()),
+        "others_count": sum(int(mask.sum()) for mask in others.values()),
+    }
+
+
+def importance_between(
+    mine: Mapping[str, Tensor],
+    my_masks: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    their_masks: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """What only this network kept against what only the other one kept, each by its own |w| / max |w|.
+
+    Where both have masks of gamma, the scale of normalisation of pruned channels, that is the importance; else weights.
+    """
+    both = [name for name in my_masks if name in their_masks and my_masks[name].shape == their_masks[name].shape]
+    gamma = [name for name in both if my_masks[name].dim() == 1 and name.endswith("weight")]
+    names = gamma or [name for name in both if my_masks[name].dim() > 1]
+    only_mine = {name: my_masks[name] & ~their_masks[name] for name in names}
+    only_theirs = {name: their_masks[name] & ~my_masks[name] for name in names}
+    return {
+        "of": "gamma" if gamma else "weight",
+        "only_this": mean_at(relative({name: mine[name] for name in names}), only_mine),
+        "only_other": mean_at(relative({name: theirs[name] for name in names}), only_theirs),
+        "only_this_count": sum(int(mask.sum()) for mask in only_mine.values()),
+        "only_other_count": sum(int(mask.sum()) for mask in only_theirs.values()),
+    }
+
+
+def overfitting(metrics: Sequence[Mapping[str, Any]], last_event: int | None) -> dict[str, Any]:
+    """Mean cross-entropy per image on training and validation images, both in eval mode, and their gap, by epoch.
+
+    `recovery_gap` is the mean gap of the epochs that lie wholly after the last event, `final_gap` that of the last one.
+
+    Args:
+        metrics: lines of metrics.jsonl.
+        last_event: its step; None without events.
+    """
+    epochs: list[dict[str, Any]] = []
+    before = 0
+    for line in metrics:
+        if line["phase"] == "pruned":
+            epochs.append(
+                {
+                    "epoch": line["epoch"],
+                    "train_loss": line.get("seen_loss"),
+                    "validation_loss": line["val_loss"],
+                    "gap": _difference(line["val_loss"], line.get("seen_loss")),
+                    "recovery": last_event is not None and before >= last_event,
+                }
+            )
+            before = line["step"]
+    return {
+        "epochs": epochs,
+        "final_gap": epochs[-1]["gap"] if epochs else None,
+        "recovery_gap": mean_of(epoch["gap"] for epoch in epochs if epoch["recovery"]),
+    }
+
+
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b

@@ -1,0 +1,214 @@
+"""Small figures as inline SVG: they need no library, look alike everywhere, and print well."""
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from spikeprune.lab.study.tables import short
+
+_WIDTH, _HEIGHT = 460.0, 300.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 10.0, 44.0
+COLOURS = ("#3b6fd4", "#d4622a", "#2a9d5c", "#8e4bbf", "#c2307a", "#8a7a1e", "#1f9aa8", "#777784")
+MARKS = len(COLOURS)  # then the shape changes: circles, squares, triangles
+_ENTRY = 17.0  # height of a line of a picture's legend
+_ROW = 20.0  # height of a row of a forest plot
+_FAR = 4.0
+_STYLE = """text { font: 11px system-ui, sans-serif; fill: #66666d; } .middle { text-anchor: middle; }
+.end { text-anchor: end; } .grid { stroke: #dcdce1; fill: none; } .line { fill: none; stroke-width: 1.5; }
+.front { fill: none; stroke: #44444a; stroke-dasharray: 2 3; }
+@media (prefers-color-scheme: dark) { text { fill: #a6a6b0; } .grid { stroke: #3a3a42; } .front { stroke: #d8d8de; } }
+"""
+
+
+@final
+@dataclass(frozen=True)
+class Series:
+    """Points (x, y) of one name, ascending in x where they are `joined`; `spread` is half of each point's interval."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    spread: tuple[float, ...] = ()
+    joined: bool = True
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other beats: nowhere is there one with smaller or equal x and larger y (Pareto), by x."""
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or y > best[-1][1]:
+            best.append((x, y))
+    return best
+
+
+def plot(
+    series: Sequence[Series], x_name: str, y_name: str, *, log: bool = False, marked: Sequence[tuple[float, float]] = ()
+) -> str:
+    """An SVG figure, or a sentence if there is no point.
+
+    Args:
+        log: the x axis is logarithmic; points at 0 or below are left out.
+        marked: points of a front, joined by a thin line.
+    """
+    kept = [
+        (s, [(p, s.spread[i] if s.spread else 0.0) for i, p in enumerate(s.points) if p[0] > 0 or not log])
+        for s in series
+    ]
+    every = [(point, spread) for _, points in kept for point, spread in points]
+    if not every:
+        return '<p class="none">not applicable: no point to show</p>'
+    x_low, x_high = _range([p[0] for p, _ in every], log)
+    y_low, y_high = _range([y for (_, v), s in every for y in (v - s, v + s)], False)
+
+    def x(value: float) -> float:
+        share = (math.log10(value) - x_low) / (x_high - x_low) if log else (value - x_low) / (x_high - x_low)
+        return round(_LEFT + share * (_WIDTH - _LEFT - _RIGHT), 2)
+
+    def y(value: float) -> float:
+        return round(_HEIGHT - _BOTTOM - (value - y_low) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM), 2)
+
+    parts = [
+        f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{html.escape(f"{y_name} over {x_name}")}">'
+    ]
+    for value in _ticks(y_low, y_high):
+        parts.append(f'<path class="grid" d="M{_LEFT} {y(value)}H{_WIDTH - _RIGHT}"/>')
+        parts.append(f'<text class="end" x="{_LEFT - 6}" y="{y(value) + 4}">{value:.4g}</text>')
+    whole = all(float(p[0]).is_integer() for p, _ in every)
+    for value in _log_ticks(x_low, x_high) if log else _ticks(x_low, x_high, whole):
+        parts.append(f'<text class="middle" x="{x(value)}" y="{_HEIGHT - _BOTTOM + 16}">{short(value)}</text>')
+    parts.append(f'<text class="middle" x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 8}">{html.escape(x_name)}</text>')
+    turned = f'transform="translate(13 {(_HEIGHT - _BOTTOM) / 2}) rotate(-90)"'
+    parts.append(f'<text class="middle" {turned}>{html.escape(y_name)}</text>')
+    if len(marked) > 1:
+        parts.append(f'<path class="front" d="M{"L".join(f"{x(a)} {y(b)}" for a, b in marked if a > 0 or not log)}"/>')
+    for number, (s, points) in enumerate(kept):
+        kind = f"m{number % MARKS}"
+        if s.joined and len(points) > 1:
+            parts.append(f'<path class="line {kind}" d="M{"L".join(f"{x(a)} {y(b)}" for (a, b), _ in points)}"/>')
+        # Bars of joined series would cover each other where they share an x.
+        aside = min(4, 24 / len(kept)) * (number - (len(kept) - 1) / 2) if s.joined and not log else 0.0
+        for (a, b), spread in points:
+            if spread:
+                parts.append(f'<path class="line {kind}" d="M{x(a) + aside:g} {y(b - spread)}V{y(b + spread)}"/>')
+            title = html.escape(f"{s.name}: {a:.4g}, {b:.4g}" + (f" ± {spread:.2g}" if spread else ""))
+            parts.append(_mark(number, x(a), y(b), title))
+    return "".join([*parts, "</svg>"])
+
+
+def legend(names: Sequence[str]) -> str:
+    """The names with their marks, in the order of the series."""
+    items = (
+        f'<li><svg viewBox="0 0 10 10">{_mark(n, 5, 5)}</svg>{html.escape(name)}</li>' for n, name in enumerate(names)
+    )
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def picture(panels: Sequence[str], names: Sequence[str]) -> str:
+    """Plots side by side and their legend as one SVG file, readable on light and dark pages."""
+    half = math.ceil(len(names) / 2)
+    width, height = len(panels) * _WIDTH, _HEIGHT + 14 + half * _ENTRY
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}"><style>{_STYLE}']
+    parts += [f".m{n} {{ fill: {c}; stroke: {c}; }} .line.m{n} {{ fill: none; }}\n" for n, c in enumerate(COLOURS)]
+    parts.append("</style>\n")
+    for n, panel in enumerate(panels):
+        inside = f'<svg x="{n * _WIDTH:g}" width="{_WIDTH:g}" height="{_HEIGHT:g}" '
+        parts.append(panel.replace("<svg ", inside, 1) + "\n")
+    for n, name in enumerate(names):
+        left, top = _LEFT + n // half * width / 2, _HEIGHT + 14 + n % half * _ENTRY
+        parts.append(f'{_mark(n, left, top - 4)}<text x="{left + 12:g}" y="{top:g}">{html.escape(name)}</text>\n')
+    return "".join([*parts, "</svg>\n"])
+
+
+@final
+@dataclass(frozen=True)
+class Difference:
+    """A row of a forest plot: a mean with half of its interval, and what each seed gave."""
+
+    name: str
+    mean: float
+    half: float | None
+    each: tuple[float, ...]
+
+
+def forest(rows: Sequence[Difference], x_name: str) -> str:
+    """Differences and their intervals, one row a name, as an SVG file of its own; faint dots are seeds.
+
+    Rows far off would leave no room for the others: beyond `_FAR` times the median distance to 0, and twice what the
+    intervals and seeds of the others take, a row is an arrow.
+    """
+    reach = _FAR * sorted(abs(row.mean) for row in rows)[len(rows) // 2] or math.inf
+    close = [row for row in rows if abs(row.mean) <= reach]
+    reach = max(reach, 2 * max(abs(end) for row in close for end in _ends(row)))
+    near = [row for row in rows if abs(row.mean) <= reach]
+    low, high = _range([0.0, *(end for row in near for end in _ends(row))], False)
+    left, right, width = 300.0, 800.0, 920.0
+    height = _TOP + len(rows) * _ROW + _BOTTOM
+
+    def x(value: float) -> float:
+        return round(left + (min(max(value, low), high) - low) / (high - low) * (right - left), 2)
+
+    bottom = height - _BOTTOM
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}"><style>{_STYLE}',
+        f".m {{ fill: {COLOURS[0]}; stroke: {COLOURS[0]}; }} .seed {{ fill: {COLOURS[0]}; opacity: .35; }}</style>\n",
+    ]
+    for value in _ticks(low, high):
+        parts.append(f'<path class="{"front" if value == 0 else "grid"}" d="M{x(value)} {_TOP}V{bottom:g}"/>')
+        parts.append(
+            f'<text class="middle" x="{x(value)}" y="{bottom + 16:g}">{f"{value:+.3g}" if value else 0}</text>\n'
+        )
+    parts.append(f'<text class="middle" x="{(left + right) / 2}" y="{height - 8:g}">{html.escape(x_name)}</text>\n')
+    for number, row in enumerate(rows):
+        y = _TOP + (number + 0.5) * _ROW
+        said = f"{row.mean:+.2f}" + (f" ± {row.half:.2f}" if row.half is not None else "")
+        parts.append(f'<text class="end" x="{left - 10}" y="{y + 4:g}">{html.escape(row.name)}</text>')
+        parts.append(f'<text x="{right + 14}" y="{y + 4:g}">{said}</text>')
+        if row not in near:
+            edge, back = (x(low), 7) if row.mean < 0 else (x(high), -7)
+            parts.append(f'<path class="m" d="M{edge:g} {y:g}l{back} -4v8z"/>\n')
+            continue
+        parts += [f'<circle class="seed" cx="{x(value):g}" cy="{y:g}" r="2.5"/>' for value in row.each]
+        if row.half is not None:
+            parts.append(f'<path class="line m" d="M{x(row.mean - row.half):g} {y:g}H{x(row.mean + row.half):g}"/>')
+        parts.append(f'<circle class="m" cx="{x(row.mean):g}" cy="{y:g}" r="4"/>\n')
+    return "".join([*parts, "</svg>\n"])
+
+
+def _ends(row: Difference) -> tuple[float, ...]:
+    half = row.half or 0.0
+    return row.mean - half, row.mean + half, *row.each
+
+
+def _mark(number: int, x: float, y: float, title: str = "") -> str:
+    kind, shape = f"m{number % MARKS}", number // MARKS % 3
+    said = f"<title>{title}</title>" if title else ""
+    if shape == 0:
+        return f'<circle class="{kind}" cx="{x:g}" cy="{y:g}" r="4">{said}</circle>'
+    if shape == 1:
+        return f'<rect class="{kind}" x="{x - 3.5:g}" y="{y - 3.5:g}" width="7" height="7">{said}</rect>'
+    return f'<path class="{kind}" d="M{x - 4.5:g} {y + 4:g}H{x + 4.5:g}L{x:g} {y - 4.5:g}Z">{said}</path>'
+
+
+def _range(values: Sequence[float], log: bool) -> tuple[float, float]:
+    if log:
+        values = [math.log10(value) for value in values]
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or (0.3 if log else 0.5 * abs(high) or 1.0)
+    return low - margin, high + margin
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten; within two decades also twice and five times these."""
+    steps = (1, 2, 5) if high - low < 2 else (1,)
+    exponents = range(math.floor(low), math.ceil(high) + 1)
+    ticks = [m * 10.0**e for e in exponents for m in steps if low <= math.log10(m * 10.0**e) <= high]
+    return ticks or [float(f"{10 ** ((low + high) / 2):.2g}")]
+
+
+def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten, about five of them; whole numbers alone where it must be."""
+    raw = max((high - low) / 5, 1.0 if whole else 0.0)
+    size = 10.0 ** math.floor(math.log10(raw))
+    step = next(size * m for m in (1, 2, 5, 10) if size * m >= raw * 0.999)
+    return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]

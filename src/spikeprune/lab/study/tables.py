@@ -1,0 +1,194 @@
+"""A comparison as text: for the terminal, CSV and LaTeX."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+from spikeprune.lab.study.compare import COST, MEASURED, Block, Comparison, Row
+from spikeprune.lab.study.statistics import Summary
+
+NONE = "-"
+
+
+def percent(summary: Summary) -> str:
+    """Mean of a share in percent, with half the width of its interval where there is one: 97.46 ± 0.31."""
+    return f"{100 * summary.mean:.2f}" + (f" ± {100 * summary.half:.2f}" if summary.half is not None else "")
+
+
+def difference(row: Row) -> str:
+    """To the reference, in points: +0.22 ± 0.20."""
+    if row.versus is None:
+        return NONE
+    d = row.versus.difference
+    return f"{100 * d.mean:+.2f}" + (f" ± {100 * d.half:.2f}" if d.half is not None else "")
+
+
+def p_value(p: float | None) -> str:
+    """Three digits; `<.001` below."""
+    return NONE if p is None else "<.001" if p < 0.001 else f"{p:.3f}"
+
+
+def budget(row: Row) -> str:
+    return {None: NONE, True: "equal", False: "UNEQUAL"}[row.equal_budget]
+
+
+def cells(row: Row) -> list[str]:
+    """The row of the main table, below `heads`."""
+    sd = row.values["accuracy"].sd
+    return [
+        row.label,
+        str(len(row.seeds)),
+        f"{row.values['sparsity'].mean:.4f}",
+        percent(row.values["accuracy"]),
+        NONE if sd is None else f"{100 * sd:.2f}",
+        difference(row),
+        p_value(row.versus.t_p if row.versus else None),
+        p_value(row.versus.holm_p if row.versus else None),
+        p_value(row.versus.wilcoxon_p if row.versus else None),
+        NONE if row.survived is None else f"{100 * row.survived.mean:.1f}",
+        short(row.values["synops"].mean),
+        budget(row),
+    ]
+
+
+def heads(comparison: Comparison) -> list[str]:
+    """Of the main table."""
+    return [
+        "arm", "seeds", "sparsity", "accuracy %", "sd", f"vs {comparison.reference or NONE}", "p (t)", "p (Holm)",
+        "p (Wilcoxon)", "regrown survive %", "SynOps", "budget",
+    ]  # fmt: skip
+
+
+def main_table(comparison: Comparison, rows: Sequence[Row]) -> list[list[str]]:
+    """Heads and rows; a column in which no row has anything to say is left out, the budget where all are equal."""
+    table = [heads(comparison), *map(cells, rows)]
+    told = [any(cell not in (NONE, "equal") for cell in column[1:]) for column in zip(*table, strict=True)]
+    return [[cell for cell, kept in zip(row, told, strict=True) if kept] for row in table]
+
+
+def family(comparison: Comparison, block: Block) -> str:
+    """Which tests Holm's correction is for."""
+    if not block.tests:
+        return "No test: that takes a reference and two seeds in common with it."
+    tests = "1 test" if block.tests == 1 else f"{block.tests} tests"
+    return f"p (Holm) is p (t) corrected for the {tests} against {comparison.reference} in this table."
+
+
+COST_HEADS = [
+    "arm", "search epochs", "total epochs", "train MACs, as if dense", "train MACs, effective", "search s", "total s",
+    "of it pruning s",
+]  # fmt: skip
+
+
+def cost_cells(row: Row) -> list[str]:
+    """The row of the table of costs: search and total side by side."""
+    v = row.values
+    return [
+        row.label,
+        f"{v['search_epochs'].mean:.4g}",
+        f"{v['epochs'].mean:.4g}",
+        short(v["train_macs"].mean),
+        short(v["train_macs_effective"].mean),
+        f"{v['search_seconds'].mean:.1f}",
+        f"{v['seconds'].mean:.1f}",
+        f"{v['pruning_seconds'].mean:.2f}",
+    ]
+
+
+def short(value: float) -> str:
+    """Three digits and a prefix: 4.78 M."""
+    for size, prefix in ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.3g}{prefix}"
+    return f"{value:.3g}"
+
+
+def to_text(comparison: Comparison) -> list[str]:
+    """Plain lines: results and costs of each block, and what the numbers are."""
+    lines: list[str] = []
+    for block in comparison.blocks:
+        lines += [block.title, *_aligned(main_table(comparison, block.rows)), family(comparison, block), ""]
+        lines += [f"{block.title}: cost", *_aligned([COST_HEADS, *map(cost_cells, block.rows)]), ""]
+    return lines + notes(comparison)
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """How to read the table."""
+    found = [
+        "Rows by mean accuracy; ± is half the width of the 95 % t interval over seeds, sd their standard deviation; "
+        "differences are paired by seed, in points.",
+        "p (t): paired t-test, two-sided; p (Holm): the same, corrected for the tests of its own table; p (Wilcoxon): "
+        "exact signed ranks, from 6 seeds on.",
+        "search: up to the last change of a mask; total: the whole run. MACs count forward and backward of training.",
+        "regrown survive: of the weights regrown at an event, those that the next magnitude cut keeps.",
+    ]
+    if any(row.equal_budget is False for row in comparison.rows):
+        found.append("UNEQUAL: epochs, batch, T or data are not those of the reference, so the difference says little.")
+    elif any(row.equal_budget for row in comparison.rows):
+        found.append("All rows have the reference's epochs, batch, T and data.")
+    if comparison.unfinished:
+        found.append(f"{comparison.unfinished} runs are not finished and not counted.")
+    return found
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def to_csv(comparison: Comparison) -> str:
+    """One line a row, numbers unrounded; what does not exist is empty."""
+    names = ["sparsity", *MEASURED, *COST]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    heading = ["label", "method", "dataset", "model", "target", "seeds", "accuracies", "survived_mean", "survived_sd"]
+    heading += [f"{name}_{part}" for name in names for part in ("mean", "sd", "ci95")]
+    heading += ["reference", "pairs", "difference", "difference_sd", "difference_ci95"]
+    heading += ["p_t", "p_holm", "p_wilcoxon", "equal_budget"]
+    writer.writerow(heading)
+    for row in comparison.rows:
+        parts = [part for n in names for part in (row.values[n].mean, row.values[n].sd, row.values[n].half)]
+        versus: list[object] = [None] * 8
+        if row.versus is not None:
+            d = row.versus.difference
+            versus = [
+                comparison.reference,
+                d.n,
+                d.mean,
+                d.sd,
+                d.half,
+                row.versus.t_p,
+                row.versus.holm_p,
+                row.versus.wilcoxon_p,
+            ]
+        each = [" ".join(map(str, values)) for values in (row.seeds, row.accuracies)]
+        survived = [None, None] if row.survived is None else [row.survived.mean, row.survived.sd]
+        named = [row.label, row.method, row.dataset, row.model, row.target]
+        writer.writerow([*named, *each, *survived, *parts, *versus, row.equal_budget])
+    return file.getvalue()
+
+
+def to_latex(comparison: Comparison) -> str:
+    """A tabular for booktabs; a rule between comparisons."""
+    lines = [r"% needs \usepackage{booktabs}", r"\begin{tabular}{lrrrrrr}", r"\toprule"]
+    head = ["arm", "seeds", "sparsity", r"accuracy (\%)", f"vs {comparison.reference or NONE}", "$p$ (Holm)", "SynOps"]
+    lines.append(" & ".join(_tex(text) if "$" not in text and "\\" not in text else text for text in head) + r" \\")
+    for block in comparison.blocks:
+        lines += [r"\midrule", rf"\multicolumn{{7}}{{l}}{{{_tex(block.title)}}} \\"]
+        for row in block.rows:
+            chosen = [cells(row)[i] for i in (0, 1, 2, 3, 5, 7, 10)]
+            lines.append(" & ".join(map(_tex, chosen)) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+_TEX = {"\\": r"\textbackslash ", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "<": "$<$"}
+
+
+def _tex(text: str) -> str:
+    spelled = "".join(_TEX.get(character, character) for character in text)
+    return "$-$" + spelled[1:] if spelled.startswith("-") and len(spelled) > 1 else spelled

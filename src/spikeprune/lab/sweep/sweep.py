@@ -1,0 +1,236 @@
+"""A sweep: many runs from one file, each an ordinary run folder under the hash of its own settings.
+
+The file is a recipe in which any key may hold a list. Since a run is found by its hash, nothing that is finished is
+done again, and a sweep that was stopped goes on where it was.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import yaml
+
+from spikeprune.core.errors import InvalidValue, UserError
+from spikeprune.lab.recipe.recipe import Recipe, from_values, read_values, settings_hash
+from spikeprune.lab.train.folder import RunFolder, write_whole
+
+SCHEMA = 1
+DENSE = "dense"
+# What a dense run takes no notice of: lists of these do not multiply it.
+UNUSED_BY_DENSE = (
+    "sparsity", "regrow", "regrow_schedule", "allocate", "pattern", "budget", "floor", "exclude", "start",
+)  # fmt: skip
+_PLURALS = {
+    "methods": "method", "sparsities": "sparsity", "seeds": "seed", "datasets": "data.name", "models": "model",
+}  # fmt: skip
+_LISTS = ("optim.milestones",)  # a list is one value of these
+
+
+@final
+@dataclass(frozen=True)
+class Task:
+    """One run of a sweep.
+
+    Attributes:
+        label: the arm that it belongs to: a method, or the name that the file gives to one with its settings.
+        target: the sparsity it is compared at; that of the run differs where an arm keeps only a share (`keep`).
+        hash: of its settings.
+    """
+
+    label: str
+    target: float
+    recipe: Recipe
+    hash: str
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run stands, under whatever name, or will stand."""
+        out = Path(self.recipe.out)
+        there = [path for path in sorted(out.glob(f"*-{self.hash}")) if (path / "recipe.yaml").is_file()]
+        return RunFolder(there[0] if there else out / f"{self.recipe.name}-{self.hash}")
+
+    @property
+    def finished(self) -> bool:
+        return self.folder.record.is_file()
+
+
+@final
+@dataclass(frozen=True)
+class Sweep:
+    """All runs of one file, in the order they are made: seed by seed, so that an early stop leaves whole seeds.
+
+    Attributes:
+        reference: the arm that the table compares with.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    reference: str | None
+
+    @property
+    def file(self) -> Path:
+        """The list of runs, for `spikeprune compare`; it stands beside the run folders."""
+        text = json.dumps(self._listed(), sort_keys=True)
+        return self.out / f"sweep-{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
+
+    @property
+    def out(self) -> Path:
+        return Path(self.tasks[0].recipe.out)
+
+    def save(self) -> None:
+        """Write the list of runs."""
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the folder {self.out}: {error.strerror}; try another --out") from error
+        try:
+            write_whole(self.file, json.dumps(self._listed(), indent=1).encode() + b"\n")
+        except FileNotFoundError:  # another task of a job array wrote the same list at the same moment
+            if not self.file.is_file():
+                raise
+
+    def share(self, number: int, of: int) -> "Sweep":
+        """Every `of`-th run, from the `number`-th on (counted from 1): a task of a job array."""
+        return Sweep(self.name, self.tasks[number - 1 :: of], self.reference)
+
+    def _listed(self) -> dict[str, Any]:
+        runs = [
+            {"hash": task.hash, "label": task.label, "target": task.target, "seed": task.recipe.seed}
+            for task in self.tasks
+        ]
+        return {"schema": SCHEMA, "name": self.name, "reference": self.reference, "runs": runs}
+
+
+def read_sweep(source: str, overrides: Sequence[str] = ()) -> Sweep:
+    """The runs that a file or a shipped recipe, and what the command line adds to it, ask for.
+
+    Beside the keys of a recipe, each of which may hold a list, the file may have
+        recipe: the shipped recipe or file that it builds on
+        methods, sparsities, seeds, datasets, models: other names of method, sparsity, seed, data.name, model
+        arms: name -> keys that make up this arm; `keep: 0.8` lets it keep that share of what the others keep
+        baseline: false leaves out the dense run of each seed, which is made once for all methods
+        reference: the arm that the others are compared with
+
+    Args:
+        overrides: `--key value`, `--key a,b` or `--key [a, b]`; methods given here stand in place of the file's arms.
+    Raises: UserError as for a recipe, naming the key.
+    """
+    name, values = _values(source)
+    base_of = values.pop("recipe", None)
+    if base_of is not None:
+        # The method that the base was written for is no arm of a file that names its own.
+        below = {
+            key: value for key, value in _values(str(base_of))[1].items() if key != "method" or "arms" not in values
+        }
+        values = {**below, **values}
+    given = _given(overrides)
+    if "method" in given:
+        values = {key: value for key, value in values.items() if key not in ("arms", "reference")}
+    reference = given.get("reference", values.get("reference"))
+    arms = _arms(values | given)
+    ours = ("method", "arms", "baseline", "reference")
+    values = {key: value for key, value in values.items() if key not in ours}
+    # What the command line gives is an override of every run, as it is for `spikeprune run`: phases follow `--epochs`.
+    chosen = {key: value if _lists(key, value) else [value] for key, value in given.items() if key not in ours}
+    axes = {key: value for key, value in values.items() if _lists(key, value)} | chosen
+    empty = [key for key, value in axes.items() if not value]
+    if empty:
+        raise InvalidValue(f"{empty[0]} of the sweep is an empty list; give at least one value, as in {empty[0]}: [1]")
+    whole = {key: value for key, value in values.items() if value or not _lists(key, value)}
+    base = {key: value[0] if _lists(key, value) else value for key, value in whole.items()}
+    tasks: dict[str, Task] = {}
+    for point in _points(axes):
+        for label, own in arms.items():
+            for task in _tasks(name, base, point, label, own):
+                tasks.setdefault(task.hash, task)
+    found = tuple(tasks.values())
+    if reference is not None and reference not in {task.label for task in found}:
+        known = ", ".join(dict.fromkeys(task.label for task in found))
+        raise InvalidValue(f"the reference {reference!r} is no arm of this sweep; its arms are {known}")
+    return Sweep(name, found, reference)
+
+
+def _values(source: str) -> tuple[str, dict[str, Any]]:
+    name, values = read_values(source)
+    flat = {_PLURALS.get(key, key): value for key, value in values.items()}
+    return re.sub(r"[^\w.-]", "-", name), flat
+
+
+def _given(overrides: Sequence[str]) -> dict[str, Any]:
+    """The command line's keys; what is written with commas is a list."""
+    found: dict[str, Any] = {}
+    rest = list(overrides)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise UserError(f"expected --key value, got {word!r}; lists are given as --seeds 0,1,2")
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"--{key} needs a value after it, as in --{key} VALUE or --{key} A,B")
+            text = rest.pop(0)
+        plain = text if text.startswith("[") or "," not in text else f"[{text}]"
+        try:
+            found[_PLURALS.get(key, key)] = yaml.safe_load(plain)
+        except yaml.YAMLError as error:
+            raise InvalidValue(f"--{key} {text!r} cannot be read; write a value, or several as a,b,c") from error
+    return found
+
+
+def _lists(key: str, value: Any) -> bool:
+    """Whether a value stands for several, one for each run."""
+    return isinstance(value, list) and (key not in _LISTS or any(isinstance(entry, list) for entry in value))
+
+
+def _arms(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name -> own keys, the dense run first."""
+    methods, named = values.get("method", []), values.get("arms", {}) or {}
+    if not isinstance(named, Mapping) or not all(isinstance(own, Mapping) for own in named.values()):
+        raise InvalidValue("arms of a sweep must be `name: {key: value, ...}`; see docs/guide/laboratory.md")
+    methods = methods if isinstance(methods, list) else [methods]
+    arms = {str(method): {"method": method} for method in methods}
+    arms |= {str(name): dict(own) for name, own in named.items()}
+    if not arms:
+        raise InvalidValue("the sweep names no method: give methods: [magnitude, criticality], or --methods a,b")
+    if values.get("baseline", True) and not any(own.get("method") == DENSE for own in arms.values()):
+        arms = {DENSE: {"method": DENSE}, **arms}
+    return arms
+
+
+def _points(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """All combinations of the lists; the seed changes last."""
+    keys = sorted(axes, key=lambda key: key != "seed")
+    for chosen in itertools.product(*(axes[key] for key in keys)):
+        yield dict(zip(keys, chosen, strict=True))
+
+
+def _tasks(
+    name: str, base: Mapping[str, Any], point: Mapping[str, Any], label: str, own: Mapping[str, Any]
+) -> Iterator[Task]:
+    """The runs of one arm at one combination of the lists; an arm may hold lists too."""
+    lists = {key: value if _lists(key, value) else [value] for key, value in own.items()}
+    for chosen in _points(lists):
+        keep = chosen.pop("keep", None)
+        given = {**point, **chosen, "baseline": False}
+        if chosen.get("method") == DENSE:
+            given = {k: v for k, v in given.items() if k not in UNUSED_BY_DENSE and not k.startswith("prune.")}
+            given["sparsity"] = 0.0
+        words = [f"--{key}={_text(value)}" for key, value in given.items()]
+        recipe = from_values(name, base, words)
+        target = recipe.sparsity
+        if keep is not None:
+            if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1:
+                raise InvalidValue(
+                    f"keep of the arm {label!r} must be a share in (0, 1], got {keep!r}; as in keep: 0.8"
+                )
+            recipe = from_values(name, base, [*words, f"--sparsity={1 - keep * (1 - target):.12g}"])
+        yield Task(label, target, recipe, settings_hash(recipe))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

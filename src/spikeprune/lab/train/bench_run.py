@@ -1,0 +1,154 @@
+"""Time a finished run's network on every engine at hand, after their outputs were compared."""
+
+import os
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeprune.core.errors import InvalidValue, UserError
+from spikeprune.data import batches as batches_of
+from spikeprune.lab.train.finished import Finished, finished
+from spikeprune.lab.train.folder import read_safetensors
+from spikeprune.lab.train.network import Network
+from spikeprune.lab.train.structured import cut_out, example_of
+from spikeprune.runtime import bench
+from spikeprune.runtime.compile import CompiledSNN, compile
+from spikeprune.zoo.readout import predict
+
+SCHEMA = 1
+# More different images than that say nothing new about time; larger batches repeat them.
+_IMAGES = 256
+
+
+class _FromImages(nn.Module):
+    """A model of sequences [T, N, ...] as one that takes images and shows each T times."""
+
+    def __init__(self, model: nn.Module, T: int) -> None:
+        super().__init__()
+        self.model = model
+        self.T = T
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.unsqueeze(0).repeat(self.T, *[1] * x.dim()))
+
+
+def bench_run(
+    path: str | Path,
+    *,
+    batches: Sequence[int] = (1, 32),
+    repeats: int = 5,
+    threads: str | None = None,
+    root: str | None = None,
+) -> dict[str, Any]:
+    """Latency and throughput of a run's network: the framework, dense engines, compiled, int16 and shrunk.
+
+    Args:
+        batches: batch sizes.
+        repeats: interleaved rounds; see `spikeprune.runtime.bench.measure`.
+        threads: "1" (CPU time), "all" (wall clock), or None for both.
+        root: where the data lies now; absent data is replaced by random inputs.
+
+    Returns: JSON-ready: `cpu`, `flags`, `isa`, `load` (of the machine, over a minute), `versions`, facts of the
+        network, `same_class` (engine -> share of the inputs that it puts in the model's class), `accuracy` (engine ->
+        share of the whole test split that is right, beside the record's as "model"; None on random inputs),
+        `int16_flipped` (share of spikes), and `timings`, one for each number of threads, with the rows of `measure`.
+    Raises: UserError if the folder is no finished run, a file in it is damaged, or the network cannot be compiled;
+        RunFailed if an engine's outputs are not the model's.
+    """
+    _check(batches, repeats, threads)
+    run = finished(path, root)
+    if run.data.time_first:
+        raise UserError(
+            f"bench times networks of still images, and {run.recipe.data.name} holds recordings; "
+            "`spikeprune export RUN --to compiled` works for them"
+        )
+    model, x = _from_images(run.network), run.examples(_IMAGES)
+    small, why_not = _shrunk(run)
+    shrunk = None if small is None else _from_images(small)
+    compiled, rounded = compile(model, x[:2]), compile(model, x[:2], "int16")
+    expected = _classes(run.network(x).detach())
+    same = {"compiled fp32": compiled, "compiled int16": rounded}
+    if shrunk is not None:
+        same["shrunk"] = compile(shrunk, x[:2])
+    timings = [
+        bench.measure(model, x, batches=batches, threads=count, repeats=repeats, shrunk=shrunk)
+        for count in _thread_counts(threads)
+    ]
+    return {
+        "schema": SCHEMA,
+        "name": run.record["name"],
+        "model": run.recipe.model,
+        "T": run.recipe.T,
+        "sparsity": run.record["sparsity"],
+        "multiplies_kept": bench.share_of_multiplies(compiled.network),
+        "inputs": {"kind": run.inputs, "count": len(x), "shape": list(x.shape[1:]), "why_random": run.why_random},
+        **{key: timings[0][key] for key in ("cpu", "flags", "isa")},
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "versions": _versions(),
+        "repeats": repeats,
+        "same_class": {name: _share(expected, _classes(engine(x))) for name, engine in same.items()},
+        "accuracy": None if run.why_random else _accuracy(run, same),
+        "int16_flipped": bench.flipped(compiled, rounded, x),
+        "not_shrunk": why_not,
+        "timings": [{key: timing[key] for key in ("threads", "clock", "rows")} for timing in timings],
+    }
+
+
+def _check(batches: Sequence[int], repeats: int, threads: str | None) -> None:
+    if not batches or min(batches) < 1 or repeats < 1:
+        raise InvalidValue(f"batch sizes and repeats must be 1 or more, got {list(batches)} and {repeats}")
+    if threads not in (None, "1", "all"):
+        raise InvalidValue(f"threads must be 1 or all, got {threads!r}; without --threads both are measured")
+
+
+def _thread_counts(threads: str | None) -> list[int]:
+    every = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return sorted({"1": {1}, "all": {every}}.get(threads or "", {1, every}))
+
+
+def _from_images(network: Network) -> nn.Module:
+    return _FromImages(network.model, network.T).eval() if network.takes == "sequence" else network.model
+
+
+def _shrunk(run: Finished) -> tuple[Network | None, str | None]:
+    """The physically smaller network, or why there is none to time beside."""
+    if "channels" in run.record:
+        return None, "the run has cut its channels out already: every row is of the small network"
+    masks = read_safetensors(run.folder.masks)
+    try:
+        small, plan = cut_out(run.network, masks, example_of(run.network, run.data, torch.device("cpu")))
+    except InvalidValue as error:
+        return None, str(error)
+    return (small, None) if plan.cuts else (None, "no channel is dead as a whole")
+
+
+def _accuracy(run: Finished, engines: dict[str, CompiledSNN]) -> dict[str, float]:
+    """Of the whole test split. The model's own is the record's: it was scored once."""
+    right = dict.fromkeys(engines, 0)
+    for x, target in batches_of(run.data, "test", _IMAGES):
+        for name, engine in engines.items():
+            right[name] += int((_classes(engine(x)) == target).sum())
+    model = float(run.record["pruned"]["accuracy"])
+    return {"model": model} | {name: hits / len(run.data.test) for name, hits in right.items()}
+
+
+def _classes(logits: Tensor) -> Tensor:
+    return predict(logits if logits.dim() == 3 else logits.unsqueeze(0))
+
+
+def _share(expected: Tensor, found: Tensor) -> float:
+    return float((expected == found).double().mean())
+
+
+def _versions() -> dict[str, str | None]:
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    return {name: version(name) for name in ("spikeprune", "torch", "spikingjelly", "onnxruntime", "openvino")}

@@ -1,0 +1,40 @@
+"""Score a finished run once more: the same number as in its record."""
+
+from pathlib import Path
+from typing import Any
+
+from spikeprune.lab.recipe.recipe import load
+from spikeprune.lab.train.device import choose_device, repeatable
+from spikeprune.lab.train.folder import RunFolder
+from spikeprune.lab.train.run import load_data, restore, score_test
+from spikeprune.prune.pattern import unit_of
+
+
+def evaluate(path: str | Path, root: str | None = None, device: str | None = None) -> dict[str, Any]:
+    """Accuracy of the run's network on the whole test split, from model.safetensors.
+
+    The sums of a network depend on device and number of threads, and a spike more or less may follow; so the run's own
+    are used unless `device` says otherwise.
+
+    Args:
+        root: where the data lies now, if not where the run found it.
+    Raises: UserError if the folder is no finished run, or a file in it is damaged.
+    """
+    folder = RunFolder.existing(path)
+    record = folder.read_record()
+    recipe = load(str(folder.recipe), [] if root is None else ["--data.root", root])
+    data = load_data(recipe)
+    where = choose_device(device or recipe.device)
+    with repeatable(record["environment"]["threads"]):
+        network = restore(folder, recipe, data.to(where), where)
+        result = score_test(network, data, recipe, where)
+    return {
+        "accuracy": result.accuracy,
+        "recorded": record["pruned"]["accuracy"],
+        "loss": result.loss,
+        "images": len(data.test),
+        "sparsity": record["sparsity"],
+        "alive": record["pruned"]["alive"],
+        "unit": unit_of(recipe.pattern),
+        "run": str(path),
+    }

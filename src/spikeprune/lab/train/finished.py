@@ -1,0 +1,82 @@
+"""A finished run opened for use: its network on the CPU, and inputs to try it on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from spikeprune.core.errors import UserError
+from spikeprune.data import Dataset, Split, batches
+from spikeprune.lab.recipe.recipe import Recipe, load
+from spikeprune.lab.train.folder import RunFolder
+from spikeprune.lab.train.network import Network
+from spikeprune.lab.train.run import load_data, restore
+
+_RANDOM = 256
+
+
+@final
+@dataclass(frozen=True)
+class Finished:
+    """What a finished run left, in eval mode.
+
+    Args:
+        network: with the weights of model.safetensors; pruned weights are 0.
+        data: the run's own, or random inputs of the same shape where it is not there.
+        inputs: "test images" or "random inputs", for the head of what is printed.
+        why_random: what was wrong with the data, None if nothing was.
+    """
+
+    folder: RunFolder
+    record: dict[str, Any]
+    recipe: Recipe
+    network: Network
+    data: Dataset
+    inputs: str
+    why_random: str | None
+
+    def examples(self, count: int) -> Tensor:
+        """At most `count` test inputs, [N, C, H, W] or, of recordings, [T, N, C, H, W]."""
+        return next(batches(self.data, "test", count))[0]
+
+
+def finished(path: str | Path, root: str | None = None) -> Finished:
+    """Open a finished run, with or without its data.
+
+    Args:
+        root: where the data lies now; without it, absent data is replaced by random inputs.
+    Raises: UserError if the folder is no finished run, a file in it is damaged, or `root` does not hold the data.
+    """
+    folder = RunFolder.existing(path)
+    record = folder.read_record()
+    if not {"name", "sparsity", "data"} <= set(record):
+        raise UserError(f"{folder.record} lacks parts that `spikeprune run` writes; restore it or run again")
+    recipe = load(str(folder.recipe), [] if root is None else ["--data.root", root])
+    why = None
+    try:
+        data = load_data(recipe)
+    except UserError as error:
+        if root is not None:
+            raise
+        data, why = _random(recipe, record), str(error)
+    network = restore(folder, recipe, data, torch.device("cpu"))
+    network.model.eval()
+    return Finished(folder, record, recipe, network, data, "random inputs" if why else "test images", why)
+
+
+def _random(recipe: Recipe, record: dict[str, Any]) -> Dataset:
+    """Noise in place of the data: normalised inputs have mean 0 and standard deviation 1, as it has."""
+    try:
+        shape, classes = [int(size) for size in record["data"]["shape"]], int(record["data"]["classes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"record.json in {recipe.name}'s folder does not tell the shape of its data; run again"
+        ) from error
+    recorded = recipe.data.name == "nmnist"
+    count = max(_RANDOM, 2 * recipe.T + 2)
+    dims = [recipe.T, count, *shape] if recorded else [count, *shape]
+    noise = torch.randn(dims, generator=torch.Generator().manual_seed(0))
+    split = Split(noise, torch.arange(count) % classes, recorded)
+    return Dataset(recipe.data.name, split, split, split, tuple(map(str, range(classes))))

@@ -1,0 +1,228 @@
+"""A run folder: what a run leaves behind, written so that a kill at any moment harms nothing.
+
+Files appear whole or not at all (written beside, then renamed). A checkpoint carries its own checksum; the last one
+that is whole counts. The metrics file is cut back to the length that the checkpoint knows before a run continues.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import torch
+import yaml
+from torch import Tensor
+
+from spikeprune.core.errors import UserError
+from spikeprune.lab.recipe.recipe import deciding
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows: there the user keeps two runs apart
+    fcntl = None
+
+
+class Busy(UserError):
+    """Another process is working in the run folder."""
+
+
+_MAGIC = b"spikeprune checkpoint 1\n"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is seen with all of `content` or as it was before."""
+    beside = path.with_name(f".{path.name}.part")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+@final
+class RunFolder:
+    """Paths of one run and how each is written and read; see the module's words on kills.
+
+    Args:
+        path: the folder; made by `open`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.record = path / "record.json"
+        self.metrics = path / "metrics.jsonl"
+        self.model = path / "model.safetensors"
+        self.masks = path / "masks.safetensors"
+        self.regrown = path / "regrown.safetensors"
+        self.dense = path / "dense.safetensors"
+        self.statistics = path / "statistics.json"
+        self.plan = path / "plan.json"
+        self.small = path / "small.safetensors"
+        self.bench = path / "bench.json"
+        self.report = path / "report.html"
+        self.checkpoints = path / "checkpoint"
+
+    @classmethod
+    def existing(cls, path: str | Path) -> "RunFolder":
+        """The folder of a finished run.
+
+        Raises: UserError if there is none, or it is not finished, or it is damaged.
+        """
+        folder = cls(Path(path))
+        if not folder.path.is_dir():
+            raise UserError(f"no run folder {path}; `spikeprune run RECIPE` makes one and prints its path")
+        if not folder.recipe.is_file():
+            raise UserError(
+                f"{path} is not a run folder: it has no recipe.yaml; give a folder that `spikeprune run` made"
+            )
+        if not folder.record.is_file():
+            raise UserError(f"the run in {path} is not finished; the same `spikeprune run` command continues it")
+        folder.read_record()
+        return folder
+
+    def open(self, settings: Mapping[str, Any]) -> None:
+        """Make the folder, or check that it holds this very run.
+
+        Raises: UserError if it holds something else.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the run folder {self.path}: {error.strerror}; try another --out") from error
+        text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+        if not self.recipe.is_file():
+            foreign = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")]
+            if foreign:
+                raise UserError(
+                    f"{self.path} is no run folder (it holds {foreign[0]}); move it away or use another --out"
+                )
+            write_whole(self.recipe, text.encode())
+            return
+        try:
+            there = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+            same = deciding(there) == deciding(settings)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError) as error:
+            raise UserError(f"{self.recipe} is damaged; move the folder away or use another --out") from error
+        if not same:
+            raise UserError(
+                f"{self.path} holds a run of other settings ({_difference(there, settings)}); "
+                "move it away or use another --out"
+            )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Only one process at a time works in the folder; the lock falls with the process, however it ends.
+
+        Raises: UserError if another process holds it.
+        """
+        with (self.path / ".lock").open("w") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    raise Busy(f"another process is working in {self.path}; wait for it, or use --out") from error
+            yield
+
+    def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
+        """Write `checkpoint/<name>.pt`; the one before it stays as `<name>-before.pt`."""
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        payload = buffer.getbuffer()
+        content = b"".join((_MAGIC, hashlib.sha256(payload).digest(), payload))
+        self.checkpoints.mkdir(exist_ok=True)
+        target = self.checkpoints / f"{name}.pt"
+        if target.exists():
+            os.replace(target, self.checkpoints / f"{name}-before.pt")
+        write_whole(target, content)
+
+    def load_checkpoint(self, name: str, **wanted: Any) -> dict[str, Any] | None:
+        """The newest whole checkpoint of that name whose entries equal `wanted`, on the CPU; None if there is no file.
+
+        Raises: UserError if files are there but none of them will do.
+        """
+        paths = [self.checkpoints / f"{name}.pt", self.checkpoints / f"{name}-before.pt"]
+        there = [path for path in paths if path.is_file()]
+        for path in there:
+            content = path.read_bytes()
+            payload = content[len(_MAGIC) + 32 :]
+            digest = content[len(_MAGIC) : len(_MAGIC) + 32]
+            # zip files, which torch.save writes, may open although bytes in the middle are wrong
+            if content.startswith(_MAGIC) and hashlib.sha256(payload).digest() == digest:
+                state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+                if all(state[key] == value for key, value in wanted.items()):
+                    return state
+        if there:
+            raise UserError(
+                f"the checkpoints in {self.checkpoints} are damaged or of another run; "
+                "remove that folder to start the run anew"
+            )
+        return None
+
+    def drop_older_checkpoints(self) -> None:
+        """A finished run keeps the last and the best checkpoint only."""
+        for older in self.checkpoints.glob("*-before.pt"):
+            older.unlink()
+
+    def cut_metrics(self, length: int) -> None:
+        """Forget the lines that were written after the checkpoint that knows `length` bytes."""
+        if self.metrics.exists():
+            with self.metrics.open("r+b") as file:
+                file.truncate(length)
+
+    def add_metrics(self, line: Mapping[str, Any]) -> int:
+        """Append one line; returns the length of the file in bytes, which the next checkpoint keeps."""
+        with self.metrics.open("ab") as file:
+            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            return file.tell()
+
+    def save_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Write a safetensors file; tensors that share memory are stored once each."""
+        from safetensors.torch import save
+
+        write_whole(path, save({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}))
+
+    def save_plan(self, text: str) -> None:
+        """Write plan.json: what makes the small network of model.safetensors out of the recipe's."""
+        write_whole(self.plan, text.encode())
+
+    def save_record(self, record: Mapping[str, Any]) -> None:
+        """Write record.json: the run is finished from here on."""
+        write_whole(self.record, json.dumps(record, indent=2, allow_nan=False).encode() + b"\n")
+
+    def save_statistics(self, statistics: Mapping[str, Any]) -> None:
+        """Write statistics.json: what the layers do, for the report."""
+        write_whole(self.statistics, json.dumps(statistics, indent=1, allow_nan=False).encode() + b"\n")
+
+    def read_record(self) -> dict[str, Any]:
+        """Raises: UserError if record.json is damaged or not ours."""
+        try:
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.record} cannot be read; run the same command with another --out") from error
+        if not isinstance(record, dict) or not {"schema", "settings", "pruned"} <= set(record):
+            raise UserError(f"{self.record} is not a record of spikeprune; give a folder that `spikeprune run` made")
+        return record
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises: UserError if it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; a finished run has this file") from error
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged or not a safetensors file; restore it or run again") from error
+
+
+def _difference(there: Any, here: Mapping[str, Any]) -> str:
+    old, new = deciding(there), deciding(here)
+    key = next(key for key in {**new, **old} if old.get(key) != new.get(key))
+    return f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"

@@ -1,0 +1,236 @@
+"""The network of a recipe: built from the zoo or by the user's function, loaded with weights, called over time.
+
+T time steps, N batch, C channels, H/W space, K classes.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from spikeprune import zoo
+from spikeprune.core.errors import InvalidValue, UserError
+from spikeprune.core.objects import resolve_object
+from spikeprune.integrations import adapter_for
+from spikeprune.lab.train.folder import read_safetensors
+from spikeprune.model.adapter import Adapter
+
+Takes = Literal["image", "sequence", "step"]
+
+
+@final
+@dataclass(frozen=True)
+class Network:
+    """A spiking model and how it takes a batch.
+
+    Args:
+        model: the user's, untouched.
+        takes: `image`: the model repeats [N, ...] over time by itself; `sequence`: [T, N, ...]; `step`: one time step,
+            called T times.
+        T: time steps of a still image.
+        loss: entry of zoo/readout.py's `LOSSES`.
+    """
+
+    model: nn.Module
+    adapter: Adapter
+    takes: Takes
+    T: int
+    loss: str
+
+    def __call__(self, x: Tensor, recorded: bool = False) -> Tensor:
+        """Logits [T, N, K] of a batch, from a fresh membrane state; [1, N, K] where the model averages by itself.
+
+        Args:
+            x: images [N, C, H, W], or recordings [T, N, C, H, W] if `recorded`.
+        """
+        self.adapter.reset(self.model)
+        return _call(self.model, x[: self.T] if recorded else x, self.takes, self.T, recorded)
+
+    def at(self, T: int) -> "Network":
+        """The same model over another number of time steps; of recordings, over the first ones.
+
+        A model that repeats images by itself must say how often in an attribute `T`, which is changed.
+        Raises: InvalidValue if it does not.
+        """
+        own: Any = self.model
+        if isinstance(getattr(own, "T", None), int):
+            own.T = T
+        elif self.takes == "image" and T != self.T:
+            raise InvalidValue(
+                f"{type(own).__name__} has no attribute T to change its time steps by, as Early-Time needs; "
+                "take imp or early-bird"
+            )
+        return dataclasses.replace(self, T=T)
+
+    def fed(self, x: Tensor, recorded: bool = False) -> Tensor:
+        """What the model is called with for a batch, inside `one_call`."""
+        return x.expand(self.T, *x.shape) if self.takes == "sequence" and not recorded else x
+
+    @contextlib.contextmanager
+    def one_call(self, recorded: bool = False) -> Iterator[nn.Module]:
+        """The model, whose one call goes over all time steps even if it takes them one at a time: for counting."""
+        if self.takes != "step":
+            yield self.model
+            return
+        own, step = "forward" in vars(self.model), self.model.forward
+
+        def forward(x: Tensor) -> Tensor:
+            return torch.stack([step(at) for at in (x if recorded else x.expand(self.T, *x.shape))])
+
+        self.model.forward = forward
+        try:
+            yield self.model
+        finally:
+            del self.model.forward
+            if own:
+                self.model.forward = step
+
+
+def build(name: str, classes: int, T: int, shape: tuple[int, ...], seed: int) -> nn.Module:
+    """A fresh network whose initial weights depend on `seed` alone.
+
+    Args:
+        name: a zoo name, or `package.module:build`; the user's function is given those of `classes`, `T`, `size` and
+            `in_channels` that it has parameters for.
+        shape: (C, H, W) of one image.
+
+    Raises: UserError if the user's function cannot be called so, or returns no module.
+    """
+    torch.manual_seed(seed)
+    keywords: dict[str, Any] = {"classes": classes, "T": T, "size": shape[-1], "in_channels": shape[0]}
+    if ":" not in name:
+        return zoo.build(name, **keywords)
+    function = resolve_object(name)
+    if not callable(function):
+        raise InvalidValue(f"--model {name} must be a function that returns a network, got {type(function).__name__}")
+    parameters = inspect.signature(function).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        keywords = {key: value for key, value in keywords.items() if key in {p.name for p in parameters}}
+    try:
+        model = function(**keywords)
+    except UserError:
+        raise
+    except Exception as error:
+        raise InvalidValue(f"--model {name} failed: {type(error).__name__}: {str(error)[:160]}; see --debug") from error
+    if not isinstance(model, nn.Module):
+        raise InvalidValue(f"--model {name} must return a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def connect(model: nn.Module, example: Tensor, T: int, classes: int, loss: str, recorded: bool) -> Network:
+    """Find out how the model takes a batch, by trying on `example`.
+
+    Zoo networks take images. Others: neurons in multi-step mode want sequences; neurons in single-step mode are
+    called T times, unless the model does so itself, which shows in how often a neuron is called.
+
+    Raises: UserError if the model has no known spiking neuron, or takes the example in no way.
+    """
+    adapter = adapter_for(model)
+    chosen = getattr(model, "readout", "mean") if loss == "auto" else loss
+    whole = any(adapter.multi_step(neuron) for neuron in adapter.neurons(model).values())
+    order: tuple[Takes, ...] = ("sequence", "image") if whole else ("image", "step", "sequence")
+    if isinstance(getattr(model, "readout", None), str) and not recorded:
+        order = ("image",)
+    # One image more than time steps, so that a model that walks over the wrong dimension gives itself away.
+    few = example[:, : T + 1] if recorded else example[: T + 1]
+    if few.shape[int(recorded)] == T:
+        few = few.narrow(int(recorded), 0, max(1, T - 1))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    refusals: list[str] = []
+    for takes in order:
+        calls = _CallCounter(adapter, model)
+        try:
+            adapter.reset(model)
+            with torch.no_grad(), calls:
+                logits = _call(model, few, takes, T, recorded)
+        except Exception as error:
+            refusals.append(f"{takes}: {str(error).strip().splitlines()[0][:80] if str(error).strip() else error!r}")
+            continue
+        finally:
+            adapter.reset(model)
+            model.load_state_dict(state)
+        fits = logits.dim() == 3 and tuple(logits.shape[1:]) == (few.shape[int(recorded)], classes)
+        alone = takes != "image" or whole or calls.most > 1 or logits.shape[0] == T
+        if fits and alone:
+            return Network(model, adapter, takes, T, chosen)
+        refusals.append(f"{takes}: outputs {list(logits.shape)} in {calls.most} steps")
+    raise InvalidValue(
+        f"the model takes {list(few.shape)} in no known way to give [T, N, {classes}] or [N, {classes}] "
+        f"({'; '.join(refusals)[:150]})"
+    )
+
+
+def load_weights(model: nn.Module, path: str) -> None:
+    """Start from a trained network: a safetensors file or a torch checkpoint, which is read weights-only.
+
+    A `module.` prefix is dropped, and a state_dict inside `model` or `state_dict` is found.
+
+    Raises: UserError if the file is missing, damaged, or of another network.
+    """
+    file = Path(path)
+    if file.suffix == ".safetensors":
+        found: Any = read_safetensors(file)
+    else:
+        try:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from error
+        except Exception as error:
+            raise UserError(
+                f"{path} is no checkpoint that can be read weights-only; save model.state_dict() or safetensors"
+            ) from error
+    for key in ("model", "state_dict", "model_state_dict"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(f"{path} holds no state_dict (names of parameters -> tensors); save model.state_dict()")
+    plain = {str(name).removeprefix("module."): value for name, value in found.items()}
+    own = model.state_dict()
+    wrong = [name for name, value in own.items() if name not in plain or plain[name].shape != value.shape]
+    wrong += [name for name in plain if name not in own]
+    if wrong:
+        raise UserError(
+            f"{path} is of another network: {wrong[0]} and {len(wrong) - 1} more do not fit; check --model and the data"
+        )
+    model.load_state_dict(plain)
+
+
+def _call(model: nn.Module, x: Tensor, takes: Takes, T: int, recorded: bool) -> Tensor:
+    if takes == "step":
+        logits = torch.stack([model(step) for step in (x if recorded else x.expand(T, *x.shape))])
+    elif takes == "sequence" and not recorded:
+        logits = model(x.expand(T, *x.shape))
+    else:
+        logits = model(x)
+    return logits.unsqueeze(0) if logits.dim() == 2 else logits
+
+
+class _CallCounter:
+    """Counts how often each neuron is called, inside a `with`."""
+
+    def __init__(self, adapter: Adapter, model: nn.Module):
+        self._neurons = adapter.neurons(model)
+        self._counts = dict.fromkeys(self._neurons, 0)
+
+    def __enter__(self) -> None:
+        def count(name: str) -> Any:
+            def hook(*_: object) -> None:
+                self._counts[name] += 1
+
+            return hook
+
+        self._handles = [neuron.register_forward_pre_hook(count(name)) for name, neuron in self._neurons.items()]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    @property
+    def most(self) -> int:
+        return max(self._counts.values(), default=0)

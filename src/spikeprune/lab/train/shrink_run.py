@@ -1,0 +1,62 @@
+"""Shrink a finished run: its small network beside what is there, and what the cut saves."""
+
+from pathlib import Path
+from typing import Any
+
+from spikeprune.core.errors import UserError
+from spikeprune.lab.recipe.recipe import load
+from spikeprune.lab.train.device import choose_device, repeatable
+from spikeprune.lab.train.folder import RunFolder, read_safetensors
+from spikeprune.lab.train.run import counted, load_data, make_network, restore
+from spikeprune.lab.train.structured import cut_out, example_of, latencies
+from spikeprune.shrink.plan import ChannelPlan
+
+
+def shrink_run(path: str | Path, root: str | None = None, device: str | None = None) -> dict[str, Any]:
+    """Cuts the dead channels out of a run's network: `plan.json` and `small.safetensors` are written into its folder.
+
+    A run of a channel pattern is small already: its plan.json and model.safetensors stand, and nothing is written.
+    Latency is the time of one batch in plain PyTorch, the median of interleaved calls of both networks.
+
+    Returns: parameters, MACs, SynOps and latency before and after, channels of each layer, and the files.
+    Raises: UserError if the folder is no finished run, or no channel of its network can go.
+    """
+    folder = RunFolder.existing(path)
+    record = folder.read_record()
+    recipe = load(str(folder.recipe), [] if root is None else ["--data.root", root])
+    where = choose_device(device or recipe.device)
+    data = load_data(recipe).to(where)
+    with repeatable(record["environment"]["threads"]):
+        network = restore(folder, recipe, data, where)
+        if "channels" in record:
+            plan, small, weights = ChannelPlan.load(folder.plan), network, folder.model
+            network = make_network(recipe, data, where)
+            before = {key: record["dense"][key] for key in ("parameters", "macs", "synops")}
+        else:
+            masks = {name: mask.to(where) for name, mask in read_safetensors(folder.masks).items()}
+            small, plan = cut_out(network, masks, example_of(network, data, where))
+            if not plan.cuts:
+                raise UserError(
+                    f"no channel of the network in {path} is dead as a whole, so nothing can be cut out; "
+                    "prune with --pattern channel for a physically smaller network"
+                )
+            weights = folder.small
+            folder.save_plan(plan.to_json())
+            folder.save_tensors(weights, small.model.state_dict())
+            before = _figures(counted(network, data, recipe, where, masks)[0].dense)
+        after = _figures(counted(small, data, recipe, where, None)[0].dense)
+        images, times = latencies([network, small], data, where)
+        before["latency_ms"], after["latency_ms"] = times
+    return {
+        "before": before,
+        "after": after,
+        "batch": images,
+        "layers": {name: list(pair) for name, pair in plan.layers.items()},
+        "blocked": list(plan.blocked),
+        "plan": str(folder.plan),
+        "weights": str(weights),
+    }
+
+
+def _figures(side: Any) -> dict[str, Any]:
+    return {"parameters": side.parameters, "macs": side.macs, "synops": side.synops}

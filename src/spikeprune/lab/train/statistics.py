@@ -1,0 +1,79 @@
+"""What a trained network's layers do on a few images: operations, firing rates, and how near neurons are to firing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikeprune.core.errors import UserError
+from spikeprune.count.counts import Counts
+from spikeprune.lab.train.network import Network
+from spikeprune.methods.criticality import Criticality
+from spikeprune.model.prunable import prunable
+from spikeprune.prune.recorder import Recorder
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+def layer_statistics(network: Network, inputs: Sequence[Tensor], counts: Counts) -> dict[str, Any]:
+    """One network's part of `statistics.json`: what differs from layer to layer.
+
+    A neuron channel's criticality is that of `Criticality()`: the surrogate's derivative at v_pre - v_threshold, mean
+    over T, max over space, mean over images; in eval mode.
+
+    Args:
+        inputs: the batches that `counts` was made on, as the model takes them.
+        counts: of this network.
+
+    Returns: `layers`: name of each Conv and Linear layer, in the order of the model -> its operations per image and the
+        `neuron` that it feeds (None: none); `neurons`: name -> `firing_rate`, and where a layer feeds it `criticality`,
+        the `QUANTILES` over its channels, and `peak`, the derivative at the threshold itself.
+    """
+    neurons: dict[str, dict[str, Any]] = {name: {"firing_rate": rate} for name, rate in counts.firing_rates.items()}
+    feeds, criticality = channel_criticality(network, inputs)
+    modules = network.adapter.neurons(network.model)
+    for name, score in criticality.items():
+        at_threshold = network.adapter.derivative(modules[name], torch.zeros(1, device=score.device))
+        neurons[name] |= {"criticality": _quantiles(score), "peak": float(at_threshold)}
+    layers = {
+        name: {
+            "neuron": feeds.get(name),
+            "macs": sides.pruned.macs,
+            "acs": sides.pruned.acs,
+            "mac_ops": sides.pruned.mac_ops,
+        }
+        for name, sides in counts.layers.items()
+    }
+    return {"images": counts.samples, "layers": layers, "neurons": neurons}
+
+
+def statistics_record(dense: Mapping[str, Any] | None, pruned: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of `statistics.json`. `dense` is None where no dense network was trained beside."""
+    return {"schema": 1, "quantiles": list(QUANTILES), "dense": dense, "pruned": pruned}
+
+
+def channel_criticality(network: Network, inputs: Sequence[Tensor]) -> tuple[dict[str, str | None], dict[str, Tensor]]:
+    """Layer -> the neuron it feeds, and neuron -> score of each channel; both empty where they cannot be told."""
+    model = network.model
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        recorder = Recorder(model, model, network.adapter, Criticality(), prunable(model))
+        model.eval()
+        recorder.observe(inputs, None, membrane=True, rates=False, graph=True)
+        scores = recorder.statistics(lambda total: total)
+        recorder.remove()
+    except UserError:
+        # Methods that look at weights alone work on models that criticality refuses; their runs must not fail here.
+        return {}, {}
+    finally:
+        for module, training in modes:
+            module.training = training
+    pairs = recorder.pairs or {}
+    feeds = {pair.layer: pair.neuron for pair in pairs.values()}
+    return feeds, {pairs[name].neuron or "": score for name, score in scores.items()}
+
+
+def _quantiles(score: Tensor) -> list[float]:
+    levels = torch.tensor(QUANTILES, dtype=torch.float64)
+    return [float(value) for value in torch.quantile(score.double().cpu().flatten(), levels)]

@@ -1,0 +1,104 @@
+"""Whole channels in a run: pruning once between two trainings, and the physically smaller network at the end."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from spikeprune.data import Dataset, batches
+from spikeprune.lab.train.network import Network
+from spikeprune.prune.pruner import Pruner
+from spikeprune.shrink.plan import ChannelPlan
+from spikeprune.shrink.shrink import shrink
+from spikeprune.zoo.readout import LOSSES
+
+_LATENCY_BATCH, _LATENCY_REPEATS = 32, 5
+
+
+@final
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning did, by whatever way: all that the record says of it.
+
+    Args:
+        masks, regrown: parameter name -> bool, of the network before it was shrunk.
+        channels: group -> bool [C]; empty where single weights were pruned.
+        rounds: as the Pruner keeps them.
+        sparsity: achieved, of weights or channels.
+        seconds: that events took.
+    """
+
+    masks: dict[str, Tensor]
+    regrown: dict[str, Tensor]
+    channels: dict[str, Tensor]
+    rounds: list[dict[str, Any]]
+    sparsity: float
+    seconds: float
+
+    @classmethod
+    def by(cls, pruner: Pruner, seconds: float) -> "Pruned":
+        """What a Pruner did."""
+        masks, regrown = dict(pruner.masks), dict(pruner.regrown_alive)
+        return cls(masks, regrown, pruner.channels, list(pruner.rounds), pruner.sparsity, seconds)
+
+    def record(self, plan: ChannelPlan) -> dict[str, Any]:
+        """What record.json says of channels: how many are counted and alive, per group and as layers became."""
+        groups = {name: [len(alive), int(alive.sum())] for name, alive in self.channels.items()}
+        before, after = (sum(pair[i] for pair in groups.values()) for i in (0, 1))
+        layers = {name: list(pair) for name, pair in plan.layers.items()}
+        return {"before": before, "after": after, "groups": groups, "layers": layers}
+
+
+def prune_once(pruner: Pruner, network: Network, data: Dataset, batch: int, device: torch.device) -> Pruned:
+    """One event of a trained network, by evidence of the whole training set in eval mode, without augmentation."""
+    started = time.perf_counter()
+    recorded, training = data.time_first, network.model.training
+    network.model.eval()
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return LOSSES[network.loss](output if output.dim() == 3 else output.unsqueeze(0), target)
+
+    with network.one_call(recorded):
+        feed = batches(data, "train", batch, device=device)
+        pruner.observe(((network.fed(x, recorded), target) for x, target in feed), loss)
+        pruner.step()
+    pruner.finish()
+    network.model.train(training)
+    return Pruned.by(pruner, time.perf_counter() - started)
+
+
+def cut_out(network: Network, masks: Mapping[str, Tensor], example: Tensor) -> tuple[Network, ChannelPlan]:
+    """The network without its pruned channels; `example` is one small batch, as the model takes it in one call."""
+    small, plan = shrink(network.model, masks, example)
+    return dataclasses.replace(network, model=small), plan
+
+
+def example_of(network: Network, data: Dataset, device: torch.device, images: int = 2) -> Tensor:
+    """The first training images as the model takes them in one call; one time step for a model called step by step."""
+    x, _ = next(batches(data, "train", images, device=device))
+    return x[0] if data.time_first and network.takes == "step" else network.fed(x, data.time_first)
+
+
+def latencies(networks: Sequence[Network], data: Dataset, device: torch.device) -> tuple[int, list[float]]:
+    """Images in a batch, and milliseconds of it for each network: medians of interleaved calls in plain PyTorch."""
+    x, target = next(batches(data, "test", _LATENCY_BATCH, device=device))
+    times: list[list[float]] = [[] for _ in networks]
+    for network in networks:
+        network.model.eval()
+    with torch.no_grad():
+        for repeat in range(_LATENCY_REPEATS + 1):  # the first one only warms up
+            for network, own in zip(networks, times, strict=True):
+                began = time.perf_counter()
+                network(x, data.time_first)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                if repeat:
+                    own.append(1000 * (time.perf_counter() - began))
+    for network in networks:
+        network.adapter.reset(network.model)
+    return len(target), [statistics.median(own) for own in times]

@@ -1,0 +1,273 @@
+"""When to look: traces the first forward, records near events, and keeps away from all other steps."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeprune.core.errors import InvalidValue, MissingEvidence, UserError
+from spikeprune.count.costs import InputRates
+from spikeprune.methods.base import Method
+from spikeprune.model.adapter import Adapter
+from spikeprune.model.trace import Graph, Pairing, pair, trace, undisturbed
+from spikeprune.prune.probe import Probe
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+_NOT_CALLED = (
+    "the model was not called between two optimizer steps, so no membrane potential was seen; "
+    "call the very object that was given to the Pruner"
+)
+
+
+class Recorder:
+    """Hooks of the Pruner on the model, if any.
+
+    Attributes:
+        graph, pairs: what the first forward showed; None before it.
+    """
+
+    def __init__(
+        self,
+        outer: nn.Module,
+        model: nn.Module,
+        adapter: Adapter | None,
+        method: Method,
+        parameters: Mapping[str, nn.Parameter],
+        learned: Callable[[Graph], None] | None = None,
+    ) -> None:
+        """`outer` is the user's object, perhaps compiled or wrapped; `model` the module inside; `learned` is told."""
+        self._outer = outer
+        self._model = model
+        self._adapter = adapter
+        self._method = method
+        self._parameters = parameters
+        self._learned = learned
+        self.graph: Graph | None = None
+        self.pairs: dict[str, Pairing] | None = None
+        self._error: UserError | None = None
+        self._recording = False
+        self._probe: Probe | None = None
+        self._meter: InputRates | None = None
+        self._carried: dict[str, tuple[Tensor | None, float]] = {}
+        self._calls: list[tuple[tuple[Any, ...], dict[str, Any], int]] = []  # of this step: inputs, sequences before
+        self._entry: Any = None
+        self._compiled: Any = None
+
+    def feeds_neuron(self, name: str) -> bool:
+        """Whether the weight is known to feed a spiking neuron."""
+        return self.pairs is not None and name in self.pairs and self.pairs[name].neuron is not None
+
+    # ---- during training ------------------------------------------------------------------------------------------
+
+    def prepare(self, *, membrane: bool, rates: bool) -> None:
+        """Sets the hooks for the coming forward: to trace it if none was seen yet, to record what is asked for.
+
+        Raises: what was wrong with the traced forward, from the user's own step() rather than inside the forward.
+        """
+        if self._error is not None:
+            raise self._error
+        self._recording = membrane
+        self._calls = []
+        if rates and self._meter is None:
+            self._meter = InputRates(self._model)
+        if self.graph is None or membrane:
+            self._watch()
+        if self.graph is not None:
+            self._record()
+
+    def _record(self) -> None:
+        if self._recording and self._probe is None:
+            self._probe = self._new_probe(needs_grad=True)
+            self._probe.install()
+            self._carried = {}
+        elif not self._recording:
+            self._unwatch()
+
+    def _learn(self, graph: Graph) -> None:
+        self.pairs = pair(graph, self._parameters)
+        self.graph = graph
+        if {"membrane", "spikes"} & self._method.needs:
+            if not any(map(self.feeds_neuron, self._parameters)):
+                raise InvalidValue(
+                    "no prunable layer feeds a spiking neuron, so criticality has nothing to rank; "
+                    "pruner.table() shows what was traced; widen include=, or use 'magnitude'"
+                )
+            self._new_probe(needs_grad=True)
+        if self._learned is not None:
+            self._learned(graph)
+
+    def _new_probe(self, *, needs_grad: bool) -> Probe:
+        assert self._adapter is not None
+        assert self.pairs is not None
+        probe = Probe(self._model, self._adapter, self.pairs, self._method, needs_grad=needs_grad)
+        probe.add(self._carried)
+        return probe
+
+    def _watch(self) -> None:
+        """Sees the model's inputs, and lets a compiled model run eagerly so that hooks fire."""
+        if self._entry is None:
+            self._entry = self._model.register_forward_pre_hook(self._called, with_kwargs=True)
+        if hasattr(self._outer, "_orig_mod") and self._compiled is None:
+            self._compiled = self._outer.forward
+            self._outer.forward = self._model.__call__
+
+    def _called(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.graph is None:
+            # A forward of our own comes before the user's first one, whose hooks can then already record.
+            self._unwatch()
+            try:
+                self._learn(trace(self._model, *args, adapter=self._adapter, keywords=kwargs))
+            except UserError as error:
+                self._error = error
+                return
+            self._watch()
+            self._record()
+        if self._probe is not None and torch.is_grad_enabled():
+            self._calls.append((args, kwargs, self._probe.begun))
+
+    def _unwatch(self) -> None:
+        if self._entry is not None:
+            self._entry.remove()
+            self._entry = None
+        if self._compiled is not None:
+            self._outer.forward = self._compiled
+            self._compiled = None
+        self._calls = []
+
+    def check(self) -> None:
+        """Raises: what the traced forward met, if it failed."""
+        if self._error is not None:
+            raise self._error
+
+    # ---- outside of training --------------------------------------------------------------------------------------
+
+    def trace(self, example: Any) -> None:
+        """Learns from one forward of its own, unless one was seen before.
+
+        Raises: InvalidValue if the model cannot run on the example.
+        """
+        if self.graph is not None:
+            return
+        watched = self._entry is not None
+        self._unwatch()  # our own forward must not be taken for the user's first one
+        try:
+            graph = trace(self._model, *(example if isinstance(example, tuple) else (example,)), adapter=self._adapter)
+        except UserError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            shape = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
+            raise InvalidValue(
+                f"the model cannot run on an example of shape {shape}: {str(error).splitlines()[0][:120]}; "
+                "give one batch as in training"
+            ) from error
+        finally:
+            if watched:
+                self._watch()
+        self._learn(graph)
+        if watched:
+            self._record()
+
+    def observe(
+        self, data: Iterable[Any], loss: Any, *, membrane: bool, rates: bool, graph: bool
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Shows the model batches, (input, target) or inputs. Nothing of the model changes.
+
+        Returns: parameter name -> gradient of the sum of `loss(output, target)` over the batches; empty without loss.
+            Of every parameter, those that are not pruned too.
+        """
+        kept = {p: p.grad for p in self._model.parameters()}
+        for p in kept:
+            p.grad = None
+        empty = True
+        try:
+            for batch in data:
+                empty = False
+                x, target = batch if isinstance(batch, (tuple, list)) else (batch, None)
+                if graph or membrane:
+                    self.trace(x)
+                if membrane and self._probe is None:
+                    self._probe = self._new_probe(needs_grad=False)
+                    self._probe.install()
+                if rates and self._meter is None:
+                    self._meter = InputRates(self._model)
+                if self._probe is not None:
+                    self._calls.append(((x,), {}, self._probe.begun))
+                with undisturbed(self._model, self._adapter), torch.set_grad_enabled(loss is not None):
+                    output = self._model(x)
+                    if loss is not None:
+                        loss(output, target).backward()
+            if empty:
+                raise InvalidValue("data holds no batch; pass an iterable of inputs or (input, target) pairs")
+            return {n: p.grad for n, p in self._model.named_parameters() if p.grad is not None}
+        finally:
+            if self._probe is not None:
+                self._probe.remove()
+            for p, grad in kept.items():
+                p.grad = grad
+
+    # ---- at an event ----------------------------------------------------------------------------------------------
+
+    def statistics(self, reduce: Reduce) -> dict[str, Tensor]:
+        """Weight name -> what was recorded, summed over ranks by `reduce`.
+
+        Raises: MissingEvidence if no forward was seen; the error that tracing met, if it did.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._probe is None:
+            raise MissingEvidence(_NOT_CALLED)
+        return self._probe.results(reduce)
+
+    def measure_again(self) -> None:
+        """Forgets what was recorded and runs the forwards of this step once more, with the weights as they are now.
+
+        Raises: as `statistics`.
+        """
+        if self._probe is None or self._adapter is None or not self._calls:
+            raise self._error or MissingEvidence(_NOT_CALLED)
+        calls, later = self._calls, [begun for _, _, begun in self._calls[1:]] + [self._probe.begun]
+        self.forget()
+        self._probe = self._new_probe(needs_grad=False)
+        self._probe.install()
+        with torch.no_grad(), undisturbed(self._model, self._adapter):
+            for (args, kwargs, begun), after in zip(calls, later, strict=True):
+                if after > begun:  # a new sequence, not the next time step of the last one
+                    self._adapter.reset(self._model)
+                self._model(*args, **kwargs)
+
+    def rates(self, reduce: Reduce) -> dict[str, Tensor]:
+        """Parameter name -> share of non-zero inputs per input channel, as far as measured."""
+        if self._meter is None:
+            return {}
+        self._meter.remove()
+        meter, self._meter = self._meter, None
+        return meter.rates(reduce)
+
+    def forget(self) -> None:
+        """After an event: takes the recording hooks off and drops what they saw."""
+        if self._probe is not None:
+            self._probe.remove()
+            self._probe = None
+        self._unwatch()
+
+    # ---- the end, and saving --------------------------------------------------------------------------------------
+
+    def remove(self) -> None:
+        """Takes every hook off the model."""
+        self._carried = self.totals()
+        if self._meter is not None:
+            self._meter.remove()
+            self._meter = None
+        self.forget()
+
+    def totals(self) -> dict[str, tuple[Tensor | None, float]]:
+        """What has been recorded for the coming event, for saving."""
+        return self._carried if self._probe is None else self._probe.totals()
+
+    def load_totals(self, totals: dict[str, tuple[Tensor | None, float]]) -> None:
+        """Goes on from saved totals."""
+        self.forget()
+        self._carried = totals

@@ -1,0 +1,49 @@
+"""Rewinding: after a cut the network goes back to what it was early in training, and learns again."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeprune.prune.upkeep import Upkeep
+
+
+class Rewind:
+    """The point to go back to: every parameter and buffer of the model as it was after step `begin`.
+
+    Attributes:
+        since: the step of the last rewind, 0 before the first.
+    """
+
+    def __init__(self, model: nn.Module, begin: int) -> None:
+        self._model = model
+        self._begin = begin
+        self._point: dict[str, Tensor] = {}
+        self.since = 0
+        self.keep(0)
+
+    def keep(self, step: int) -> None:
+        """Takes the point down if this is its step (0: before the first)."""
+        if step == self._begin:
+            self._point = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
+
+    @torch.no_grad()
+    def go(self, step: int, upkeep: Upkeep) -> None:
+        """Back to the point, under the masks of now, with an empty optimizer state."""
+        for name, value in self._model.state_dict().items():
+            value.copy_(self._point[name])
+        upkeep.hold()
+        if upkeep.optimizer is not None:
+            upkeep.optimizer.state.clear()
+        self.since = step
+
+    def state_dict(self) -> dict[str, Any]:
+        """The point and where the present round began."""
+        return {"since": self.since, "point": dict(self._point)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` returned."""
+        now = self._model.state_dict()
+        self._point = {name: value.to(now[name].device) for name, value in state["point"].items()}
+        self.since = int(state["since"])

@@ -1,5 +1,0 @@
-"""report.html of a run: one self-contained page, made from the run folder alone."""
-
-from spikeprune.report.page import write_report
-
-__all__ = ["write_report"]

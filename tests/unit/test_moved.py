@@ -1,0 +1,36 @@
+"""Import paths of version 0.1 still work, and say where the module is now."""
+
+import importlib
+import sys
+import warnings
+
+import pytest
+
+from spikeprune._moved import MOVED, new_path
+
+
+@pytest.mark.parametrize("old", sorted(MOVED))
+def test_an_old_path_gives_the_very_module_and_warns_of_the_new_path(old):
+    new = new_path(f"spikeprune.{old}")
+    assert new is not None
+    for name in [n for n in sys.modules if n == f"spikeprune.{old}" or n == f"spikeprune.{old.partition('.')[0]}"]:
+        del sys.modules[name]
+    with pytest.warns(DeprecationWarning, match=new.replace(".", r"\.")):
+        module = importlib.import_module(f"spikeprune.{old}")
+    assert module is importlib.import_module(new)
+    assert module.__spec__.name == new
+
+
+def test_a_submodule_of_a_moved_folder_is_found_too():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from spikeprune.train.data.cifar import read_cifar
+    from spikeprune.data.cifar import read_cifar as now
+
+    assert read_cifar is now
+
+
+def test_a_name_that_never_existed_is_still_no_module():
+    with pytest.raises(ModuleNotFoundError, match="spikeprune.nowhere"):
+        importlib.import_module("spikeprune.nowhere")
+    assert new_path("other.pruner") is None
