@@ -8,22 +8,8 @@ import pytest
 import spikeprune
 
 ROOT = Path(spikeprune.__file__).parent
-ORDER = [
-    "core",
-    "record",
-    "methods",
-    "model",
-    "count",
-    "prune",
-    "squeeze",
-    "integrations",
-    "zoo",
-    "shrink",
-    "runtime",
-    "data",
-    "lab",
-    "cli",
-]
+ORDER = ["core", "record", "methods", "model", "count", "prune", "squeeze", "integrations", "zoo", "shrink", "runtime"]
+ORDER += ["data", "lab", "cli"]
 LAB_ORDER = ["recipe", "train", "sweep", "study", "page"]
 FRAMEWORKS = {"spikingjelly", "snntorch", "norse"}
 # Imported only where they are used, inside functions: they take seconds, or are extras.
