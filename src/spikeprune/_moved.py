@@ -1,6 +1,7 @@
 """Import paths of version 0.1 that moved: each still works for one version, with a warning that names the new path.
 
-A finder at the end of `sys.meta_path` sees only names that nothing else knows, so it costs nothing elsewhere
+A finder at the front of `sys.meta_path` knows the old names. It must come before the finder of files: a moved folder has a
+path, so `spikeprune.train.data.cifar` would otherwise be imported a second time, with classes of its own
 (docs/decisions/0010-rooms.md).
 """
 
@@ -85,4 +86,4 @@ class MovedFinder(importlib.abc.MetaPathFinder):
 def install() -> None:
     """Adds the finder once."""
     if not any(isinstance(finder, MovedFinder) for finder in sys.meta_path):
-        sys.meta_path.append(MovedFinder())
+        sys.meta_path.insert(0, MovedFinder())
