@@ -1,7 +1,7 @@
 """Import paths of version 0.1 that moved: each still works for one version, with a warning that names the new path.
 
-A finder at the front of `sys.meta_path` knows the old names. It must come before the finder of files: a moved folder has a
-path, so `spikeprune.train.data.cifar` would otherwise be imported a second time, with classes of its own
+A finder at the front of `sys.meta_path` knows the old names. It must come before the finder of files: a moved folder
+has a path, so `spikeprune.train.data.cifar` would otherwise be imported a second time, with classes of its own
 (docs/decisions/0010-rooms.md).
 """
 
