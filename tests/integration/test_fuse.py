@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import adapter_for
-from spikeprune.model.trace import pair, trace
+from spikeprune.model.pairing import pair
+from spikeprune.model.trace import trace
 from spikeprune.runtime import native
 from spikeprune.runtime.fuse import fuse, fuse_report, recording_criticality, unfuse
 from spikeprune.runtime.fuse.kernel import fire

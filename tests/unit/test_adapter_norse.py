@@ -10,7 +10,8 @@ import spikeprune as sp
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.neuron import lif_step
 from spikeprune.model.adapter import adapter_for
-from spikeprune.model.trace import pair, trace
+from spikeprune.model.pairing import pair
+from spikeprune.model.trace import trace
 
 
 def test_potential_before_firing_worked_by_hand():

@@ -11,7 +11,8 @@ from spikeprune.core.errors import InvalidValue
 from spikeprune.core.statistic import pca_score
 from spikeprune.model.adapter import find_adapter
 from spikeprune.model.groups import channel_groups
-from spikeprune.model.trace import pair, trace
+from spikeprune.model.pairing import pair
+from spikeprune.model.trace import trace
 from spikeprune.prune.channels import (
     ChannelSpace,
     authors_channels,

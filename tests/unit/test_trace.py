@@ -9,7 +9,8 @@ import spikeprune as sp
 from nets import SIZE, T, assert_same, batch, conv_net, lif, sgd, train
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import adapter_for
-from spikeprune.model.trace import pair, trace
+from spikeprune.model.pairing import pair
+from spikeprune.model.trace import trace
 
 pytestmark = pytest.mark.compat
 

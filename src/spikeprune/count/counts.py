@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from spikeprune.core import counts
 from spikeprune.core.errors import InvalidValue, MissingEvidence, unknown
 from spikeprune.model.adapter import Adapter, find_adapter
+from spikeprune.model.wrappers import eager
 
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {
     1: F.conv_transpose1d,
@@ -108,7 +109,7 @@ def count(model: nn.Module, data: Iterable[Any], masks: Mapping[str, Tensor] | N
     Raises: InvalidValue, UnknownName for masks that do not fit the model, or where the batch size cannot be told;
         MissingEvidence if `data` is empty.
     """
-    model = _eager(model)
+    model = eager(model)
     _check(model, masks)
     adapter = find_adapter(model)
     modules = {n: m for n, m in model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))}
@@ -313,14 +314,3 @@ def _check(model: nn.Module, masks: Mapping[str, Tensor] | None) -> None:
                 f"the mask of {name!r} has shape {tuple(mask.shape)}, the parameter {tuple(parameters[name].shape)}; "
                 "give the masks of this network"
             )
-
-
-def _eager(model: nn.Module) -> nn.Module:
-    """The module itself where it was wrapped: hooks never fire inside a compiled graph."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner

@@ -5,44 +5,19 @@ channels belong together (shrink), what to compile (runtime). Nothing of the mod
 through hooks, what stands between them through a `TorchFunctionMode`.
 """
 
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
-from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
-from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import Adapter
-
-_POOLS = (
-    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
-    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
-    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
-)  # fmt: skip
-_NORMS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)
-_IDENTITIES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
-_RESHAPES = (nn.Flatten, nn.Unflatten)
-_KINDS: tuple[tuple[str, tuple[type, ...]], ...] = (
-    ("conv", (_ConvNd,)), ("linear", (nn.Linear,)), ("norm", _NORMS), ("pool", _POOLS),
-    ("identity", _IDENTITIES), ("reshape", _RESHAPES),
-)  # fmt: skip
-_FUNCTIONS = {
-    "add": "add", "add_": "add", "__add__": "add", "__radd__": "add", "__iadd__": "add",
-    "flatten": "reshape", "view": "reshape", "reshape": "reshape", "unflatten": "reshape", "squeeze": "reshape",
-    "unsqueeze": "reshape", "permute": "reshape", "transpose": "reshape", "contiguous": "reshape", "expand": "reshape",
-    "repeat": "reshape", "view_as": "reshape", "movedim": "reshape", "clone": "identity", "detach": "identity",
-    "to": "identity", "float": "identity", "dropout": "identity", "__getitem__": "select", "unbind": "select",
-    "chunk": "select", "split": "select", "select": "select", "stack": "stack", "cat": "cat", "concat": "cat",
-    "mean": "reduce", "sum": "reduce", "avg_pool2d": "pool", "max_pool2d": "pool", "adaptive_avg_pool2d": "pool",
-    "conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "linear": "linear", "batch_norm": "norm",
-}  # fmt: skip
+from spikeprune.model.examples import undisturbed
+from spikeprune.model.operations import FUNCTIONS, leaf_kind
 
 
 @dataclass(frozen=True)
@@ -113,7 +88,7 @@ class _Recorder(TorchFunctionMode):
             if self.constants:
                 self.graph.constants[len(self.graph.nodes)] = constants
             short = (resolve_name(func) or getattr(func, "__name__", "function")).rsplit(".", 1)[-1]
-            kind = _FUNCTIONS.get(short, "other")
+            kind = FUNCTIONS.get(short, "other")
             used = (self.weights[id(t)] for t in _tensors((args, kwargs)) if id(t) in self.weights)
             weight = next(used, None) if kind in ("conv", "linear") else None
             plain = (tuple(_without_tensors(args)), {k: _without_tensors(v) for k, v in kwargs.items()})
@@ -158,28 +133,6 @@ def _without_tensors(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(_without_tensors(v) for v in value)  # pyright: ignore[reportUnknownVariableType]
     return value
-
-
-@runtime_checkable
-class ChannelGate(Protocol):
-    """A module that passes on only some channels of [..., C, H, W]: where `keep` [C] is True; `index` in order."""
-
-    channels: int
-    keep: Tensor
-    index: Tensor
-
-    def select(self, keep: Tensor) -> None:
-        """Lets only the channels pass where `keep` is True."""
-        ...
-
-
-def leaf_kind(module: nn.Module, adapter: Adapter | None) -> str | None:
-    """The kind of a module that the trace does not look into, None for a container."""
-    if adapter is not None and adapter.is_neuron(module):
-        return "neuron"
-    if isinstance(module, ChannelGate):
-        return "select"
-    return next((kind for kind, classes in _KINDS if isinstance(module, classes)), None)
 
 
 class Tracer:
@@ -260,95 +213,3 @@ def trace(
     if not graphs:
         raise InvalidValue("the model's output does not depend on its input, so there is nothing to trace")
     return graphs[0]
-
-
-@contextmanager
-def undisturbed(model: nn.Module, adapter: Adapter | None) -> Generator[None]:
-    """Whatever is run inside, buffers (BatchNorm's averages), membrane state and random numbers stay as they were."""
-    # Clones take the buffers' places and the originals come back: writing to the originals, even the same values, would
-    # upset an autograd graph that has saved them, when this runs between a forward and its backward.
-    buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
-    for module, name, buffer in buffers:
-        module._buffers[name] = buffer.clone()
-    states = adapter.states(model) if adapter is not None else None
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    if adapter is not None:
-        adapter.reset(model)
-    try:
-        with torch.random.fork_rng(devices=list(devices)):
-            yield
-    finally:
-        if adapter is not None:
-            adapter.restore(model, states)
-        for module, name, buffer in buffers:
-            module._buffers[name] = buffer
-        # Weights that autocast has cast without gradient would be taken again by a forward that needs one.
-        torch.clear_autocast_cache()
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """Which neuron a prunable weight feeds; `neuron` is None for a layer that feeds none, such as the classifier.
-
-    `joined`: on the way other channels are put beside the layer's own, so that its channels are not the neuron's.
-    """
-
-    weight: str
-    layer: str
-    neuron: str | None
-    joined: bool = False
-
-
-_TRANSPARENT = {"norm", "pool", "add", "reshape", "identity", "select", "stack", "cat", "reduce", "other"}
-
-
-def pair(graph: Graph, weights: Collection[str] | None = None) -> dict[str, Pairing]:
-    """Weight name -> its neuron: the first in execution order that the layer's output reaches.
-
-    The output is followed through normalisation, pooling, adds, containers and shortcuts, never through another
-    weight layer (which would mix the channels) or another neuron.
-
-    Args:
-        weights: the weights to look at; all, if not given.
-    Raises: InvalidValue if one weight is used several times and feeds different neurons.
-    """
-    users = graph.users()
-    pairs: dict[str, Pairing] = {}
-    for node in graph.nodes:
-        if node.weight is None or (weights is not None and node.weight not in weights):
-            continue
-        neuron, joined = _first_neuron(graph, users, node.index)
-        known = pairs.get(node.weight)
-        if known is None or known.neuron is None:
-            pairs[node.weight] = Pairing(node.weight, node.name, neuron, joined)
-        elif neuron is not None and neuron != known.neuron:
-            raise InvalidValue(
-                f"{node.weight!r} is used more than once and feeds both {known.neuron!r} and {neuron!r}; "
-                f"its neuron cannot be told: pass exclude=[{node.weight!r}]"
-            )
-    return pairs
-
-
-def _first_neuron(graph: Graph, users: dict[int, list[int]], start: int) -> tuple[str | None, bool]:
-    """The name of the neuron reached first, and whether only paths through a cat of channels lead there."""
-    best: dict[int, bool] = {start: False}  # node -> joined on every path so far
-    front = [start]
-    while front:
-        index = front.pop()
-        if index != start and graph.nodes[index].kind not in _TRANSPARENT:
-            continue
-        for user in users[index]:
-            joined = best[index] or _joins_channels(graph.nodes[user])
-            if best.get(user, True) and not (user in best and joined):
-                best[user] = joined
-                front.append(user)
-    neurons = [index for index in best if graph.nodes[index].kind == "neuron"]
-    return (graph.nodes[min(neurons)].name, best[min(neurons)]) if neurons else (None, False)
-
-
-def _joins_channels(node: Node) -> bool:
-    """Whether the node is a cat of several tensors along anything but the first axis (time, or the batch)."""
-    if node.kind != "cat" or len(node.inputs) < 2:
-        return False
-    positional, named = node.arguments
-    return (positional[1] if len(positional) > 1 else named.get("dim", named.get("axis", 0))) != 0

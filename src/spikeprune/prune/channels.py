@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from spikeprune.core.allocate import kept
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.groups import ChannelGroup, channel_groups
-from spikeprune.model.trace import Graph, Pairing
+from spikeprune.model.pairing import Pairing
+from spikeprune.model.trace import Graph
 from spikeprune.prune.update import Bools, Outcome, Target, prune_and_regrow
 
 Cost = Callable[[Mapping[str, Tensor]], float]

@@ -13,7 +13,7 @@ from spikeprune.core.errors import InvalidValue
 from spikeprune.core.statistic import ChannelMean, Statistic, SynapseMean, as_channels
 from spikeprune.methods.base import Layer, Method
 from spikeprune.model.adapter import Adapter
-from spikeprune.model.trace import Pairing
+from spikeprune.model.pairing import Pairing
 
 
 @final

@@ -10,7 +10,9 @@ from spikeprune.core.errors import InvalidValue, MissingEvidence, UserError
 from spikeprune.count.costs import InputRates
 from spikeprune.methods.base import Method
 from spikeprune.model.adapter import Adapter
-from spikeprune.model.trace import Graph, Pairing, pair, trace, undisturbed
+from spikeprune.model.examples import undisturbed
+from spikeprune.model.pairing import Pairing, pair
+from spikeprune.model.trace import Graph, trace
 from spikeprune.prune.probe import Probe
 
 Reduce = Callable[[Tensor], Tensor]

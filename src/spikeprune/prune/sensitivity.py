@@ -10,8 +10,8 @@ from spikeprune.core.allocate import kept
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.select import keep_top
 from spikeprune.model.adapter import find_adapter
+from spikeprune.model.examples import undisturbed
 from spikeprune.model.prunable import prunable
-from spikeprune.model.trace import undisturbed
 
 
 def sensitivity(

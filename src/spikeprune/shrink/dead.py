@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.model.adapter import Adapter, NeuronParams
-from spikeprune.model.groups import ChannelMap, is_elementwise, replay, rerun
-from spikeprune.model.trace import ChannelGate, Node
+from spikeprune.model.channels import ChannelMap
+from spikeprune.model.operations import ChannelGate
+from spikeprune.model.replay import is_elementwise, replay, rerun
+from spikeprune.model.trace import Node
 
 _UNKNOWN = float("nan")
 _MARK = 1e300  # stands for nan while values are moved around: nan does not equal itself

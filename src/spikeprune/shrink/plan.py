@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import Adapter, find_adapter
-from spikeprune.model.trace import ChannelGate
+from spikeprune.model.operations import ChannelGate
 
 _SCHEMA = 1
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import Adapter, find_adapter
-from spikeprune.model.groups import ChannelMap
+from spikeprune.model.channels import ChannelMap
 from spikeprune.model.trace import trace
+from spikeprune.model.wrappers import eager
 from spikeprune.shrink.dead import Constants, removable
 from spikeprune.shrink.optimizer import repoint
 from spikeprune.shrink.plan import ChannelPlan, Cut, copy_without_state
@@ -43,6 +44,7 @@ def shrink(
         lies within rounding of its threshold, and one spike more or less changes everything after it: such ties are
         no error, and float64 leaves none.
     """
+    model = eager(model)
     _check_masks(model, masks)
     example = example if isinstance(example, tuple) else (example,)
     adapter = find_adapter(model)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spikeprune.lab.train.network import Network
-from spikeprune.model.trace import undisturbed
+from spikeprune.model.examples import undisturbed
 
 
 def fewer_steps(network: Network, x: Tensor, recorded: bool, threshold: float = 0.6) -> int:

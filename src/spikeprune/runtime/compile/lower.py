@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import Adapter, adapter_for
-from spikeprune.model.trace import ChannelGate, Graph, Node, Tracer, undisturbed
+from spikeprune.model.examples import undisturbed
+from spikeprune.model.operations import ChannelGate
+from spikeprune.model.trace import Graph, Node, Tracer
 from spikeprune.runtime.compile.layers import Layer, Network, busyness, interpret
 
 

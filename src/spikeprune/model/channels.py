@@ -1,0 +1,312 @@
+"""The channels of every tensor between the layers, followed through the traced graph of the user's model.
+
+Every channel that a layer puts out is an atom. Atoms are followed through the graph by running each reshaping of
+the model on a tensor of atom numbers instead of values, so flatten, view, cat, slices and time loops need no rules
+of their own; an add makes its two operands' atoms one. A channel can be removed once all that its atom touches is
+removed: filter rows, biases, normalisation, per-channel neuron parameters, and the columns of the layers that read it.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
+
+from spikeprune.model.operations import ChannelGate
+from spikeprune.model.replay import is_elementwise, replay
+from spikeprune.model.trace import Graph, Node
+
+Role = Literal["out", "in", "norm", "neuron", "gate"]
+
+
+class ChannelMap:
+    """The atoms of every tensor between the layers, and of every dimension of the parameters and buffers.
+
+    Args:
+        graph: the model's trace.
+        model: the model that was traced.
+        gates: "through" to treat a `ChannelGate` as a wire; "split" to give what leaves a gate atoms of its own, so
+            that a channel can be cut behind the gate and live before it.
+    """
+
+    def __init__(self, graph: Graph, model: nn.Module, gates: Literal["through", "split"] = "through") -> None:
+        self.graph = graph
+        self.split = gates == "split"
+        self.names: dict[int, str] = {}
+        stored = model.state_dict(keep_vars=True)  # a buffer that is not stored holds state, not structure
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name in stored:
+                self.names.setdefault(id(tensor), name)
+        self.dims: dict[tuple[str, int], tuple[Role, Tensor]] = {}
+        self.refused: dict[int, str] = {}  # atom -> why nothing that holds it can be cut
+        self.fixed: set[int] = set()  # atoms of the model's input and output
+        self.neurons: dict[str, Tensor] = {}
+        self.norms: dict[str, Tensor] = {}
+        self.gates: dict[str, tuple[Tensor, Tensor]] = {}  # name -> atoms before and behind
+        self._parent: list[int] = []
+        self._table: Tensor | None = None  # atom -> root, None when out of date
+        self._fresh: dict[tuple[str, int], Tensor] = {}
+        self.layouts: dict[int, Tensor | None] = {}
+        self._leads_on = _before_layers(graph)
+        merged = -1
+        while merged != (merged := self._merged()):  # a union found late may make an earlier reshape readable
+            for node in graph.nodes:
+                self.layouts[node.index] = self._visit(node)
+        for index in graph.outputs:
+            layout = self.layouts[index]
+            if layout is not None:
+                self.fixed.update(self.roots(layout).flatten().tolist())
+        self._refuse_unread()
+
+    def _refuse_unread(self) -> None:
+        """A layer whose channels nobody reads was followed up to a point only: an indexed write leaves no trace."""
+        read = [self.roots(atoms) for role, atoms in self.dims.values() if role == "in"]
+        read += [self.roots(before) for before, _ in self.gates.values()]
+        known = torch.cat([*read, torch.tensor(sorted(self.fixed_roots()), dtype=torch.long)])
+        for node in self.graph.nodes:
+            for dim in (0, 1):
+                role, atoms = self.dims.get((node.weight or "", dim), ("in", torch.zeros(0)))
+                if role == "out" and not bool(torch.isin(self.roots(atoms), known).any()):
+                    self._refuse(node, [atoms], "is read where the trace cannot follow (an indexed write?)")
+
+    @property
+    def size(self) -> int:
+        """How many atoms there are."""
+        return len(self._parent)
+
+    # -- atoms -------------------------------------------------------------------------------------------------------
+
+    def _merged(self) -> int:
+        return sum(parent != atom for atom, parent in enumerate(self._parent)) + len(self._parent)
+
+    def _new(self, owner: str, dim: int, count: int) -> Tensor:
+        key = (owner, dim)
+        if key not in self._fresh:
+            first = len(self._parent)
+            self._parent.extend(range(first, first + count))
+            self._fresh[key] = torch.arange(first, first + count)
+        return self._fresh[key]
+
+    def roots(self, atoms: Tensor) -> Tensor:
+        """For every entry the atom that stands for all that are cut together with it."""
+        if self._table is None or len(self._table) != len(self._parent):
+            table = torch.tensor(self._parent)
+            while not torch.equal(table, table := table[table]):
+                pass
+            self._table, self._parent = table, table.tolist()
+        return self._table[atoms]
+
+    def _root(self, atom: int) -> int:
+        while self._parent[atom] != atom:
+            atom = self._parent[atom]
+        return atom
+
+    def _unite(self, a: Tensor, b: Tensor) -> None:
+        a, b = torch.broadcast_tensors(self.roots(a), self.roots(b))
+        differ = a != b
+        if not bool(differ.any()):
+            return
+        for pair in torch.unique(torch.stack([a[differ], b[differ]], 1), dim=0).tolist():
+            low, high = sorted((self._root(pair[0]), self._root(pair[1])))
+            self._parent[high] = low
+        self._table = None
+
+    def _refuse(self, node: Node, layouts: Iterable[Tensor | None], reason: str) -> None:
+        for layout in layouts:
+            if layout is None:
+                continue
+            for atom in layout.flatten().tolist():
+                if node.index in self._leads_on:
+                    self.refused.setdefault(atom, f"{node.name!r} {_type(node)}{reason}")
+                else:  # what happens behind the last layer is the model's output: it stays whole
+                    self.fixed.add(atom)
+
+    def fixed_roots(self) -> set[int]:
+        """The roots that belong to the model's own input or output."""
+        return set(self.roots(torch.tensor(sorted(self.fixed), dtype=torch.long)).tolist())
+
+    def refusals(self) -> dict[int, str]:
+        """Root -> why it cannot be cut, for all but the model's own input and output."""
+        fixed = self.fixed_roots()
+        found = {int(self.roots(torch.tensor(atom))): reason for atom, reason in self.refused.items()}
+        return {atom: reason for atom, reason in found.items() if atom not in fixed}
+
+    # -- nodes -------------------------------------------------------------------------------------------------------
+
+    def _visit(self, node: Node) -> Tensor | None:
+        if node.kind == "input":
+            return None
+        inputs = [self.layouts[i] for i in node.inputs]
+        if node.kind in ("conv", "linear"):
+            return self._layer(node, inputs[0])
+        if all(layout is None for layout in inputs):
+            return None  # nothing but the model's input so far
+        if node.kind == "neuron" or (node.kind == "norm" and isinstance(node.module, _BatchNorm)):
+            return self._channelwise(node, inputs)
+        if node.kind == "pool":
+            return self._pool(node, inputs)
+        if node.kind == "select" and isinstance(node.module, ChannelGate):
+            return self._gate(node, node.module, inputs)
+        if node.kind == "identity" and node.module is not None:
+            return inputs[0]
+        if is_elementwise(node):
+            return self._elementwise(node, inputs)
+        if node.kind in ("reshape", "select", "stack", "cat", "reduce"):
+            return self._moved(node, inputs)
+        self._refuse(node, inputs, "is not known to keep channels apart")
+        return None
+
+    def _layer(self, node: Node, source: Tensor | None) -> Tensor | None:
+        module = node.module
+        known = isinstance(module, (_ConvNd, nn.Linear)) and not (isinstance(module, _ConvNd) and module.groups != 1)
+        if not known or node.weight is None:
+            kind = f"has groups={module.groups}" if isinstance(module, _ConvNd) else "is no plain Conv or Linear module"
+            width = node.shape[1] if len(node.shape) > 1 else 1
+            if isinstance(module, _ConvNd):
+                width = module.out_channels
+            self._refuse(node, [source], kind)
+            out = self._new(f"{node.name}({node.weight})", 0, width)
+            self._refuse(node, [out], kind)
+            return _along(out, _axis(module), len(node.shape)) if isinstance(module, _ConvNd) else None
+        assert isinstance(module, (_ConvNd, nn.Linear))
+        axis, weight = _axis(module), module.weight
+        transposed = isinstance(module, _ConvTransposeNd)
+        out_dim, in_dim = (1, 0) if transposed else (0, 1)
+        self._read(node, source, axis, weight.shape[in_dim], in_dim)
+        out = self._new(node.weight, out_dim, weight.shape[out_dim])
+        self.dims[node.weight, out_dim] = ("out", out)
+        if module.bias is not None:
+            self.dims[self.names[id(module.bias)], 0] = ("out", out)
+        return _along(out, axis, len(node.shape))
+
+    def _read(self, node: Node, source: Tensor | None, axis: int, width: int, dim: int) -> None:
+        assert node.weight is not None
+        known = self.dims.get((node.weight, dim))
+        if source is None:
+            columns = self._new(f"input of {node.weight}", dim, width)
+            self.fixed.update(columns.tolist())
+        else:
+            spread = source.movedim(axis, -1)
+            if spread.numel() != spread.shape[-1] or spread.shape[-1] not in (1, width):
+                self._refuse(node, [source], "reads several channels as one")
+                return
+            columns = spread.reshape(-1).expand(width)
+        if known is not None:
+            self._unite(known[1], columns)
+        self.dims[node.weight, dim] = ("in", columns)
+
+    def _channelwise(self, node: Node, inputs: Sequence[Tensor | None]) -> Tensor | None:
+        layout = self._united(node, inputs)
+        if layout is None:
+            return None
+        assert node.module is not None
+        varying = [d for d, size in enumerate(layout.shape) if size > 1]
+        if len(varying) > 1:
+            self._refuse(node, [layout], "sees its channels spread over several dimensions")
+            return layout
+        # One channel leaves no dimension to tell it by; nothing can be cut there anyhow.
+        axis = varying[0] - layout.dim() if varying else None
+        atoms = layout.flatten()
+        (self.neurons if node.kind == "neuron" else self.norms)[node.name] = atoms
+        for local, tensor in [*node.module.named_parameters(), *node.module.named_buffers()]:
+            if tensor.numel() < 2 or axis is None:
+                continue
+            if "." in local and local in dict(node.module.named_parameters()):
+                self._refuse(node, [layout], f"holds a layer of its own, {local!r}")
+                continue
+            dim = _channel_dim(tensor, atoms.numel(), axis, node.kind)
+            if dim is not None:
+                name = self.names.get(id(tensor))
+                if name is not None:
+                    self.dims[name, dim] = ("norm" if node.kind == "norm" else "neuron", atoms)
+        return layout
+
+    def _pool(self, node: Node, inputs: Sequence[Tensor | None]) -> Tensor | None:
+        layout = inputs[0]
+        assert layout is not None
+        name = type(node.module).__name__ if node.module is not None else node.name
+        rank = next((int(c) for c in name if c in "123"), 2)
+        if any(size > 1 for size in layout.shape[-rank:]) or layout.dim() != len(node.shape):
+            self._refuse(node, [layout], "pools over channels")
+            return None
+        return layout
+
+    def _gate(self, node: Node, gate: ChannelGate, inputs: Sequence[Tensor | None]) -> Tensor | None:
+        layout = inputs[0]
+        assert layout is not None
+        before = layout.flatten()
+        if before.numel() != gate.channels or layout.dim() < 3:
+            self._refuse(node, [layout], f"does not see its {gate.channels} channels")
+            return None
+        behind = before[gate.index.cpu()]
+        if self.split:
+            behind = self._new(node.name, 0, behind.numel())
+            self.gates[node.name] = (before, behind)
+        self.dims[f"{node.name}.keep", 0] = ("gate", before)
+        return _along(behind, -3, len(node.shape))
+
+    def _united(self, node: Node, inputs: Sequence[Tensor | None]) -> Tensor | None:
+        """One layout for what goes in together, its atoms made one; None if something unknown joins in."""
+        known = [layout for layout in inputs if layout is not None]
+        if len(known) < len(inputs):
+            self._refuse(node, known, "joins channels with the model's input")
+            return None
+        shape = torch.broadcast_shapes(*(layout.shape for layout in known))
+        for layout in known[1:]:
+            self._unite(known[0], layout)
+        return known[0].expand(shape)
+
+    def _elementwise(self, node: Node, inputs: Sequence[Tensor | None]) -> Tensor | None:
+        # `arguments` holds None for every tensor: one more than were traced is a tensor of unknown make.
+        if sum(value is None for value in node.arguments[0][:2]) > len(inputs):
+            self._refuse(node, inputs, "joins channels with a tensor that does not come from the input")
+            return None
+        return self._united(node, inputs)
+
+    def _moved(self, node: Node, inputs: Sequence[Tensor | None]) -> Tensor | None:
+        result = None
+        if all(layout is not None for layout in inputs):
+            filled = [
+                self.roots(layout).expand(self.graph.nodes[i].shape)
+                for i, layout in zip(node.inputs, inputs, strict=True)
+                if layout is not None
+            ]
+            result = replay(node, filled)
+        if result is None:
+            self._refuse(node, inputs, "rearranges channels in a way that cannot be followed")
+        return result
+
+
+def _before_layers(graph: Graph) -> set[int]:
+    """The nodes that some layer reads, at whatever distance, and the layers."""
+    found: set[int] = set()
+    for node in reversed(graph.nodes):
+        if node.kind in ("conv", "linear") or node.index in found:
+            found.add(node.index)
+            found.update(node.inputs)
+    return found
+
+
+def _along(values: Tensor, axis: int, rank: int) -> Tensor:
+    shape = [1] * rank
+    shape[axis] = values.numel()
+    return values.view(shape)
+
+
+def _axis(module: nn.Module | None) -> int:
+    """The dimension of a layer's result that counts channels, from the end."""
+    return -(len(module.kernel_size) + 1) if isinstance(module, _ConvNd) else -1
+
+
+def _channel_dim(tensor: Tensor, channels: int, axis: int, kind: str) -> int | None:
+    """Which dimension of a parameter of a channelwise module counts channels, None for none."""
+    if tensor.dim() >= -axis and (kind == "neuron" or axis == -1):
+        # A neuron's parameter meets its input by broadcasting, so it is aligned at the end.
+        return tensor.dim() + axis if tensor.shape[axis] == channels else None
+    return 0 if tensor.dim() == 1 and tensor.numel() == channels else None
+
+
+def _type(node: Node) -> str:
+    return "" if node.module is None else f"({type(node.module).__name__}) "

@@ -1,0 +1,33 @@
+"""Runs of a user's model that leave no trace in it: buffers, membrane state and random numbers stay as they were."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from spikeprune.model.adapter import Adapter
+
+
+@contextmanager
+def undisturbed(model: nn.Module, adapter: Adapter | None) -> Generator[None]:
+    """Whatever is run inside, buffers (BatchNorm's averages), membrane state and random numbers stay as they were."""
+    # Clones take the buffers' places and the originals come back: writing to the originals, even the same values, would
+    # upset an autograd graph that has saved them, when this runs between a forward and its backward.
+    buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
+    for module, name, buffer in buffers:
+        module._buffers[name] = buffer.clone()
+    states = adapter.states(model) if adapter is not None else None
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    if adapter is not None:
+        adapter.reset(model)
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        if adapter is not None:
+            adapter.restore(model, states)
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer
+        # Weights that autocast has cast without gradient would be taken again by a forward that needs one.
+        torch.clear_autocast_cache()
