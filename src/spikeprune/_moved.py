@@ -15,6 +15,7 @@ from types import ModuleType
 
 # Old path below `spikeprune` -> new one. The longest match counts, so that single modules may leave their folder.
 MOVED = {
+    "methods.lottery": "methods.shared.lottery",
     "pruner": "prune",
     "pruner.adapter": "model.adapter",
     "pruner.costs": "count.costs",

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from spikeprune.core.schedule import Constant, Geometric
 from spikeprune.lab.recipe.plan import learning_rate, plan
 from spikeprune.lab.recipe.recipe import load
-from spikeprune.methods import lottery
 from spikeprune.methods.early_bird import EarlyBird
 from spikeprune.methods.imp import Imp
+from spikeprune.methods.shared import lottery
 from spikeprune.prune.pruner import Pruner
 
 
 def test_imp_has_the_published_rounds_and_epochs():
     # Kim et al.: k prunings by 25 %, F(k) = 300 + 280 (k - 1) epochs to the last mask, T(k) = 300 + 280 k in all.
     for sparsity, k, search, total in ((0.9, 8, 2260, 2540), (0.95, 11, 3100, 3380), (0.98, 14, 3940, 4220)):
-        schedule = Imp().schedule(sparsity, total, 1)
+        schedule = lottery.ROUNDS.schedule(Imp(), sparsity, total, 1)
         assert len(schedule.steps()) == k
         assert schedule.steps()[0] == 300
         assert schedule.steps()[-1] == search
@@ -36,7 +36,7 @@ def test_every_round_cuts_the_same_share_and_the_last_meets_the_target():
 
 def test_a_run_too_short_for_its_rounds_is_refused():
     with pytest.raises(ValueError, match="takes 11 rounds and a last training, too many for 12 steps"):
-        Imp().schedule(0.95, 12, 1)
+        lottery.ROUNDS.schedule(Imp(), 0.95, 12, 1)
 
 
 def small() -> nn.Module:
@@ -143,8 +143,8 @@ def test_the_distance_is_the_share_of_entries_that_differ():
 
 
 def test_the_search_looks_every_epoch_for_at_most_half_the_run():
-    assert EarlyBird().schedule(0.9, 300 * 100, 100).steps() == tuple(range(100, 15_001, 100))
-    assert len(EarlyBird().schedule(0.9, 200, 100).steps()) == 10  # a short run looks more often
+    assert lottery.SEARCH.schedule(EarlyBird(), 0.9, 300 * 100, 100).steps() == tuple(range(100, 15_001, 100))
+    assert len(lottery.SEARCH.schedule(EarlyBird(), 0.9, 200, 100).steps()) == 10  # a short run looks more often
 
 
 def test_each_round_has_a_learning_rate_course_of_its_own():

@@ -1,16 +1,15 @@
 """ADMM: pull the weights towards their own sparse projection, then cut what has been pulled to 0."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.methods.base import Method, Training, magnitude
-from spikeprune.methods.registry import register
+from spikeprune.methods.registry import RecipeHints, register
 
 
-@register("admm", source="Deng et al. 2021, arXiv:1911.00822")
+@register("admm", source="Deng et al. 2021, arXiv:1911.00822", recipe=RecipeHints({"prune.schedule": "constant"}))
 @final
 @dataclass(frozen=True)
 class Admm(Method):
@@ -31,7 +30,7 @@ class Admm(Method):
 
     rho: float = 0.01
     acts: ClassVar[bool] = True
-    defaults: ClassVar[Mapping[str, Any]] = {"prune.schedule": "constant"}
+    sees_gradients: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.rho > 0:

@@ -1,9 +1,13 @@
 """What a method is: a score per weight. How much, where and in which pattern are other parts, shared by all methods."""
 
 import abc
+import dataclasses
+import difflib
+import inspect
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -14,8 +18,8 @@ from spikeprune.core.schedule import Constant, Schedule, decaying
 from spikeprune.core.statistic import Statistic
 
 
-class Layer(abc.ABC):
-    """What a method's statistic may use of the layer it is made for."""
+class Site(abc.ABC):
+    """A weight layer and the neuron it feeds: what a method's statistic may use there."""
 
     @abc.abstractmethod
     def derivative(self, u: Tensor) -> Tensor:
@@ -71,37 +75,125 @@ class Training:
     select: Callable[[Scores], Mapping[str, Tensor]]
 
 
+@final
+@dataclass(frozen=True)
+class Regrowth:
+    """How a method brings dead weights back. A method makes one of its settings, in `Method.regrowth`.
+
+    Attributes:
+        regrow: share of the weights kept that is regrown: a number in [0, 1), which decays to 0 at the last mask
+            update, or a schedule.
+        candidates: "all" dead weights, or "new": those cut in this mask update.
+        momentum: "clean", regrown weights start with an empty optimizer state, or "warm": gradients of dead weights
+            flow into it.
+        grace: regrown weights cannot be cut by the next mask update.
+        start_value: of regrown weights: "zero"; "kept", which spares those cut in this very mask update, value and
+            optimizer state; or "last", the value each had when it was cut, however long ago.
+        rule: "exact" counts, or "authors": the thresholds of arXiv:2311.16141's code, which `criticality` knows.
+    Raises: InvalidValue naming the setting.
+    """
+
+    regrow: float | Schedule
+    candidates: str = "all"
+    momentum: str = "clean"
+    grace: bool = False
+    start_value: str = "zero"
+    rule: str = "exact"
+
+    def __post_init__(self) -> None:
+        regrow = self.regrow
+        if not isinstance(regrow, Schedule) and not (is_number(regrow) and 0 <= regrow < 1):
+            raise InvalidValue(
+                f"regrow must be in [0, 1), a share of the weights kept, got {regrow}; for 20 % pass 0.2"
+            )
+        check_choice("candidates", self.candidates, ("all", "new"))
+        check_choice("momentum", self.momentum, ("clean", "warm"))
+        check_choice("start_value", self.start_value, ("zero", "kept", "last"))
+        check_choice("rule", self.rule, ("exact", "authors"))
+
+    @property
+    def share(self) -> Schedule:
+        """The share as a schedule: a number r starts at r and decays to 0, a schedule stands as it is."""
+        return self.regrow if isinstance(self.regrow, Schedule) else decaying(self.regrow)
+
+    @property
+    def clean(self) -> bool:
+        """Whether gradients of dead weights are kept out of the optimizer's state."""
+        return self.momentum == "clean" and self.rule == "exact"
+
+
+@final
+@dataclass(frozen=True)
+class Observation:
+    """How a method's statistic is recorded. A method makes one of its settings, in `Method.observation`.
+
+    Attributes:
+        unit: what has a number of its own: a "neuron" (an output channel of a layer) or a "synapse".
+        batches: training steps, up to the mask update, that the statistic is averaged over.
+        measure: "before" the cut of the mask update, or "after" it.
+    Raises: InvalidValue naming the setting.
+    """
+
+    unit: str = "neuron"
+    batches: int = 1
+    measure: str = "before"
+
+    def __post_init__(self) -> None:
+        check_choice("unit", self.unit, ("neuron", "synapse"))
+        check_choice("measure", self.measure, ("before", "after"))
+        if not (is_number(self.batches, whole=True) and self.batches >= 1):
+            raise InvalidValue(f"batches must be 1 or more training steps, got {self.batches}")
+
+
+# Settings that the Pruner follows: a method hands them over in a Regrowth or an Observation.
+SHARED_SETTINGS = tuple(field.name for cls in (Regrowth, Observation) for field in dataclasses.fields(cls))
+
+
 class Method(abc.ABC):
     """Abstract: the interface, no fields. A method is a frozen dataclass whose fields are its settings.
 
     Class attributes:
         needs: what it must be shown: any of "weights", "grads", "membrane", "spikes", "state".
-        regrows: whether it brings pruned weights back; then it has the field `regrow` (a share of the weights kept),
-            and may have `candidates` ("all" dead weights or those cut in this event: "new"), `momentum` ("clean" or the
-            authors' "warm": gradients of dead weights flow into the optimizer's state), `grace` (regrown weights cannot
-            be cut by the next event) and `start_value` (what regrown weights start with, see `check_regrowth`).
+        prunes: whether it cuts at all; the dense run does not.
+        regrows: whether it brings pruned weights back; then `regrowth` tells how.
         within_layers: whether each layer gets back what it lost (`survivors`, `growth`); else all layers compete.
         channels: whether it scores whole channels, and so takes a channel pattern only.
-        acts: whether it takes part in every step up to the last event (`before_update`, `after_update`). Its masks
-            may then follow from the weights, and only its last event fixes them.
+        acts: whether it takes part in every step up to the last mask update (`before_update`, `after_update`). Its
+            masks may then follow from the weights, and only its last mask update fixes them.
+        sees_gradients: whether it must be asked before every update (`before_update`), and not only after it.
         rewinds: whether a cut sends all parameters and buffers back to what they were at the schedule's `begin`, with
-            an empty optimizer state: "never", at "each" event, or "once".
-        early_time: whether a run takes fewer time steps up to the last cut; then it has the field `search_T`.
-        defaults: keys of a recipe that this method sets unless the user does, such as {"start": "random"}.
+            an empty optimizer state: "never", at "each" mask update, or "once".
+
+    A name that is close to one of these, but not equal, is refused when the class is made: it would never be asked.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"weights"})
+    prunes: ClassVar[bool] = True
     regrows: ClassVar[bool] = False
     within_layers: ClassVar[bool] = False
     channels: ClassVar[bool] = False
     acts: ClassVar[bool] = False
+    sees_gradients: ClassVar[bool] = False
     rewinds: ClassVar[str] = "never"
-    early_time: ClassVar[bool] = False
-    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        _check_names(cls)
 
     @abc.abstractmethod
     def score(self, evidence: Evidence) -> Scores:
         """What to keep: name -> scores of every prunable weight, higher = keep."""
+
+    def regrowth(self) -> Regrowth:
+        """How it regrows, made of its settings; only asked if `regrows`."""
+        raise InvalidValue(
+            f"{type(self).__name__} regrows, but does not say how: give it a method `regrowth` that returns "
+            "Regrowth(self.regrow, ...), from spikeprune.methods.base"
+        )
+
+    def observation(self) -> Observation:
+        """How its statistic is recorded, made of its settings."""
+        return Observation()
 
     def regrow_score(self, evidence: Evidence) -> Scores:
         """What to bring back: name -> scores, for the layers that may regrow."""
@@ -111,7 +203,7 @@ class Method(abc.ABC):
         """How many of a layer's weights the cut leaves, if `within_layers`.
 
         Args:
-            kept: of the layer after this event, regrown included.
+            kept: of the layer after this mask update, regrown included.
             alive: before it.
         """
         return kept - int(share * kept)
@@ -120,12 +212,8 @@ class Method(abc.ABC):
         """Name -> the layer's part of all that is regrown, if `within_layers`; None gives each what it lost."""
         return None
 
-    def schedule(self, sparsity: float, steps: int, per_epoch: int) -> Schedule | None:
-        """When a run of so many steps has its events, if that is the method's to say and not the recipe's."""
-        return None
-
     def before_update(self, training: Training) -> None:
-        """Before the optimizer's update of a step, if `acts`: may change gradients."""
+        """Before the optimizer's update of a step, if `sees_gradients`: may change gradients."""
         return
 
     def after_update(self, training: Training) -> Mapping[str, Tensor] | None:
@@ -133,33 +221,57 @@ class Method(abc.ABC):
         return None
 
     def at_event(self, training: Training) -> bool:
-        """At an event: whether it cuts. If not, it leaves the masks alone and only appears in the record."""
+        """At a mask update: whether it cuts. If not, it leaves the masks alone and only appears in the record."""
         return True
 
-    def statistic(self, layer: Layer) -> Statistic:
+    def statistic(self, layer: Site) -> Statistic:
         """What to record at a layer's neuron; only asked if `needs` names "membrane" or "spikes"."""
         raise InvalidValue(f"{type(self).__name__} records no statistic")
 
 
-def check_regrowth(
-    regrow: float | Schedule, candidates: str = "all", momentum: str = "clean", start_value: str = "zero"
-) -> None:
-    """Checks the settings that regrowing methods share.
+def check_declared(method: Method) -> None:
+    """Whether the shared settings that a method has as fields are those that it hands over.
 
-    Args:
-        regrow: share of the weights kept; a number in [0, 1) or a schedule.
-        candidates: "all" dead weights, or "new": those cut in this event.
-        momentum: "clean" or "warm" optimizer state of regrown weights.
-        start_value: of regrown weights: "zero"; "kept", which spares those cut in this very event, value and optimizer
-            state; or "last", the value each had when it was cut, however long ago.
-
-    Raises: InvalidValue naming the setting.
+    Raises: InvalidValue naming the field that nobody would read.
     """
-    if not isinstance(regrow, Schedule) and (isinstance(regrow, bool) or not 0 <= regrow < 1):
-        raise InvalidValue(f"regrow must be in [0, 1), a share of the weights kept, got {regrow}; for 20 % pass 0.2")
-    check_choice("candidates", candidates, ("all", "new"))
-    check_choice("momentum", momentum, ("clean", "warm"))
-    check_choice("start_value", start_value, ("zero", "kept", "last"))
+    handed = dataclasses.asdict(method.observation())
+    if method.regrows:
+        regrowth = method.regrowth()
+        handed |= {field.name: getattr(regrowth, field.name) for field in dataclasses.fields(regrowth)}
+    for name, value in vars(method).items():
+        if name in SHARED_SETTINGS and (name not in handed or handed[name] != value):
+            maker = "observation" if name in {f.name for f in dataclasses.fields(Observation)} else "regrowth"
+            raise InvalidValue(
+                f"{type(method).__name__} has the setting {name!r} but does not hand it over, so it would change "
+                f"nothing; pass it on in its method `{maker}`" + ("" if method.regrows else ", or set regrows = True")
+            )
+
+
+def _check_names(cls: type[Method]) -> None:
+    """Raises: InvalidValue if a class has a name that is nearly, but not quite, one that is asked for."""
+    known = {name for name in vars(Method) if not name.startswith("_")}
+    fields = inspect.get_annotations(cls)
+    for name in [n for n in dict.fromkeys([*vars(cls), *fields]) if not n.startswith("_")]:
+        if name in ("defaults", "schedule", "early_time"):
+            raise InvalidValue(
+                f"{cls.__name__}.{name} belongs to recipes: give it to @register(..., recipe=RecipeHints(...)), from "
+                "spikeprune.methods.registry"
+            )
+        if name in known:
+            continue
+        if name in SHARED_SETTINGS:
+            if "ClassVar" in str(fields.get(name, "ClassVar")):
+                raise InvalidValue(
+                    f"{cls.__name__}.{name} is no field, so it would change nothing; return it in `regrowth` or "
+                    "`observation`, or make it a field and pass it on there"
+                )
+            continue
+        near = difflib.get_close_matches(name, [*known, *SHARED_SETTINGS], n=1, cutoff=0.8)
+        if near:
+            raise InvalidValue(
+                f"{cls.__name__}.{name} would never be asked for; did you mean {near[0]!r}? If not, choose a name that "
+                "is less like it, or begin it with an underscore"
+            )
 
 
 def is_number(value: object, *, whole: bool = False) -> bool:
@@ -187,8 +299,43 @@ def uniform(evidence: Evidence) -> Scores:
 
 
 def regrow_schedule(method: Method) -> Schedule:
-    """The method's regrow share as a schedule: a number r starts at r and decays to 0, a schedule stands as it is."""
-    if not method.regrows:
-        return Constant(0.0)
-    regrow: float | Schedule = method.regrow  # type: ignore[attr-defined]
-    return regrow if isinstance(regrow, Schedule) else decaying(regrow)
+    """The method's regrow share as a schedule; 0 throughout for a method that does not regrow."""
+    return method.regrowth().share if method.regrows else Constant(0.0)
+
+
+@dataclass(frozen=True)
+class MagnitudeRegrowth(Method):
+    """Abstract: prune by magnitude and bring back by `regrow_score`, with the settings that such methods share.
+
+    The one class with fields that others build on: only so do type checkers and the command line see five settings
+    that stand once (docs/decisions/0012-declared-methods.md).
+    """
+
+    regrow: float | Schedule = 0.2
+    _: KW_ONLY
+    candidates: str = "all"
+    momentum: str = "clean"
+    grace: bool = False
+    start_value: str = "zero"
+    regrows: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self.regrowth()
+        self.observation()
+
+    def score(self, evidence: Evidence) -> Scores:
+        return magnitude(evidence)
+
+    @abc.abstractmethod
+    def regrow_score(self, evidence: Evidence) -> Scores:
+        """What to bring back: name -> scores, for the layers that may regrow."""
+
+    def regrowth(self) -> Regrowth:
+        return Regrowth(self.regrow, self.candidates, self.momentum, self.grace, self.start_value)
+
+
+def __getattr__(name: str) -> type[Site]:
+    if name == "Layer":
+        warnings.warn("methods.base.Layer is now Site; the old name goes away in version 0.3", DeprecationWarning, 2)
+        return Site
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

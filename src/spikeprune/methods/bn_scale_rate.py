@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.core.statistic import Statistic
-from spikeprune.methods.base import Layer, Method
+from spikeprune.methods.base import Method, Observation, Site
 from spikeprune.methods.registry import register
 
 
@@ -28,9 +28,15 @@ class BnScaleRate(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"weights", "spikes"})
     channels: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        self.observation()
+
+    def observation(self) -> Observation:
+        return Observation(batches=self.batches)
+
     def score(self, evidence: Evidence) -> Scores:
         rates = evidence.of_channels("statistic")
         return {name: scale * rates[name] for name, scale in evidence.of_channels("scale").items()}
 
-    def statistic(self, layer: Layer) -> Statistic:
+    def statistic(self, layer: Site) -> Statistic:
         return layer.per_channel(layer.spikes, "mean")

@@ -1,24 +1,23 @@
 """Criticality: regrow what feeds neurons that sit near their firing threshold. The flagship."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
 
-from spikeprune.core.errors import InvalidValue
 from spikeprune.core.evidence import Evidence, Scores
-from spikeprune.core.schedule import Schedule
 from spikeprune.core.select import draw
 from spikeprune.core.statistic import Statistic
 from spikeprune.core.surrogate import curve_named
-from spikeprune.methods.base import Layer, Method, check_choice, check_regrowth, magnitude
+from spikeprune.methods.base import MagnitudeRegrowth, Observation, Regrowth, Site, check_choice
 from spikeprune.methods.registry import register
 
 
 @register("criticality", source="Chen et al. 2023, arXiv:2311.16141")
 @final
 @dataclass(frozen=True)
-class Criticality(Method):
+class Criticality(MagnitudeRegrowth):
     """Prune by magnitude; regrow the dead weights whose neurons are most critical.
 
         score        = |w|
@@ -48,7 +47,6 @@ class Criticality(Method):
         the two differ and which we follow.
     """
 
-    regrow: float | Schedule = 0.2
     unit: str = "neuron"
     curve: str = "derivative"
     surrogate: str | None = None
@@ -56,31 +54,24 @@ class Criticality(Method):
     normalize: str | None = None
     batches: int = 1
     pick: str = "top"
-    candidates: str = "all"
     measure: str = "before"
-    momentum: str = "clean"
-    grace: bool = False
-    start_value: str = "zero"
     rule: str = "exact"
     needs: ClassVar[frozenset[str]] = frozenset({"weights", "membrane"})
-    regrows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_regrowth(self.regrow, self.candidates, self.momentum, self.start_value)
-        check_choice("unit", self.unit, ("neuron", "synapse"))
+        super().__post_init__()
         check_choice("curve", self.curve, ("derivative", "value"))
         check_choice("space", self.space, ("max", "mean"))
         check_choice("normalize", self.normalize, (None, "layer"))
         check_choice("pick", self.pick, ("top", "sample"))
-        check_choice("measure", self.measure, ("before", "after"))
-        check_choice("rule", self.rule, ("exact", "authors"))
         if self.surrogate is not None:
             curve_named(self.surrogate)
-        if self.batches < 1:
-            raise InvalidValue(f"batches must be 1 or more training steps, got {self.batches}")
 
-    def score(self, evidence: Evidence) -> Scores:
-        return magnitude(evidence)
+    def regrowth(self) -> Regrowth:
+        return dataclasses.replace(super().regrowth(), rule=self.rule)
+
+    def observation(self) -> Observation:
+        return Observation(self.unit, self.batches, self.measure)
 
     def regrow_score(self, evidence: Evidence) -> Scores:
         scores = evidence.per_weight()
@@ -88,7 +79,7 @@ class Criticality(Method):
             scores = {name: score / score.mean().clamp_min(1e-12) for name, score in scores.items()}
         return draw(scores, evidence.generator) if self.pick == "sample" else scores
 
-    def statistic(self, layer: Layer) -> Statistic:
+    def statistic(self, layer: Site) -> Statistic:
         def curve(u: Tensor) -> Tensor:
             if self.surrogate is not None:
                 other = curve_named(self.surrogate)

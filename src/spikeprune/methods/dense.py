@@ -1,7 +1,7 @@
 """No pruning: the dense run that every table needs beside it."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
@@ -15,6 +15,8 @@ from spikeprune.methods.registry import register
 @dataclass(frozen=True)
 class Dense(Method):
     """Prune nothing: the Pruner has no events, whatever the schedule says."""
+
+    prunes: ClassVar[bool] = False
 
     def score(self, evidence: Evidence) -> Scores:
         return {name: torch.ones_like(weight) for name, weight in evidence.weights.items()}

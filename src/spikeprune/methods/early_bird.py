@@ -1,17 +1,19 @@
 """Early-Bird: the ticket whose mask has stopped changing, drawn long before training ends."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from spikeprune.core.evidence import Evidence, Scores
-from spikeprune.core.schedule import Schedule
-from spikeprune.methods import lottery
 from spikeprune.methods.base import Method, Training, magnitude
 from spikeprune.methods.registry import register
+from spikeprune.methods.shared import lottery
 
 
-@register("early-bird", source="You et al. 2020, arXiv:1909.11957; for SNNs Kim et al. 2022, arXiv:2207.01382")
+@register(
+    "early-bird",
+    source="You et al. 2020, arXiv:1909.11957; for SNNs Kim et al. 2022, arXiv:2207.01382",
+    recipe=lottery.SEARCH,
+)
 @final
 @dataclass(frozen=True)
 class EarlyBird(Method):
@@ -35,16 +37,12 @@ class EarlyBird(Method):
     window: int = 5
     patience: float = 0.5
     rewinds: ClassVar[str] = "once"
-    defaults: ClassVar[Mapping[str, Any]] = {"start": "dense", "allocate": "global"}
 
     def __post_init__(self) -> None:
         lottery.check_search(self.distance, self.window, self.patience)
 
     def score(self, evidence: Evidence) -> Scores:
         return magnitude(evidence)
-
-    def schedule(self, sparsity: float, steps: int, per_epoch: int) -> Schedule:
-        return lottery.looks(sparsity, steps, per_epoch, self.patience)
 
     def at_event(self, training: Training) -> bool:
         scores = {name: weight.abs() for name, weight in training.weights.items()}

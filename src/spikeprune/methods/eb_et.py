@@ -1,17 +1,17 @@
 """Early-Bird with Early-Time: the search runs over fewer time steps."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from spikeprune.core.evidence import Evidence, Scores
-from spikeprune.core.schedule import Schedule
-from spikeprune.methods import lottery
 from spikeprune.methods.base import Method, Training, magnitude
 from spikeprune.methods.registry import register
+from spikeprune.methods.shared import lottery
 
 
-@register("eb-et", source="Kim et al. 2022, arXiv:2207.01382 (Early-Bird with Early-Time)")
+@register(
+    "eb-et", source="Kim et al. 2022, arXiv:2207.01382 (Early-Bird with Early-Time)", recipe=lottery.SEARCH_EARLY_TIME
+)
 @final
 @dataclass(frozen=True)
 class EbEt(Method):
@@ -28,8 +28,6 @@ class EbEt(Method):
     patience: float = 0.5
     search_T: int | None = None
     rewinds: ClassVar[str] = "once"
-    early_time: ClassVar[bool] = True
-    defaults: ClassVar[Mapping[str, Any]] = {"start": "dense", "allocate": "global"}
 
     def __post_init__(self) -> None:
         lottery.check_search(self.distance, self.window, self.patience)
@@ -37,9 +35,6 @@ class EbEt(Method):
 
     def score(self, evidence: Evidence) -> Scores:
         return magnitude(evidence)
-
-    def schedule(self, sparsity: float, steps: int, per_epoch: int) -> Schedule:
-        return lottery.looks(sparsity, steps, per_epoch, self.patience)
 
     def at_event(self, training: Training) -> bool:
         scores = {name: weight.abs() for name, weight in training.weights.items()}

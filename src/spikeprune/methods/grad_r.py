@@ -39,6 +39,7 @@ class GradR(Method):
 
     alpha: float = 1e-4
     acts: ClassVar[bool] = True
+    sees_gradients: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.alpha > 0:

@@ -1,16 +1,28 @@
 """GraNet: gradual magnitude pruning with regrowth that costs nothing ("zero-cost neuroregeneration")."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.core.schedule import Schedule
-from spikeprune.methods.base import Method, check_regrowth, magnitude
-from spikeprune.methods.registry import register
+from spikeprune.methods.base import Method, Regrowth, magnitude
+from spikeprune.methods.registry import RecipeHints, register
 
 
-@register("granet", source="Liu et al. 2021, arXiv:2106.10404")
+@register(
+    "granet",
+    source="Liu et al. 2021, arXiv:2106.10404",
+    recipe=RecipeHints(
+        {
+            "regrow": 0.5,
+            "regrow_schedule": "decay",
+            "start": "erk",
+            "allocate": "global",
+            "prune.schedule": "cubic",
+            "prune.initial": 0.5,
+        }
+    ),
+)
 @final
 @dataclass(frozen=True)
 class GraNet(Method):
@@ -33,13 +45,12 @@ class GraNet(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"weights", "grads"})
     regrows: ClassVar[bool] = True
     within_layers: ClassVar[bool] = True
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "regrow": 0.5, "regrow_schedule": "decay", "start": "erk", "allocate": "global",
-        "prune.schedule": "cubic", "prune.initial": 0.5,
-    }  # fmt: skip
 
     def __post_init__(self) -> None:
-        check_regrowth(self.regrow, start_value=self.start_value)
+        self.regrowth()
+
+    def regrowth(self) -> Regrowth:
+        return Regrowth(self.regrow, start_value=self.start_value)
 
     def score(self, evidence: Evidence) -> Scores:
         return magnitude(evidence)

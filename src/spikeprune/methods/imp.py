@@ -1,17 +1,17 @@
 """IMP: the lottery ticket, found by training, pruning and rewinding again and again."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from spikeprune.core.evidence import Evidence, Scores
-from spikeprune.core.schedule import Schedule
-from spikeprune.methods import lottery
 from spikeprune.methods.base import Method, magnitude
 from spikeprune.methods.registry import register
+from spikeprune.methods.shared import lottery
 
 
-@register("imp", source="Kim et al. 2022, arXiv:2207.01382; Frankle et al. 2020, arXiv:1903.01611")
+@register(
+    "imp", source="Kim et al. 2022, arXiv:2207.01382; Frankle et al. 2020, arXiv:1903.01611", recipe=lottery.ROUNDS
+)
 @final
 @dataclass(frozen=True)
 class Imp(Method):
@@ -31,13 +31,9 @@ class Imp(Method):
 
     rate: float = 0.25
     rewinds: ClassVar[str] = "each"
-    defaults: ClassVar[Mapping[str, Any]] = {"start": "dense", "allocate": "global"}
 
     def __post_init__(self) -> None:
         lottery.check_rate(self.rate)
 
     def score(self, evidence: Evidence) -> Scores:
         return magnitude(evidence)
-
-    def schedule(self, sparsity: float, steps: int, per_epoch: int) -> Schedule:
-        return lottery.rounds(sparsity, steps, self.rate)

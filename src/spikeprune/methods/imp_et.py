@@ -1,17 +1,15 @@
 """IMP with Early-Time: the rounds of the search run over fewer time steps."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from spikeprune.core.evidence import Evidence, Scores
-from spikeprune.core.schedule import Schedule
-from spikeprune.methods import lottery
 from spikeprune.methods.base import Method, magnitude
 from spikeprune.methods.registry import register
+from spikeprune.methods.shared import lottery
 
 
-@register("imp-et", source="Kim et al. 2022, arXiv:2207.01382 (IMP with Early-Time)")
+@register("imp-et", source="Kim et al. 2022, arXiv:2207.01382 (IMP with Early-Time)", recipe=lottery.ROUNDS_EARLY_TIME)
 @final
 @dataclass(frozen=True)
 class ImpEt(Method):
@@ -27,8 +25,6 @@ class ImpEt(Method):
     rate: float = 0.25
     search_T: int | None = None
     rewinds: ClassVar[str] = "each"
-    early_time: ClassVar[bool] = True
-    defaults: ClassVar[Mapping[str, Any]] = {"start": "dense", "allocate": "global"}
 
     def __post_init__(self) -> None:
         lottery.check_rate(self.rate)
@@ -36,6 +32,3 @@ class ImpEt(Method):
 
     def score(self, evidence: Evidence) -> Scores:
         return magnitude(evidence)
-
-    def schedule(self, sparsity: float, steps: int, per_epoch: int) -> Schedule:
-        return lottery.rounds(sparsity, steps, self.rate)

@@ -1,20 +1,19 @@
 """Regrowth by the size a weight had when it was cut: the control of scores that merely undo the last cuts."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 
 from spikeprune.core.evidence import Evidence, Scores
-from spikeprune.core.schedule import Schedule
-from spikeprune.methods.base import Method, Training, check_regrowth, magnitude
+from spikeprune.methods.base import MagnitudeRegrowth, Training
 from spikeprune.methods.registry import register
 
 
 @register("last-magnitude", source="a control of ours: no evidence but a weight's own past")
 @final
 @dataclass(frozen=True)
-class LastMagnitude(Method):
+class LastMagnitude(MagnitudeRegrowth):
     """Prune by magnitude, bring back the dead weights that were largest when they were cut.
 
     score = |w|,  regrow_score = |last value while alive|;  those cut in this event count with their present value
@@ -25,25 +24,12 @@ class LastMagnitude(Method):
         regrow, candidates, momentum, grace, start_value: as for `criticality`.
     """
 
-    regrow: float | Schedule = 0.2
-    candidates: str = "all"
-    momentum: str = "clean"
-    grace: bool = False
-    start_value: str = "zero"
-    regrows: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_regrowth(self.regrow, self.candidates, self.momentum, self.start_value)
-
     def at_event(self, training: Training) -> bool:
         last = training.memory.setdefault("last", {})
         for name, weight in training.weights.items():
             before = last.get(name, torch.zeros_like(weight))
             last[name] = torch.where(training.masks[name], weight, before)
         return True
-
-    def score(self, evidence: Evidence) -> Scores:
-        return magnitude(evidence)
 
     def regrow_score(self, evidence: Evidence) -> Scores:
         last = evidence.memory.get("last", evidence.weights)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.core.statistic import Statistic
-from spikeprune.methods.base import Layer, Method
+from spikeprune.methods.base import Method, Observation, Site
 from spikeprune.methods.registry import register
 
 
@@ -29,10 +29,16 @@ class Membrane(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"weights", "membrane"})
     channels: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        self.observation()
+
+    def observation(self) -> Observation:
+        return Observation(batches=self.batches)
+
     def score(self, evidence: Evidence) -> Scores:
         return evidence.of_channels("statistic")
 
-    def statistic(self, layer: Layer) -> Statistic:
+    def statistic(self, layer: Site) -> Statistic:
         def size(u: Tensor) -> Tensor:
             return layer.potential(u).abs()
 

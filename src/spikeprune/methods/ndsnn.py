@@ -1,16 +1,28 @@
 """NDSNN: drop and grow with a falling number of weights, sparse from the start."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.core.schedule import Schedule
-from spikeprune.methods.base import Method, check_regrowth, magnitude
-from spikeprune.methods.registry import register
+from spikeprune.methods.base import Method, Regrowth, magnitude
+from spikeprune.methods.registry import RecipeHints, register
 
 
-@register("ndsnn", source="Huang et al. 2023, arXiv:2304.12214")
+@register(
+    "ndsnn",
+    source="Huang et al. 2023, arXiv:2304.12214",
+    recipe=RecipeHints(
+        {
+            "regrow": 0.5,
+            "regrow_schedule": "decay",
+            "start": "random",
+            "allocate": "erk",
+            "prune.schedule": "cubic",
+            "prune.initial": 0.7,
+        }
+    ),
+)
 @final
 @dataclass(frozen=True)
 class Ndsnn(Method):
@@ -34,13 +46,12 @@ class Ndsnn(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"weights", "grads"})
     regrows: ClassVar[bool] = True
     within_layers: ClassVar[bool] = True
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "regrow": 0.5, "regrow_schedule": "decay", "start": "random", "allocate": "erk",
-        "prune.schedule": "cubic", "prune.initial": 0.7,
-    }  # fmt: skip
 
     def __post_init__(self) -> None:
-        check_regrowth(self.regrow, start_value=self.start_value)
+        self.regrowth()
+
+    def regrowth(self) -> Regrowth:
+        return Regrowth(self.regrow, start_value=self.start_value)
 
     def survivors(self, kept: int, alive: int, share: float) -> int:
         return min(kept, alive - int(share * alive))

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.core.statistic import Components, Statistic
-from spikeprune.methods.base import Layer, Method
+from spikeprune.methods.base import Method, Observation, Site
 from spikeprune.methods.registry import register
 
 
@@ -33,11 +33,15 @@ class Pca(Method):
     channels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        self.observation()
         if not 0 < self.variance <= 1:
             raise InvalidValue(f"variance must be in (0, 1], the share of variance to explain, got {self.variance}")
+
+    def observation(self) -> Observation:
+        return Observation(batches=self.batches)
 
     def score(self, evidence: Evidence) -> Scores:
         return evidence.of_channels("statistic")
 
-    def statistic(self, layer: Layer) -> Statistic:
+    def statistic(self, layer: Site) -> Statistic:
         return Components(layer.potential, self.variance)

@@ -1,15 +1,18 @@
 """Random pruning: which weights stay is a draw. The floor under every table."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import final
 
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.methods.base import Method, uniform
-from spikeprune.methods.registry import register
+from spikeprune.methods.registry import RecipeHints, register
 
 
-@register("random-prune", source="Liu et al. 2022, arXiv:2202.02643")
+@register(
+    "random-prune",
+    source="Liu et al. 2022, arXiv:2202.02643",
+    recipe=RecipeHints({"start": "random", "allocate": "erk", "prune.schedule": "constant"}),
+)
 @final
 @dataclass(frozen=True)
 class RandomPrune(Method):
@@ -22,8 +25,6 @@ class RandomPrune(Method):
 
     Source: Liu et al. 2022, arXiv:2202.02643, "The unreasonable effectiveness of random pruning".
     """
-
-    defaults: ClassVar[Mapping[str, Any]] = {"start": "random", "allocate": "erk", "prune.schedule": "constant"}
 
     def score(self, evidence: Evidence) -> Scores:
         return uniform(evidence)

@@ -12,27 +12,55 @@ import importlib.util
 import os
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from spikeprune.core.errors import InvalidValue, UserError, unknown
+from spikeprune.core.schedule import Schedule
 from spikeprune.methods.base import Method
 
 _Class = TypeVar("_Class", bound=type[Method])
 _METHODS: dict[str, type[Method]] = {}
 _SOURCES: dict[str, str] = {}
-_NOT_METHODS = {"base", "registry"}
+_NOT_METHODS = {"base", "registry", "shared"}
 
 
-def register(name: str, *, source: str) -> Callable[[_Class], _Class]:
-    """Registers a method class under a name; `source` is where it comes from, shown by `spikeprune list methods`."""
+@dataclasses.dataclass(frozen=True)
+class RecipeHints:
+    """What a recipe does for the sake of a method; the Pruner never asks for it.
+
+    Attributes:
+        defaults: keys of a recipe that are set unless the user sets them, such as {"start": "random"}.
+        schedule: (method, sparsity, steps, steps per epoch) -> when a run has its mask updates, if that is the method's
+            to say and not the recipe's.
+        search_T: method -> time steps of a run up to the last cut, None for a number that the network chooses. Not
+            given: a run takes all time steps throughout.
+    """
+
+    defaults: Mapping[str, object] = dataclasses.field(default_factory=dict[str, object])
+    schedule: Callable[[Any, float, int, int], Schedule] | None = None
+    search_T: Callable[[Any], int | None] | None = None
+
+
+_HINTS: dict[str, RecipeHints] = {}
+_NO_HINTS = RecipeHints()
+
+
+def register(name: str, *, source: str, recipe: RecipeHints = _NO_HINTS) -> Callable[[_Class], _Class]:
+    """Registers a method class under a name.
+
+    Args:
+        source: where it comes from, shown by `spikeprune list methods`.
+        recipe: what recipes do for its sake.
+    """
 
     def add(cls: _Class) -> _Class:
         if _METHODS.get(name, cls).__qualname__ != cls.__qualname__:
             raise InvalidValue(f"two methods are named {name!r}: {_METHODS[name].__qualname__} and {cls.__qualname__}")
         _METHODS[name] = cls
         _SOURCES[name] = source
+        _HINTS[name] = recipe
         return cls
 
     return add
@@ -98,6 +126,16 @@ def source_of(name: str) -> str:
     """Where a method comes from: paper or package."""
     method_class(name)
     return _SOURCES[name]
+
+
+def hints_of(method: Method | str) -> RecipeHints:
+    """What recipes do for the sake of a method; nothing for one that is not registered.
+
+    Raises: UnknownName for a name that is no method's.
+    """
+    if isinstance(method, str):
+        method_class(method)
+    return _HINTS.get(method if isinstance(method, str) else name_of(method), _NO_HINTS)
 
 
 def name_of(method: Method) -> str:

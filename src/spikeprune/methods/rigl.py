@@ -1,16 +1,27 @@
 """RigL: sparse from the start, the weakest connections replaced by those the loss asks for."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.core.schedule import Schedule
-from spikeprune.methods.base import Method, check_regrowth, magnitude
-from spikeprune.methods.registry import register
+from spikeprune.methods.base import Method, Regrowth, magnitude
+from spikeprune.methods.registry import RecipeHints, register
 
 
-@register("rigl", source="Evci et al. 2020, arXiv:1911.11134")
+@register(
+    "rigl",
+    source="Evci et al. 2020, arXiv:1911.11134",
+    recipe=RecipeHints(
+        {
+            "regrow": 0.3,
+            "regrow_schedule": "decay",
+            "start": "random",
+            "allocate": "erk",
+            "prune.schedule": "constant",
+        }
+    ),
+)
 @final
 @dataclass(frozen=True)
 class RigL(Method):
@@ -34,12 +45,12 @@ class RigL(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"weights", "grads"})
     regrows: ClassVar[bool] = True
     within_layers: ClassVar[bool] = True
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "regrow": 0.3, "regrow_schedule": "decay", "start": "random", "allocate": "erk", "prune.schedule": "constant",
-    }  # fmt: skip
 
     def __post_init__(self) -> None:
-        check_regrowth(self.regrow, start_value=self.start_value)
+        self.regrowth()
+
+    def regrowth(self) -> Regrowth:
+        return Regrowth(self.regrow, start_value=self.start_value)
 
     def score(self, evidence: Evidence) -> Scores:
         return magnitude(evidence)

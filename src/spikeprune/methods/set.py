@@ -1,18 +1,29 @@
 """SET: sparse from the start, the weakest connections replaced by random ones."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.core.schedule import Constant, Schedule
-from spikeprune.methods.base import Method, check_regrowth, magnitude, uniform
-from spikeprune.methods.registry import register
+from spikeprune.methods.base import Method, Regrowth, magnitude, uniform
+from spikeprune.methods.registry import RecipeHints, register
 
 _ZETA = Constant(0.3)
 
 
-@register("set", source="Mocanu et al. 2018, arXiv:1707.04780")
+@register(
+    "set",
+    source="Mocanu et al. 2018, arXiv:1707.04780",
+    recipe=RecipeHints(
+        {
+            "regrow": 0.3,
+            "regrow_schedule": "constant",
+            "start": "random",
+            "allocate": "erk",
+            "prune.schedule": "constant",
+        }
+    ),
+)
 @final
 @dataclass(frozen=True)
 class Set(Method):
@@ -34,13 +45,12 @@ class Set(Method):
     start_value: str = "kept"
     regrows: ClassVar[bool] = True
     within_layers: ClassVar[bool] = True
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "regrow": 0.3, "regrow_schedule": "constant", "start": "random", "allocate": "erk",
-        "prune.schedule": "constant",
-    }  # fmt: skip
 
     def __post_init__(self) -> None:
-        check_regrowth(self.regrow, start_value=self.start_value)
+        self.regrowth()
+
+    def regrowth(self) -> Regrowth:
+        return Regrowth(self.regrow, start_value=self.start_value)
 
     def score(self, evidence: Evidence) -> Scores:
         return magnitude(evidence)

@@ -2,17 +2,29 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from torch import Tensor
 
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.core.schedule import Schedule
-from spikeprune.methods.base import Method, check_regrowth, magnitude
-from spikeprune.methods.registry import register
+from spikeprune.methods.base import Method, Regrowth, magnitude
+from spikeprune.methods.registry import RecipeHints, register
 
 
-@register("snfs", source="Dettmers and Zettlemoyer 2019, arXiv:1907.04840")
+@register(
+    "snfs",
+    source="Dettmers and Zettlemoyer 2019, arXiv:1907.04840",
+    recipe=RecipeHints(
+        {
+            "regrow": 0.5,
+            "regrow_schedule": "decay",
+            "start": "random",
+            "allocate": "global",
+            "prune.schedule": "constant",
+        }
+    ),
+)
 @final
 @dataclass(frozen=True)
 class Snfs(Method):
@@ -34,17 +46,15 @@ class Snfs(Method):
 
     regrow: float | Schedule = 0.5
     start_value: str = "kept"
-    momentum: ClassVar[str] = "warm"
     needs: ClassVar[frozenset[str]] = frozenset({"weights", "grads", "state"})
     regrows: ClassVar[bool] = True
     within_layers: ClassVar[bool] = True
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "regrow": 0.5, "regrow_schedule": "decay", "start": "random", "allocate": "global",
-        "prune.schedule": "constant",
-    }  # fmt: skip
 
     def __post_init__(self) -> None:
-        check_regrowth(self.regrow, start_value=self.start_value)
+        self.regrowth()
+
+    def regrowth(self) -> Regrowth:
+        return Regrowth(self.regrow, momentum="warm", start_value=self.start_value)
 
     def score(self, evidence: Evidence) -> Scores:
         return magnitude(evidence)

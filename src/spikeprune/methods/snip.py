@@ -1,15 +1,25 @@
 """SNIP: prune once, before training, by how much the loss feels each connection."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.methods.base import Method
-from spikeprune.methods.registry import register
+from spikeprune.methods.registry import RecipeHints, register
 
 
-@register("snip", source="Lee et al. 2019, arXiv:1810.02340")
+@register(
+    "snip",
+    source="Lee et al. 2019, arXiv:1810.02340",
+    recipe=RecipeHints(
+        {
+            "prune.schedule": "oneshot",
+            "prune.begin": "0it",
+            "prune.every": "1it",
+            "prune.events": 1,
+        }
+    ),
+)
 @final
 @dataclass(frozen=True)
 class Snip(Method):
@@ -26,9 +36,6 @@ class Snip(Method):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"weights", "grads"})
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "prune.schedule": "oneshot", "prune.begin": "0it", "prune.every": "1it", "prune.events": 1,
-    }  # fmt: skip
 
     def score(self, evidence: Evidence) -> Scores:
         before = evidence.before or evidence.weights

@@ -37,6 +37,7 @@ class Stds(Method):
     depth: float | None = None
     ramp: str = "sine"
     acts: ClassVar[bool] = True
+    sees_gradients: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_choice("ramp", self.ramp, ("sine", "linear"))

@@ -11,14 +11,14 @@ from torch.nn.modules.conv import _ConvNd
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.statistic import ChannelMean, Statistic, SynapseMean, as_channels
-from spikeprune.methods.base import Layer, Method
+from spikeprune.methods.base import Method, Site
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.pairing import Pairing
 
 
 @final
 @dataclass
-class _Site(Layer):
+class ProbeSite(Site):
     """A weight layer and the neuron it feeds: where a statistic is recorded, and with what."""
 
     weight: str
@@ -129,7 +129,7 @@ class Probe:
         self._handles: list[Any] = []
         modules = dict(model.named_modules())
         self.sites = {
-            name: _Site(name, modules[pair.layer], modules[pair.neuron], adapter)
+            name: ProbeSite(name, modules[pair.layer], modules[pair.neuron], adapter)
             for name, pair in pairs.items()
             if pair.neuron is not None and pair.layer in modules
         }

@@ -1,5 +1,6 @@
 """The Pruner: the one stateful object, between a model and its optimizer; the training loop stays the user's."""
 
+import ast
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -15,8 +16,7 @@ from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.core.mask import Masks, pack, unpack
 from spikeprune.core.schedule import Event, OneShot, Schedule
 from spikeprune.count.costs import BUDGETS
-from spikeprune.methods.base import Memory, Method, Training, check_choice, regrow_schedule
-from spikeprune.methods.dense import Dense
+from spikeprune.methods.base import Memory, Method, Observation, Regrowth, Training, check_choice, check_declared
 from spikeprune.methods.registry import make_method, name_of
 from spikeprune.model.adapter import adapter_for, find_adapter
 from spikeprune.model.prunable import Names, prunable
@@ -80,6 +80,9 @@ class Pruner:
     ) -> None:
         self.method = make_method(method) if isinstance(method, str) else method
         _check_types(self.method, schedule)
+        check_declared(self.method)
+        self._regrowth = self.method.regrowth() if self.method.regrows else Regrowth(0.0)
+        self._observation: Observation = self.method.observation()
         check_choice("start", start, ("dense", "random", "erk"))
         if budget not in BUDGETS:
             raise unknown("budget", budget, BUDGETS)
@@ -113,7 +116,7 @@ class Pruner:
             if pattern in CHANNEL_PATTERNS
             else Weights(self._model, self._parameters, self._upkeep, nm=self._nm, **common)
         )
-        self._share = regrow_schedule(self.method)
+        self._share = self._regrowth.share
         self._events = self._plan()
         self._by_step = {event.step: event for event in self._events}
         self._looks = any(map(self._window, self._events))
@@ -292,7 +295,7 @@ class Pruner:
         """Whether regrown weights start with clean optimizer state, so that gradients of dead weights are masked."""
         if self.method.acts:  # what is dead now may come back by the method's own rule, as long as that is in force
             return not self._acts
-        return getattr(self.method, "momentum", "clean") == "clean" and not self._authors
+        return self._regrowth.clean
 
     @property
     def _acts(self) -> bool:
@@ -305,7 +308,7 @@ class Pruner:
 
     @property
     def _authors(self) -> bool:
-        return getattr(self.method, "rule", "exact") == "authors"
+        return self._regrowth.rule == "authors"
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         started = time.perf_counter()
@@ -347,7 +350,7 @@ class Pruner:
         if self._step + 1 not in self._by_step:
             return 0
         # The synapse unit is computed as the layers' weight gradient is, for as many steps as it is averaged over.
-        synapses = getattr(self.method, "batches", 1) if getattr(self.method, "unit", "") == "synapse" else 0
+        synapses = self._observation.batches if self._observation.unit == "synapse" else 0
         return synapses + ("grads" in self.method.needs)
 
     def _advance(self, *, closure: bool) -> None:
@@ -374,7 +377,7 @@ class Pruner:
 
     @torch.no_grad()
     def _act_after(self, closure: bool) -> None:
-        if closure and not self._acted and type(self.method).before_update is not Method.before_update:
+        if closure and not self._acted and self.method.sees_gradients:
             raise InvalidValue(
                 f"{name_of(self.method)} takes part in every step, before the update too: use attach(optimizer) and "
                 "steps without a closure, or call mask_grads() before each step"
@@ -420,7 +423,7 @@ class Pruner:
         """How many steps are recorded for an event, its own included; 0 if it looks at no neuron."""
         if not self.method.needs & _MEMBRANE or (self.method.regrows and self._share_at(event) == 0):
             return 0
-        return int(getattr(self.method, "batches", 1))
+        return self._observation.batches
 
     def _share_at(self, event: Event) -> float:
         return self._share.share(event.number, len(self._events), event.step)
@@ -462,7 +465,7 @@ class Pruner:
         cuts = self.method.at_event(self._training(event.step, event=event))
         outcome = self._cut(event) if cuts else unchanged(self._space.alive)
         self._record(event, outcome, cuts)
-        self._space.apply(outcome, getattr(self.method, "start_value", "zero"), self._cold)
+        self._space.apply(outcome, self._regrowth.start_value, self._cold)
         stayed = {n: m & outcome.survivors[n] for n, m in self._ever_regrown.items()}
         self._ever_regrown = {n: m | stayed[n] if n in stayed else m for n, m in outcome.regrown.items()}
         self._regrown = outcome.regrown
@@ -475,7 +478,7 @@ class Pruner:
 
     def _cut(self, event: Event) -> Outcome:
         share = self._share_at(event) if self.method.regrows else 0.0
-        after = share > 0 and getattr(self.method, "measure", "before") == "after"
+        after = share > 0 and self._observation.measure == "after"
         looks = self._window(event) > 0
         self._recorder.check()
         target = self._space.target(event.target, self._recorder.rates(_sum_over_ranks), self._recorder)
@@ -528,8 +531,8 @@ class Pruner:
             {n: torch.ones_like(m) for n, m in alive.items()} if self.method.acts else alive,
             target,
             share=share,
-            candidates=getattr(self.method, "candidates", "all"),
-            protected=self._regrown if getattr(self.method, "grace", False) else None,
+            candidates=self._regrowth.candidates,
+            protected=self._regrown if self._regrowth.grace else None,
             exchange=exchange if self.method.within_layers else None,
             growth=growth,
         )
@@ -584,7 +587,7 @@ class Pruner:
         return {n: p.detach() for n, p in self._parameters.items()}
 
     def _plan(self) -> tuple[Event, ...]:
-        steps = () if isinstance(self.method, Dense) else self.schedule.steps()
+        steps = self.schedule.steps() if self.method.prunes else ()
         targets = [self.schedule.value(number, len(steps)) for number in range(1, len(steps) + 1)]
         most = 1.0 if self._nm is None else 1 - self._nm[0] / self._nm[1]
         if targets and max(targets) > most + 1e-9:
@@ -657,7 +660,9 @@ class Pruner:
             if state["version"] != _STATE_VERSION:
                 raise InvalidValue(f"pruner state has version {state['version']}, this library reads {_STATE_VERSION}")
             mine, theirs = self.settings(), state["settings"]
-            different = [key for key in mine if mine[key] != theirs.get(key)]
+            different = [
+                key for key in mine if mine[key] != theirs.get(key) and not _same_call(mine[key], theirs.get(key))
+            ]
             if strict and different:
                 raise InvalidValue(
                     f"the saved pruner state was made with another {different[0]}: "
@@ -725,11 +730,25 @@ def _check_pattern(method: Method, pattern: str, allocate: str, start: str) -> N
             f"allocate={allocate!r}, start={start!r}"
         )
     by_weight = method.acts or method.rewinds != "never" or "state" in method.needs
-    if by_weight or (method.regrows and "grads" in method.needs) or getattr(method, "unit", "neuron") == "synapse":
+    if by_weight or (method.regrows and "grads" in method.needs) or method.observation().unit == "synapse":
         raise InvalidValue(
             f"{name} works by single weights (a cut channel has no gradient and no synapse that would speak for it); "
             f"for pattern {pattern!r} take criticality, random, magnitude, or a channel score such as bn-scale"
         )
+
+
+def _same_call(a: object, b: object) -> bool:
+    """Whether two representations of an object say the same; 0.1 wrote the settings of a method in another order."""
+    try:
+        calls = [ast.parse(text, mode="eval").body for text in (a, b) if isinstance(text, str)]
+    except SyntaxError:
+        return False
+    said = [
+        (ast.dump(call.func), sorted((str(k.arg), ast.dump(k.value)) for k in call.keywords))
+        for call in calls
+        if isinstance(call, ast.Call) and not call.args
+    ]
+    return len(said) == 2 and said[0] == said[1]
 
 
 def _check_types(method: object, schedule: object) -> None:

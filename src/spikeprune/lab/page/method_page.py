@@ -6,7 +6,7 @@ import re
 from spikeprune.core.schedule import Schedule
 from spikeprune.methods import names, settings_of
 from spikeprune.methods.base import Method
-from spikeprune.methods.registry import method_class, source_of
+from spikeprune.methods.registry import hints_of, method_class, source_of
 
 _HEAD = """# Methods
 
@@ -67,8 +67,8 @@ def _facts(name: str, cls: type[Method]) -> list[str]:
         found.append("takes part in every step up to the last event")
     if cls.rewinds != "never":
         found.append(f"rewinds the weights: {cls.rewinds}")
-    if cls.defaults:
-        found.append("sets in a recipe: " + ", ".join(f"`{k}: {_spelled(v)}`" for k, v in cls.defaults.items()))
+    if defaults := hints_of(name).defaults:
+        found.append("sets in a recipe: " + ", ".join(f"`{k}: {_spelled(v)}`" for k, v in defaults.items()))
     return found
 
 

@@ -8,6 +8,7 @@ from typing import cast, final
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.schedule import SCHEDULES, OneShot, Schedule, duration, turnover_steps
 from spikeprune.lab.recipe.recipe import Recipe, make_method
+from spikeprune.methods.registry import hints_of
 
 
 @final
@@ -61,9 +62,9 @@ def plan(recipe: Recipe, train_count: int) -> Plan:
                 "shorten it or raise epochs"
             )
         return Plan(per_epoch, recipe.epochs, OneShot(recipe.sparsity), max(1, epochs))
-    own = make_method(recipe).schedule(recipe.sparsity, total, per_epoch)
+    own = hints_of(recipe.method).schedule
     if own is not None:
-        return Plan(per_epoch, recipe.epochs, own)
+        return Plan(per_epoch, recipe.epochs, own(make_method(recipe), recipe.sparsity, total, per_epoch))
     every = max(1, every)
     if end > total:
         raise InvalidValue(

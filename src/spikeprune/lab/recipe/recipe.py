@@ -229,7 +229,7 @@ def load(source: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe named `source`, or read from the YAML file `source`, with `--key value` overrides applied.
 
     Where `epochs` is overridden, the phases that are not overridden themselves scale with it, so that the recipe
-    keeps its shape: 200 of 500 epochs become 0.4 of 1. A method may set keys of its own (`Method.defaults`), such as
+    keeps its shape: 200 of 500 epochs become 0.4 of 1. A method may set keys (`RecipeHints.defaults`), such as
     `start: random`: they fill what the recipe leaves open, and what it says for the sake of another method.
 
     Raises: UnknownName for an unknown recipe, key, method, model or dataset; InvalidValue for a value outside what is
@@ -263,13 +263,13 @@ def from_values(name: str, values: Mapping[str, Any], overrides: Sequence[str] =
 def _method_defaults(written: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
     """What the chosen method sets: all of it if the recipe was written for another one, else what it leaves open."""
     from spikeprune.methods import names
-    from spikeprune.methods.registry import method_class
+    from spikeprune.methods.registry import hints_of
 
     meant = written.get("method", Recipe.method)
     chosen = given.get("method", meant)
     if chosen not in names():  # refused later, with the nearest name
         return {}
-    return {key: value for key, value in method_class(chosen).defaults.items() if chosen != meant or key not in written}
+    return {key: value for key, value in hints_of(chosen).defaults.items() if chosen != meant or key not in written}
 
 
 def _absolute(path: str | None) -> str | None:

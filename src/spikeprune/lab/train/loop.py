@@ -24,6 +24,7 @@ from spikeprune.lab.train.device import PRECISIONS, random_states, restore_rando
 from spikeprune.lab.train.early_time import fewer_steps
 from spikeprune.lab.train.network import Network
 from spikeprune.lab.train.score import Score, score
+from spikeprune.methods.registry import hints_of
 from spikeprune.prune.pruner import Pruner
 from spikeprune.zoo.readout import LOSSES, predict
 
@@ -263,11 +264,12 @@ class Phase:
 
     def _set_time(self, x: Tensor | None = None) -> None:
         """For methods that search with fewer time steps: how many are taken now. `x` is the coming batch."""
-        if self.pruner is None or not self.pruner.method.early_time:
+        early_time = None if self.pruner is None else hints_of(self.pruner.method).search_T
+        if self.pruner is None or early_time is None:
             return
         T = self._setting.recipe.T
         if self.search_T is None:
-            self.search_T = self.pruner.method.search_T  # type: ignore[attr-defined]
+            self.search_T = early_time(self.pruner.method)
         if self.search_T is None and x is not None and (self.epoch, self._batch) == (_ET_EPOCHS, 0):
             self.search_T = fewer_steps(self.network, x, self._setting.data.time_first)
         wanted = min(self.search_T or T, T) if self.pruner.searching else T

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from spikeprune.core.errors import InvalidValue
 from spikeprune.core.evidence import Scores
 from spikeprune.core.schedule import Constant, Geometric
 from spikeprune.methods.base import Memory, Training, is_number
+from spikeprune.methods.registry import RecipeHints
 
 SHARED = 20 / 280  # epochs before the rewind point over epochs of a round, in the code of arXiv:2207.01382
 
@@ -88,3 +90,43 @@ def settled(training: Training, scores: Scores, window: int, distance: float) ->
 def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     different = sum(int(torch.count_nonzero(a[name] ^ b[name])) for name in a)
     return different / sum(mask.numel() for mask in a.values())
+
+
+class HasRate(Protocol):
+    """A method of iterative pruning."""
+
+    @property
+    def rate(self) -> float: ...
+
+
+class HasPatience(Protocol):
+    """A method that searches for an early ticket."""
+
+    @property
+    def patience(self) -> float: ...
+
+
+class HasSearchT(Protocol):
+    """A method whose search takes fewer time steps."""
+
+    @property
+    def search_T(self) -> int | None: ...
+
+
+def _rounds(method: HasRate, sparsity: float, steps: int, per_epoch: int) -> Geometric:
+    return rounds(sparsity, steps, method.rate)
+
+
+def _looks(method: HasPatience, sparsity: float, steps: int, per_epoch: int) -> Constant:
+    return looks(sparsity, steps, per_epoch, method.patience)
+
+
+def _search_T(method: HasSearchT) -> int | None:
+    return method.search_T
+
+
+_DENSE = {"start": "dense", "allocate": "global"}
+ROUNDS = RecipeHints(_DENSE, schedule=_rounds)
+ROUNDS_EARLY_TIME = RecipeHints(_DENSE, schedule=_rounds, search_T=_search_T)
+SEARCH = RecipeHints(_DENSE, schedule=_looks)
+SEARCH_EARLY_TIME = RecipeHints(_DENSE, schedule=_looks, search_T=_search_T)
