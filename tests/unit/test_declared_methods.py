@@ -105,7 +105,7 @@ def test_regrowth_checks_its_settings(wrong, message):
 def test_the_five_settings_stand_once():
     shared = {f.name for f in dataclasses.fields(MagnitudeRegrowth)}
     for cls in (sp.Criticality, sp.Random, sp.Gradient):
-        assert not shared & set(set(inspect.get_annotations(cls)))
+        assert not shared & set(inspect.get_annotations(cls))
         assert shared <= {f.name for f in dataclasses.fields(cls)}
 
 
