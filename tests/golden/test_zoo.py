@@ -18,6 +18,7 @@ from spikeprune.zoo.paper import BatchNorm2dPerStep, Dspike, Gate, lif_channels,
 
 PAPER = ["vgg16-weights", "vgg16-channels", "resnet19-weights", "resnet19-channels"]
 SMALL = ["digits-conv", "digits-conv-wide", "fashion-conv", "fashion-conv-fc", "fashion-conv-large", "mlp"]
+SMALL += ["digits-conv-small", "fashion-conv-small", "vgg16-quarter", "resnet19-slim"]
 
 
 def fresh(name: str, **settings: int) -> nn.Module:

@@ -44,6 +44,30 @@ def resnet19_channels(spec: Spec) -> "SpikingNet":
     return resnet19(spec, CHANNELS)
 
 
+@register("vgg16-quarter", channels=3, min_size=16)
+def vgg16_quarter(spec: Spec) -> "SpikingNet":
+    """VGG-16's thirteen convolutions at a quarter of its width, with max pooling."""
+    from spikeprune.zoo.slim import vgg16_quarter as build
+
+    return build(spec)
+
+
+@register("resnet19-slim", channels=3)
+def resnet19_slim(spec: Spec) -> "SpikingNet":
+    """ResNet-19 (pre-activation) with stages of width 24, 48, 96."""
+    from spikeprune.zoo.slim import resnet19_slim as build
+
+    return build(spec)
+
+
+@register("digits-conv-small", channels=1, min_size=4)
+def digits_conv_small(spec: Spec) -> "SpikingNet":
+    """16-P-32-P-fc, for 8x8 images."""
+    from spikeprune.zoo.small import conv_net
+
+    return conv_net(spec, (16, "P", 32, "P"))
+
+
 @register("digits-conv", channels=1, min_size=2)
 def digits_conv(spec: Spec) -> "SpikingNet":
     """32-64-P-fc, for 8x8 images."""
@@ -66,6 +90,14 @@ def fashion_conv(spec: Spec) -> "SpikingNet":
     from spikeprune.zoo.small import conv_net
 
     return conv_net(spec, (32, "P", 64, "P"))
+
+
+@register("fashion-conv-small", channels=1, min_size=4)
+def fashion_conv_small(spec: Spec) -> "SpikingNet":
+    """24-P-48-P-96-fc, for 28x28 images."""
+    from spikeprune.zoo.small import conv_net
+
+    return conv_net(spec, (24, "P", 48, "P", 96))
 
 
 @register("fashion-conv-large", channels=1, min_size=4)
