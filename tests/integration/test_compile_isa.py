@@ -22,7 +22,7 @@ def run_check(folder, compiler, flags, *, emulator=()):
     binary = folder / "check"
     subprocess.run(
         [compiler, "-std=c++17", "-O0", "-pthread", "-static", "-ffp-contract=off", f"-I{native.KERNELS}", *flags,
-         str(CHECK), str(native.KERNELS / "engine.cpp"), "-o", str(binary)],
+         str(CHECK), *map(str, native.sources("engine")), "-o", str(binary)],
         check=True, capture_output=True,
     )  # fmt: skip
     return subprocess.run([*emulator, str(binary)], capture_output=True, text=True)

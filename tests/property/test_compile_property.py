@@ -6,15 +6,17 @@ from hypothesis import strategies as st
 
 from spikeprune.runtime import native
 from spikeprune.runtime.compile import CompiledSNN
-from spikeprune.runtime.compile.layers import Layer, Network, interpret, quantize
+from spikeprune.runtime.compile.network import LoweredLayer, LoweredNetwork, interpret
+from spikeprune.runtime.compile.ops import operation
 from spikeprune.runtime.compile.program import Sparse, lookup_pairs, sparse
+from spikeprune.runtime.compile.weighted import quantize
 
 
 def neuron(name, source, output, shape, threshold=1.0, soft=False):
     c = shape[0]
     values = {"decay": 0.5, "gain": 1.0, "shift": 0.0, "start": 0.0, "threshold": threshold, "reset": 0.0}
     tensors = {key: torch.full((c,), value) for key, value in values.items()}
-    return Layer("neuron", name, (source,), output, shape, {"soft": soft, "strict": False}, tensors)
+    return LoweredLayer(operation("neuron"), name, (source,), output, shape, {"soft": soft, "strict": False}, tensors)
 
 
 @st.composite
@@ -33,7 +35,7 @@ def networks(draw):
             "divisor": None, "count_pad": True,
         }  # fmt: skip
         h, w = (h - kernel[0]) // stride + 1, (w - kernel[1]) // stride + 1
-        layers.append(Layer("pool", "pool", (1,), 2, (c, h, w), options))
+        layers.append(LoweredLayer(operation("pool"), "pool", (1,), 2, (c, h, w), options))
         source = 2
     kernel = (draw(st.sampled_from([1, 2, 3, 5])), draw(st.sampled_from([1, 3])))
     padding = (kernel[0] // 2 + draw(st.integers(0, 1)), kernel[1] // 2)
@@ -47,11 +49,11 @@ def networks(draw):
     tensors = {"weight": weight, "bias": torch.randint(-1, 3, (o,), generator=generator).float()}
     options = {"stride": stride, "padding": padding, "dilation": (1, 1), "groups": 1}
     shape = (o, *sizes)
-    layers.append(Layer("conv", "conv", (source,), 3, shape, options, tensors))
+    layers.append(LoweredLayer(operation("conv"), "conv", (source,), 3, shape, options, tensors))
     layers.append(neuron("last", 3, 4, shape, soft=draw(st.booleans())))
     T, N = draw(st.integers(1, 9)), draw(st.integers(1, 10))
     x = torch.rand((T, N, *layers[0].shape), generator=generator)
-    return Network(layers, 4, layers[0].shape, T, still=False), x
+    return LoweredNetwork(layers, 4, layers[0].shape, T, still=False), x
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -84,7 +86,9 @@ def test_pairs_hold_every_kept_weight_once(seed, density):
 def test_rounded_weights_leave_room_for_every_input(seed, units, scale):
     weight = torch.randn(5, 200, generator=torch.Generator().manual_seed(seed)) * scale
     weight[0] = 0
-    layer = quantize(Layer("linear", "x", (0,), 1, (5,), {}, {"weight": weight, "bias": torch.zeros(5)}), units)
+    layer = quantize(
+        LoweredLayer(operation("linear"), "x", (0,), 1, (5,), {}, {"weight": weight, "bias": torch.zeros(5)}), units
+    )
     whole = layer.tensors["weight"]
     assert torch.equal(whole, whole.round())
     assert whole.abs().sum(1).max() * units <= 32767

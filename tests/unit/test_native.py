@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from spikeprune.core.errors import InvalidValue, RunFailed, UnknownName
-from spikeprune.runtime import native
+from spikeprune.runtime import native, structs
 
 SOURCE = 'extern "C" int answer(void) {{ return {value}; }}\n'
 
@@ -150,3 +150,53 @@ def test_kernels_include_no_torch_header():
     for path in native.KERNELS.iterdir():
         if path.suffix in (".cpp", ".h"):
             assert "torch/" not in path.read_text(), path.name
+
+
+ABI = 'extern "C" {{ const char* engine_abi(void) {{ return "{text}"; }} }}\n'
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda facts: facts | {"SpOp": facts["SpOp"] + 8}, "for SpOp"),
+        (lambda facts: facts | {"SpOp.weights": 0}, "for SpOp.weights"),
+        (lambda facts: facts | {"external": 3, "static": 2}, "for external"),
+        (lambda facts: {key: value for key, value in facts.items() if key != "SpPair"}, "says None for SpPair"),
+        (lambda facts: facts | {"SpNew": 1}, "speaks of SpNew"),
+        (lambda facts: {}, "says None"),
+    ],
+)
+def test_a_library_with_another_interface_is_refused(change, said, kernels, caplog):
+    facts = change(dict(structs.ABI["engine"]))
+    text = "".join(f"{value} {key}\\n" for key, value in facts.items())
+    (kernels / "engine.cpp").write_text(ABI.format(text=text))
+    with caplog.at_level(logging.WARNING, logger="spikeprune"):
+        assert native.library("engine") is None
+    (record,) = caplog.records
+    assert said in record.getMessage()
+
+
+@needs_compiler
+def test_a_library_without_a_handshake_is_refused(kernels, caplog):
+    (kernels / "engine.cpp").write_text(SOURCE.format(value=1))
+    with caplog.at_level(logging.WARNING, logger="spikeprune"):
+        assert native.library("engine") is None
+    assert "engine_abi is missing" in caplog.text
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", native.NAMES)
+def test_the_kernels_of_this_version_agree_with_the_mirror(name):
+    library = native.library(name)
+    assert library is not None
+    assert structs.mismatch(name, library) == ""
+    assert set(structs.ABI) == set(native.NAMES)
+
+
+@pytest.mark.parametrize("status", [1, 2, 3, 4, 5, 99])
+def test_a_status_becomes_an_error(status):
+    structs.run("a layer", 0)
+    with pytest.raises(RunFailed, match="a layer failed in the C") as error:
+        structs.run("a layer", status)
+    assert 20 <= len(str(error.value)) <= 300

@@ -19,9 +19,8 @@ from spikeprune.core.errors import InvalidValue, RunFailed
 from spikeprune.model.adapter import adapter_for
 from spikeprune.runtime import native
 from spikeprune.runtime.compile import CompiledSNN, compile, cost
-from spikeprune.runtime.compile import layers as L
-from spikeprune.runtime.compile.layers import Network
-from spikeprune.runtime.compile.schedule import packings
+from spikeprune.runtime.compile.network import LoweredNetwork, interpret
+from spikeprune.runtime.compile.packing import packings
 from spikeprune.runtime.interchange import onnx_model
 
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd")
@@ -174,7 +173,7 @@ def exported_runners(compiled: CompiledSNN, x: Tensor, threads: int) -> dict[str
         return {}
     exported = onnx_model(compiled.network, x, any_batch=False)
     runners = {name: makers[name](exported, threads) for name in found}
-    values = L.interpret(compiled.network, x, True)[compiled.network.output]
+    values = interpret(compiled.network, x, True)[compiled.network.output]
     for name, runner in runners.items():
         # One tie at a threshold spreads through a deep network, so only gross differences are an error.
         distance = (torch.as_tensor(runner(x)) - values).abs().mean()
@@ -224,10 +223,10 @@ def roofline(compiled: CompiledSNN, milliseconds: float, N: int) -> dict[str, fl
         raise InvalidValue("the roofline is that of the C++ kernels, and no compiler was found to build them")
     network = compiled.network
     static = network.static(network.still)
-    packed = packings(network, static)
+    packed = packings(network)
     adds = weights = 0
     for layer in network.layers:
-        if layer.kind in ("conv", "linear") and layer.output not in static:
+        if layer.op.weighted and layer.output not in static:
             planes = packed[layer.inputs[0]].planes if layer.inputs[0] in packed else ((1.0, 1),)
             here = int(torch.count_nonzero(layer.tensors["weight"])) * math.prod(layer.shape[1:]) * N * network.T
             weights += here
@@ -239,12 +238,12 @@ def roofline(compiled: CompiledSNN, milliseconds: float, N: int) -> dict[str, fl
     }  # fmt: skip
 
 
-def share_of_multiplies(network: Network) -> float:
+def share_of_multiplies(network: LoweredNetwork) -> float:
     """Kept over all multiplies of the conv and linear layers, those computed once per image counted once."""
     static = network.static(network.still)
     kept = every = 0
     for layer in network.layers:
-        if layer.kind in ("conv", "linear"):
+        if layer.op.weighted:
             weight = layer.tensors["weight"]
             times = math.prod(layer.shape[1:]) * (1 if layer.output in static else network.T)
             kept += int(torch.count_nonzero(weight)) * times

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spikeprune.core.errors import InvalidValue, RunFailed, unknown
+from spikeprune.runtime import structs
 
 log = logging.getLogger("spikeprune")
 
@@ -62,7 +63,7 @@ def cpu_name() -> str:
 
 @functools.cache  # asked at every kernel call
 def cpu_features() -> frozenset[str]:
-    """Lower-case instruction set flags of this machine's processor."""
+    """Lower-case instruction set flags of this machine's processor; every part of spikeprune asks here."""
     for line in _cpuinfo():
         key, _, value = line.partition(":")
         if key.strip().lower() in ("flags", "features"):
@@ -220,6 +221,25 @@ def _find_or_build(name: str, isa_name: str) -> Path | None:
     return path
 
 
+def _load(name: str, path: Path | None) -> ctypes.CDLL | None:
+    """The library if it is one for this machine and this version; else None, with a line in the log."""
+    if path is None:
+        return None
+    try:
+        loaded = ctypes.CDLL(str(path))
+        wrong = structs.mismatch(name, loaded)
+        if not wrong:
+            structs.declare(name, loaded)
+    except OSError as error:  # a library for another machine, or damaged
+        wrong = str(error)
+    except (AttributeError, ValueError) as error:
+        wrong = f"its interface is not that of this version ({error})"
+    if wrong:
+        log.warning("the %s kernels run as slower PyTorch code, %s cannot be used: %s", name, path.name, wrong)
+        return None
+    return loaded
+
+
 def library(name: str) -> ctypes.CDLL | None:
     """The kernel library `name` for this machine, built if need be; None (said once in the log) without a compiler.
 
@@ -230,12 +250,7 @@ def library(name: str) -> ctypes.CDLL | None:
         return _loaded[name, isa_name]
     with _lock:
         if (name, isa_name) not in _loaded:
-            path = _find_or_build(name, isa_name)
-            try:
-                _loaded[name, isa_name] = None if path is None else ctypes.CDLL(str(path))
-            except OSError as error:  # a library for another machine, or damaged
-                log.warning("the %s kernels run as slower PyTorch code: %s", name, error)
-                _loaded[name, isa_name] = None
+            _loaded[name, isa_name] = _load(name, _find_or_build(name, isa_name))
         return _loaded[name, isa_name]
 
 

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from spikeprune.core.errors import InvalidValue, unknown
 from spikeprune.runtime import native
+from spikeprune.runtime.structs import SparseStruct, pointer, run
 
 # A layer is taken if at most this share of its weights is alive. Measured by `benchmarks/training.py`, which prints
 # where forward and backward of the layers of VGG-16 break even with dense ones; a fixed number rather than a timing
@@ -25,22 +26,8 @@ from spikeprune.runtime import native
 MOST_ALIVE = 0.2
 
 
-class _Spec(ctypes.Structure):
-    _fields_ = (
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "M", "inputs", "H", "W", "outputs", "out_H", "out_W", "kernel_h", "kernel_w", "pad_h", "pad_w",
-                "threads",
-            )
-        ),
-        ("x_stride", ctypes.c_int64 * 4),
-        ("y_stride", ctypes.c_int64 * 4),
-    )  # fmt: skip
-
-
 @dataclass(frozen=True)
-class Layer:
+class SparseLayer:
     """What became of one layer: `sparse`, or the `reason` why it runs densely. `alive` is a share of its weights."""
 
     name: str
@@ -67,7 +54,7 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _AlivePlan:
     """One layer's weights alive by output channel, and by input channel with the kernel turned."""
 
     shape: tuple[int, int, int, int]
@@ -76,14 +63,14 @@ class _Plan:
     backward: _Rows
 
     @staticmethod
-    def of(mask: Tensor, padding: tuple[int, int]) -> "_Plan":
+    def of(mask: Tensor, padding: tuple[int, int]) -> "_AlivePlan":
         mask = mask if mask.dim() == 4 else mask[:, :, None, None]
         outputs, inputs, high, wide = mask.shape
         taps = high * wide
         flat = mask.contiguous().flatten().nonzero().flatten()
         o, rest = flat // (inputs * taps), flat % (inputs * taps)
         turned = (rest // taps) * (outputs * taps) + o * taps + (taps - 1 - rest % taps)
-        return _Plan(
+        return _AlivePlan(
             (outputs, inputs, high, wide),
             padding,
             _Rows.of(flat, flat, outputs, inputs * taps),
@@ -91,23 +78,19 @@ class _Plan:
         )
 
 
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-def _spec(x: Tensor, y: Tensor, plan: _Plan) -> _Spec:
+def _spec(x: Tensor, y: Tensor, plan: _AlivePlan) -> SparseStruct:
     strides = ctypes.c_int64 * 4
-    return _Spec(
+    return SparseStruct(
         x.shape[0], *x.shape[1:], *y.shape[1:], *plan.shape[2:], *plan.padding, torch.get_num_threads(),
         strides(*x.stride()), strides(*y.stride()),
     )  # fmt: skip
 
 
-class _Convolution(torch.autograd.Function):
+class _SparseConvolution(torch.autograd.Function):
     """Stride-1 convolution of x [M, inputs, H, W] with the weights alive."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, plan: _AlivePlan) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.plan = plan
         high, wide = (
@@ -117,26 +100,28 @@ class _Convolution(torch.autograd.Function):
         y = _empty_like(x, (x.shape[0], plan.shape[0], high, wide))
         rows = plan.forward
         values = _values(weight, rows)
-        _library().sparse_train_forward(
-            ctypes.byref(_spec(x, y, plan)), _pointer(x), _pointer(rows.begins), _pointer(rows.columns),
-            _pointer(values), _pointer(y),
+        status = _library().sparse_train_forward(
+            ctypes.byref(_spec(x, y, plan)), pointer(x), pointer(rows.begins), pointer(rows.columns),
+            pointer(values), pointer(y),
         )  # fmt: skip
+        run("a layer of weights alive", status)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        plan: _Plan = ctx.plan
+        plan: _AlivePlan = ctx.plan
         rows, turned = plan.forward, plan.backward
         values = _values(weight, turned)
         alive = torch.empty(len(rows.columns))
         g_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        _library().sparse_train_backward(
-            ctypes.byref(_spec(x, g, plan)), _pointer(x), _pointer(g), _pointer(rows.begins), _pointer(rows.columns),
-            _pointer(alive), _pointer(turned.begins), _pointer(turned.columns), _pointer(values),
-            _pointer(g_x),
+        status = _library().sparse_train_backward(
+            ctypes.byref(_spec(x, g, plan)), pointer(x), pointer(g), pointer(rows.begins), pointer(rows.columns),
+            pointer(alive), pointer(turned.begins), pointer(turned.columns), pointer(values),
+            pointer(g_x),
         )  # fmt: skip
+        run("the gradient of a layer of weights alive", status)
         g_weight = torch.zeros(weight.shape).view(-1).index_copy_(0, rows.source, alive).view(weight.shape)
         return g_x, g_weight, None
 
@@ -156,7 +141,7 @@ def _empty_like(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def sparsify(model: nn.Module, masks: Mapping[str, Tensor]) -> list[Layer]:
+def sparsify(model: nn.Module, masks: Mapping[str, Tensor]) -> list[SparseLayer]:
     """Lets the masked layers of the model train over the weights alive alone, in place, until `densify`.
 
     The masks must stay fixed in between; after an update of them call it again. Outputs and gradients of the weights
@@ -172,7 +157,7 @@ def sparsify(model: nn.Module, masks: Mapping[str, Tensor]) -> list[Layer]:
     densify(model)
     layers = {name + ".weight" if name else "weight": module for name, module in model.named_modules()}
     parameters = dict(model.named_parameters())
-    report: list[Layer] = []
+    report: list[SparseLayer] = []
     for name, mask in masks.items():
         if name not in parameters:
             raise unknown("parameter", name, parameters, "masks are keyed as in model.named_parameters()")
@@ -187,7 +172,7 @@ def sparsify(model: nn.Module, masks: Mapping[str, Tensor]) -> list[Layer]:
             )
         alive = float(mask.sum()) / mask.numel()
         reason = _refusal(layers.get(name), alive)
-        report.append(Layer(name, alive, not reason, reason))
+        report.append(SparseLayer(name, alive, not reason, reason))
         if not reason:
             _attach(layers[name], mask)
     return report
@@ -204,7 +189,7 @@ def densify(model: nn.Module) -> None:
 
 
 @contextmanager
-def sparse_finetune(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[list[Layer]]:
+def sparse_finetune(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[list[SparseLayer]]:
     """`sparsify` inside the block, `densify` behind it.
 
     Yields: what became of each masked layer.
@@ -219,7 +204,7 @@ def sparse_finetune(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[l
 
 @dataclass
 class _State:
-    plan: _Plan
+    plan: _AlivePlan
     before: Any  # an instance's own forward, such as that of sp.fuse
 
 
@@ -250,7 +235,7 @@ def _refusal(module: nn.Module | None, alive: float) -> str:
 def _attach(module: Any, mask: Tensor) -> None:
     padding: Any = getattr(module, "padding", (0, 0))  # a Linear is a 1x1 convolution
     before = vars(module).get("forward")
-    vars(module).update(_sparse_state=_State(_Plan.of(mask, padding), before))
+    vars(module).update(_sparse_state=_State(_AlivePlan.of(mask, padding), before))
     vars(module).update(forward=types.MethodType(_forward, module))
 
 
@@ -267,7 +252,7 @@ def _forward(self: Any, x: Any) -> Any:
             return _forward(self, x[:1]).expand(T, *[-1] * 4)
         return _forward(self, x.flatten(0, 1)).unflatten(0, x.shape[:2])
     flat = x if convolution else x.reshape(-1, x.shape[-1], 1, 1)
-    y: Any = _Convolution.apply(flat, self.weight, plan)
+    y: Any = _SparseConvolution.apply(flat, self.weight, plan)
     if self.bias is not None:
         y = y + self.bias.view(1, -1, 1, 1)
     return y if convolution else y.view(*x.shape[:-1], -1)

@@ -9,7 +9,7 @@ from spikeprune.lab.train.finished import Finished, finished
 from spikeprune.lab.train.folder import read_safetensors
 from spikeprune.lab.train.packed import write_packed
 from spikeprune.runtime.bench import flipped
-from spikeprune.runtime.compile import CompiledSNN, Plan, compile
+from spikeprune.runtime.compile import CompiledSNN, EnginePlan, compile
 from spikeprune.runtime.compile.compiled import Precision
 from spikeprune.runtime.interchange import export_nir, export_onnx
 from spikeprune.zoo.readout import predict
@@ -37,7 +37,7 @@ def export_compiled(
     compiled = compile(network.model, few, precision)
     path = file or opened.folder.path / "model.compiled"
     compiled.save(path)
-    lines = str(Plan(row for row in compiled.plan() if row.sparsity is not None)).splitlines()
+    lines = str(EnginePlan(row for row in compiled.plan() if row.sparsity is not None)).splitlines()
     if precision == "int16":
         lines.append(_difference(compile(network.model, few), compiled, example, opened))
     return path, lines

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from spikeprune.core.errors import InvalidValue
 from spikeprune.runtime import native
 from spikeprune.runtime.compile import cost, store
-from spikeprune.runtime.compile.layers import Network, quantize
+from spikeprune.runtime.compile.builder import Builder
 from spikeprune.runtime.compile.lower import lower
-from spikeprune.runtime.compile.program import CHUNK, declare
-from spikeprune.runtime.compile.schedule import Builder, Schedule, packings
+from spikeprune.runtime.compile.network import LoweredNetwork
+from spikeprune.runtime.compile.packing import packings
+from spikeprune.runtime.compile.program import CHUNK
+from spikeprune.runtime.compile.schedule import EngineSchedule
+from spikeprune.runtime.compile.weighted import quantize
 
 Precision = Literal["fp32", "int16"]
 
@@ -32,7 +35,7 @@ class PlanRow:
     dense_ms: float | None
 
 
-class Plan(tuple[PlanRow, ...]):
+class EnginePlan(tuple[PlanRow, ...]):
     """The engine of every layer; prints as a table."""
 
     def __str__(self) -> str:
@@ -61,14 +64,13 @@ class CompiledSNN:
             opponent in benchmarks.
     """
 
-    def __init__(self, network: Network, precision: str = "fp32", engine: str | None = None) -> None:
+    def __init__(self, network: LoweredNetwork, precision: str = "fp32", engine: str | None = None) -> None:
         self.network = network
         self.precision = precision
         self._engine = engine
-        library = native.library("engine")
-        self._library = None if library is None else declare(library)
+        self._library = native.library("engine")
         self._lock = threading.Lock()
-        self._schedules: dict[tuple[bool, int, bool, int], Schedule] = {}
+        self._schedules: dict[tuple[bool, int, bool, int], EngineSchedule] = {}
         self._choices: dict[tuple[bool, int, int], dict[int, cost.Choice]] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -86,9 +88,9 @@ class CompiledSNN:
         x, still, T, N = self._input(x)
         with torch.no_grad():
             values = self._schedule(still, T, N, watch=True).run(x, T, N, torch.get_num_threads())
-        return {layer.name: values[layer.output] for layer in self.network.layers if layer.kind == "neuron"}
+        return {layer.name: values[layer.output] for layer in self.network.layers if layer.op.fires}
 
-    def plan(self, N: int = 1) -> Plan:
+    def plan(self, N: int = 1) -> EnginePlan:
         """Which engine runs each layer for batches of about N images, and the estimated times that decided."""
         still, T = self.network.still, self.network.T
         schedule = self._schedule(still, T, N)
@@ -114,7 +116,7 @@ class CompiledSNN:
                     None if choice is None else ms(choice.dense),
                 )
             )  # fmt: skip
-        return Plan(rows)
+        return EnginePlan(rows)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one checksummed file at exactly `path`; `load` reads it, on any machine."""
@@ -132,7 +134,7 @@ class CompiledSNN:
         forms = [f"[N, {shape}]"] * network.still + [f"[T, N, {shape}]"]
         raise InvalidValue(f"this compiled model takes {' or '.join(forms)}, got {list(x.shape)}")
 
-    def _schedule(self, still: bool, T: int, N: int, watch: bool = False) -> Schedule:
+    def _schedule(self, still: bool, T: int, N: int, watch: bool = False) -> EngineSchedule:
         regime = _regime(N)
         key = (still, T, watch, regime)
         with self._lock:
@@ -144,7 +146,7 @@ class CompiledSNN:
                     choices = cost.choose(self.network, self._library, still, T, regime)
                     self._choices[still, T, regime] = choices
                     engines = {place: choice.engine for place, choice in choices.items()}
-                watched = {layer.output for layer in self.network.layers if layer.kind == "neuron"} if watch else set()
+                watched = {layer.output for layer in self.network.layers if layer.op.fires} if watch else set()
                 self._schedules[key] = Builder(self.network, self._library, engines, still, watched).build()
             return self._schedules[key]
 
@@ -187,17 +189,16 @@ def load(path: str | os.PathLike[str]) -> CompiledSNN:
     return CompiledSNN(network, precision)
 
 
-def _quantize(network: Network) -> None:
+def _quantize(network: LoweredNetwork) -> None:
     """Rounds the weights of every layer whose input is spikes, or a mean of few spikes."""
-    static = network.static(network.still)
-    packed = packings(network, static)
-    flat = {layer.output: layer.inputs[0] for layer in network.layers if layer.kind == "flatten"}
+    packed = packings(network)
+    reshaped = network.reshaped()
     for place, layer in enumerate(network.layers):
         source = layer.inputs[0]
-        planes = packed.get(source) or packed.get(flat.get(source, source))
-        if layer.kind in ("conv", "linear") and planes is not None:
+        planes = packed.get(source) or packed.get(reshaped.get(source, source))
+        if layer.op.weighted and planes is not None:
             units = 1 if len(planes.planes) == 1 else round(1 / planes.planes[0][0])
             network.layers[place] = quantize(layer, units)
 
 
-__all__ = ["CompiledSNN", "Plan", "PlanRow", "Precision", "compile", "load"]
+__all__ = ["CompiledSNN", "EnginePlan", "PlanRow", "Precision", "compile", "load"]

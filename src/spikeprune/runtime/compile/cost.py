@@ -24,12 +24,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from spikeprune.runtime import native
 from spikeprune.runtime.compile import program as P
-from spikeprune.runtime.compile.layers import Layer, Network
-from spikeprune.runtime.compile.schedule import channels_last, entries, packings, spatial
+from spikeprune.runtime.compile.network import LoweredLayer, LoweredNetwork, spatial
+from spikeprune.runtime.compile.packing import packings
+from spikeprune.runtime.compile.weighted import Dense, entries
+from spikeprune.runtime.structs import EXTERNAL, REAL, STATIC, WORDS
 
 log = logging.getLogger("spikeprune")
 
@@ -119,17 +120,17 @@ def _one_conv(library: ctypes.CDLL, kernel: int, kept: int, T: int, engine: str 
     real = engine == "real"
     vector = np.ones(channels, np.float32)
     shape = (channels, size, size)
-    start = P.OpSpec(P.POINTWISE, 2, shape, ("busy input",), spikes=-1 if real else 0, real=0 if real else -1)
+    start = P.OpSpec("pointwise", 2, shape, ("busy input",), spikes=-1 if real else 0, real=0 if real else -1)
     start.arrays = {"scale": vector, "bias": vector}  # every input neuron fires at every step
-    op = P.OpSpec(P.CONV_REAL if real else P.CONV_LOOKUP, 0, shape, ("calibration",), spikes=1)
+    op = P.OpSpec("conv_real" if real else "conv_lookup", 0, shape, ("calibration",), spikes=1)
     op.kernel, op.pad = (kernel, kernel), (kernel // 2, kernel // 2)
     op.sparse, op.planes = s, ((1.0, 1),)
     op.arrays = {"bias": vector} | entries(op, engine)
     start.neuron = op.neuron = {"decay": vector / 2, "threshold": vector / 2, "reset": 0 * vector, "start": 0 * vector}
     buffers = [
-        P.BufferSpec(0, P.REAL if real else P.WORDS, shape, kernel // 2),
-        P.BufferSpec(1, P.WORDS, shape),
-        P.BufferSpec(2, P.STATIC, shape),
+        P.BufferSpec(0, REAL if real else WORDS, shape, kernel // 2),
+        P.BufferSpec(1, WORDS, shape),
+        P.BufferSpec(2, STATIC, shape),
     ]
     run = P.Program(library, [start, op], buffers)
     x = torch.ones(1, *shape)
@@ -140,8 +141,8 @@ def _one_conv(library: ctypes.CDLL, kernel: int, kept: int, T: int, engine: str 
 def _one_pack(library: ctypes.CDLL) -> float:
     shape = (32, 16, 16)
     vector = np.ones(32, np.float32)
-    op = P.OpSpec(P.POINTWISE, 0, shape, ("calibration",), real=1, arrays={"scale": vector, "bias": vector})
-    run = P.Program(library, [op], [P.BufferSpec(0, P.WORDS, shape), P.BufferSpec(1, P.EXTERNAL, shape, output=True)])
+    op = P.OpSpec("pointwise", 0, shape, ("calibration",), real=1, arrays={"scale": vector, "bias": vector})
+    run = P.Program(library, [op], [P.BufferSpec(0, WORDS, shape), P.BufferSpec(1, EXTERNAL, shape, output=True)])
     return best_time(lambda: run.run({}, 4, 1, 1)) / (4 * math.prod(shape))
 
 
@@ -188,44 +189,18 @@ def rates(library: ctypes.CDLL) -> Rates:
         return _rates[machine]
 
 
-def dense_time(layer: Layer, images: int) -> float:
-    """Nanoseconds of PyTorch's dense layer on `images` images (steps included)."""
-    weight = layer.tensors["weight"]
-    if layer.kind == "linear":
-        key, shape = f"linear {tuple(weight.shape)}", (images, weight.shape[1])
-    else:
-        o = layer.options
-        h, w = _input_size(layer)
-        key = f"conv {tuple(weight.shape)} {o['stride']} {o['padding']} {o['dilation']} {o['groups']} {h} {w}"
-        shape = (images, weight.shape[1] * o["groups"], h, w)
-    key = f"{_machine()} {key} {images}"
+def dense_time(dense: Dense, images: int) -> float:
+    """Nanoseconds of PyTorch's dense layer on `images` images (steps included): from memory, or measured now."""
+    key = f"{_machine()} {dense.key} {images}"
     with _lock:
         if key in _dense:
             return _dense[key]
-    x = torch.zeros(shape)
-    if layer.kind == "linear":
-        spent = best_time(lambda: F.linear(x, weight), 3)
-    else:
-        o = layer.options
-        form = torch.channels_last if channels_last(layer) else torch.contiguous_format
-        x, weight = x.contiguous(memory_format=form), weight.contiguous(memory_format=form)
-        spent = best_time(lambda: F.conv2d(x, weight, None, o["stride"], o["padding"], o["dilation"], o["groups"]), 3)
+    spent = best_time(dense.run, 3)
     with _lock:
         _dense[key] = spent
         if _machine() in _rates:
             _write()
     return spent
-
-
-def _input_size(layer: Layer) -> tuple[int, int]:
-    """The smallest input map that gives the layer's output map."""
-    o = layer.options
-    kernel = layer.tensors["weight"].shape[2:]
-    sizes = [
-        (out - 1) * s + d * (k - 1) + 1 - 2 * p
-        for out, s, d, k, p in zip(layer.shape[1:], o["stride"], o["dilation"], kernel, o["padding"], strict=True)
-    ]
-    return sizes[0], sizes[1]
 
 
 @dataclass(frozen=True)
@@ -244,60 +219,84 @@ class Choice:
         return min(self.lookup, self.event, self.real)
 
 
-def choose(network: Network, library: ctypes.CDLL, still: bool, T: int, N: int) -> dict[int, Choice]:
-    """The engine of every conv and linear layer, for batches of about N images of T steps."""
-    constants = rates(library)
-    static = network.static(still)
-    packed = packings(network, static)
-    block = library.sp_block(T)
-    blocks = math.ceil(T / block)
-    flat = {layer.output: layer.inputs[0] for layer in network.layers if layer.kind == "flatten"}
-    shapes = {0: network.input_shape} | {layer.output: layer.shape for layer in network.layers}
-    threads = max(1, torch.get_num_threads())
-    found: dict[int, Choice] = {}
-    for place, layer in enumerate(network.layers):
-        if layer.kind not in ("conv", "linear"):
-            continue
-        source = layer.inputs[0]
-        if layer.kind == "linear" and source in flat:
-            source = flat[source] if flat[source] in packed or source not in packed else source
-        if layer.output in static:
-            found[place] = Choice("dense", math.inf, math.inf, math.inf, 0.0)
-            continue
+class Circumstances:
+    """What the time of a layer depends on beside the layer: the network, T, the batch and this machine."""
+
+    def __init__(self, network: LoweredNetwork, library: ctypes.CDLL, still: bool, T: int, N: int) -> None:
+        self.T, self.N = T, N
+        self.constants = rates(library)
+        self.static = network.static(still)
+        self.busy = network.busy
+        self.packed = packings(network)
+        self.reshaped = network.reshaped()
+        self.shapes = network.shapes()
+        self.block = library.sp_block(T)
+        self.blocks = math.ceil(T / self.block)
+        self.threads = max(1, torch.get_num_threads())
+
+    def price(self, layer: LoweredLayer, source: int, columns: int, dense: Callable[[int], Dense]) -> Choice:
+        """The best engine for a layer with a weight.
+
+        Args:
+            source: the value that its kernels read.
+            columns: inputs of one output position, over all groups.
+            dense: PyTorch's layer for a number of images; only made where the sparse estimate could lose.
+        """
+        if layer.output in self.static:
+            return Choice("dense", math.inf, math.inf, math.inf, 0.0)
         weight = layer.tensors["weight"]
-        kept = int(torch.count_nonzero(weight))
-        channels, h, w = spatial(layer.shape)
-        n = min(N, P.CHUNK)
-        positions = n * h * w
-        tile = 2 * constants.lanes
-        tiles = math.ceil(positions / tile) * N / n
-        columns = weight[0].numel() * (layer.options["groups"] if layer.kind == "conv" else 1)
-        lookup = event = math.inf
-        if source in packed and columns * len(packed[source].planes) < P.MAX_COLUMNS:
-            planes = packed[source].planes
-            some, four = network.busy.get(source, (1.0, 1.0))
-            steps = math.ceil(block / max(1, min(block, tile // min(tile, positions))))
-            fixed = columns * len(planes) * constants.gather + channels * constants.finish
-            one_event = constants.event + steps * constants.event_step
-            first = kept if planes[0][1] > 1 else kept / 2 + channels / 4
-            later = four * kept * one_event if len(planes) > 1 else 0.0
-            lookup = tiles * blocks * (fixed + first * (constants.pair + steps * constants.step) + later)
-            event = tiles * blocks * (fixed + some * kept * one_event + later)
-        real = tiles * (
-            columns * T * constants.gather_real + channels * blocks * constants.finish + kept * T * constants.multiply
-        )
-        if source in packed and math.isfinite(lookup):
+        _, h, w = spatial(layer.shape)
+        lookup, event = self._packed_times(layer, source, columns)
+        real = self._real_time(layer, columns)
+        if source in self.packed and math.isfinite(lookup):
             real = math.inf  # never better on what is packed
-        work = weight.numel() * h * w * N * T / threads
-        values = (math.prod(shapes[source]) + math.prod(layer.shape)) * N * T * constants.element / threads
-        sparse = min(lookup, event, real) / threads
-        dense = math.inf
+        work = weight.numel() * h * w * self.N * self.T / self.threads
+        sparse = min(lookup, event, real) / self.threads
+        dense_ns = math.inf
         if sparse > work / FASTEST_DENSE:
-            images = T * min(N, P.CHUNK)
-            dense = dense_time(layer, images) * N / min(N, P.CHUNK) + values
-        times = {"lookup": lookup / threads, "event": event / threads, "real": real / threads}
+            images = min(self.N, P.CHUNK)
+            sizes = math.prod(self.shapes[source]) + math.prod(layer.shape)
+            values = sizes * self.N * self.T * self.constants.element / self.threads
+            dense_ns = dense_time(dense(self.T * images), self.T * images) * self.N / images + values
+        times = {"lookup": lookup / self.threads, "event": event / self.threads, "real": real / self.threads}
         if times["event"] * MARGIN > times["lookup"]:
             times["event"] = math.inf  # its estimate also hangs on the example, so it must win clearly
-        engine = "dense" if dense * MARGIN < sparse else min(times, key=lambda name: times[name])
-        found[place] = Choice(engine, **times, dense=dense)
-    return found
+        engine = "dense" if dense_ns * MARGIN < sparse else min(times, key=lambda name: times[name])
+        return Choice(engine, **times, dense=dense_ns)
+
+    def _tiles(self, layer: LoweredLayer) -> tuple[float, int, int]:
+        """Number of tiles of a batch, positions of a chunk, lanes of a tile."""
+        _, h, w = spatial(layer.shape)
+        n = min(self.N, P.CHUNK)
+        lanes = 2 * self.constants.lanes
+        return math.ceil(n * h * w / lanes) * self.N / n, n * h * w, lanes
+
+    def _packed_times(self, layer: LoweredLayer, source: int, columns: int) -> tuple[float, float]:
+        """Nanoseconds of lookup and event on one thread; inf where the input is not packed."""
+        if source not in self.packed or columns * len(self.packed[source].planes) >= P.MAX_COLUMNS:
+            return math.inf, math.inf
+        c, planes = self.constants, self.packed[source].planes
+        tiles, positions, lanes = self._tiles(layer)
+        kept, channels = int(torch.count_nonzero(layer.tensors["weight"])), layer.shape[0]
+        some, four = self.busy.get(source, (1.0, 1.0))
+        steps = math.ceil(self.block / max(1, min(self.block, lanes // min(lanes, positions))))
+        fixed = columns * len(planes) * c.gather + channels * c.finish
+        one_event = c.event + steps * c.event_step
+        first = kept if planes[0][1] > 1 else kept / 2 + channels / 4
+        later = four * kept * one_event if len(planes) > 1 else 0.0
+        lookup = tiles * self.blocks * (fixed + first * (c.pair + steps * c.step) + later)
+        return lookup, tiles * self.blocks * (fixed + some * kept * one_event + later)
+
+    def _real_time(self, layer: LoweredLayer, columns: int) -> float:
+        c = self.constants
+        kept = int(torch.count_nonzero(layer.tensors["weight"]))
+        return self._tiles(layer)[0] * (
+            columns * self.T * c.gather_real + layer.shape[0] * self.blocks * c.finish + kept * self.T * c.multiply
+        )
+
+
+def choose(network: LoweredNetwork, library: ctypes.CDLL, still: bool, T: int, N: int) -> dict[int, Choice]:
+    """The engine of every layer that has several, by its place, for batches of about N images of T steps."""
+    here = Circumstances(network, library, still, T, N)
+    priced = {place: layer.op.price(layer, here) for place, layer in enumerate(network.layers)}
+    return {place: choice for place, choice in priced.items() if choice is not None}

@@ -1,4 +1,4 @@
-"""Native programs: structs of the kernels' C interface, weights in the kernels' order, and one call for many layers."""
+"""Native programs: weights in the kernels' order, and one call for many layers."""
 
 import ctypes
 import threading
@@ -11,70 +11,12 @@ import torch
 from torch import Tensor
 
 from spikeprune.core.errors import RunFailed
+from spikeprune.runtime import structs
+from spikeprune.runtime.structs import EVENT, EXTERNAL, PAIR, REAL, STATIC, WEIGHT, WORDS, BufferStruct, OpStruct
 
-WORDS, REAL, EXTERNAL, STATIC = range(4)
-CONV_LOOKUP, CONV_REAL, POINTWISE, POOL = range(4)
-POOL_MAX, POOL_AVERAGE, POOL_PLANES = range(3)
 CHUNK = 8  # images that go through a program together: fills a tile on 2x2 maps, keeps what lies between in cache
 
-_float_p = ctypes.POINTER(ctypes.c_float)
-
-
-class Buffer(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p)] + [
-        (name, ctypes.c_int32) for name in ("kind", "channels", "height", "width", "pad", "channels_last")
-    ]
-
-
-class Neuron(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("decay", "threshold", "reset", "start")] + [
-        (name, ctypes.c_int32) for name in ("soft", "unused")
-    ]
-
-
-_OP_INTS = (
-    "code", "input", "spikes", "real", "residual", "pool_kind", "kernel_h", "kernel_w", "stride_h", "stride_w",
-    "pad_h", "pad_w", "dilation_h", "dilation_w", "channels", "height", "width", "first_event",
-)  # fmt: skip
-_OP_POINTERS = (
-    "scale",
-    "bias",
-    "post_scale",
-    "post_bias",
-    "starts",
-    "map",
-    "pairs",
-    "event_starts",
-    "events",
-    "weights",
-)
-
-
-class Op(ctypes.Structure):
-    _fields_ = (
-        [(name, ctypes.c_int32) for name in _OP_INTS]
-        + [(name, ctypes.c_void_p) for name in _OP_POINTERS]
-        + [("neuron", Neuron)]
-    )
-
-
-PAIR = np.dtype([("a", np.float32), ("b", np.float32), ("first", np.uint16), ("second", np.uint16)])
 MAX_COLUMNS = 65535  # what fits in a pair's 16-bit places
-EVENT = np.dtype([("value", np.float32), ("row", np.uint32)])
-WEIGHT = np.dtype([("value", np.float32), ("column", np.int32)])
-
-
-def declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    """Tells ctypes the signatures of the engine's functions."""
-    library.sp_lanes.restype = library.sp_block.restype = ctypes.c_int32
-    library.sp_bytes.restype = ctypes.c_int64
-    library.sp_bytes.argtypes = [ctypes.POINTER(Buffer), ctypes.c_int64, ctypes.c_int64]
-    library.sp_run.restype = ctypes.c_int32
-    library.sp_run.argtypes = [
-        ctypes.POINTER(Op), ctypes.c_int32, ctypes.POINTER(Buffer),
-        ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int32,
-    ]  # fmt: skip
-    return library
 
 
 @dataclass
@@ -169,16 +111,15 @@ class BufferSpec:
 
 @dataclass
 class OpSpec:
-    """One operation; `arrays` (and the neuron's) keep alive what the struct points to."""
+    """One operation of the engine by its kernel's name; `arrays` and `neuron` keep alive what the struct points to."""
 
-    code: int
+    kernel_name: str
     input: int
     shape: tuple[int, int, int]
     layers: tuple[str, ...]
     spikes: int = -1
     real: int = -1
     residual: int = -1
-    pool_kind: int = 0
     first_event: int = 0
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
@@ -190,9 +131,13 @@ class OpSpec:
     sparse: Sparse | None = None  # a conv's kept weights and its input's planes, until they are packed for the kernel
     planes: tuple[tuple[float, int], ...] = ()
 
-    def fill(self, op: Op) -> None:
-        op.code, op.input, op.spikes, op.real = self.code, self.input, self.spikes, self.real
-        op.residual, op.pool_kind, op.first_event = self.residual, self.pool_kind, self.first_event
+    def fill(self, op: OpStruct, library: ctypes.CDLL) -> None:
+        """Writes the operation into a struct; the library knows the number of its kernel."""
+        op.code = library.sp_code(self.kernel_name.encode())
+        if op.code < 0:
+            raise RunFailed(f"the engine has no kernel {self.kernel_name!r}; a file kernels/engine_*.cpp registers it")
+        op.input, op.spikes, op.real = self.input, self.spikes, self.real
+        op.residual, op.first_event = self.residual, self.first_event
         op.kernel_h, op.kernel_w = self.kernel
         op.stride_h, op.stride_w = self.stride
         op.pad_h, op.pad_w = self.pad
@@ -212,9 +157,9 @@ class Program:
         self.library = library
         self.ops = ops
         self.buffers = buffers
-        self.structs = (Op * len(ops))()
+        self.structs = (OpStruct * len(ops))()
         for struct, op in zip(self.structs, ops, strict=True):
-            op.fill(struct)
+            op.fill(struct, library)
         self.lock = threading.Lock()
         self.free: dict[tuple[int, int], list[tuple[Any, Tensor]]] = {}  # (T, images at once) -> idle workspaces
 
@@ -223,29 +168,31 @@ class Program:
             idle = self.free.setdefault((T, chunk), [])
             if idle:
                 return idle.pop()
-        structs = (Buffer * len(self.buffers))()
+        buffers = (BufferStruct * len(self.buffers))()
         offsets: list[int] = []
         total = 0
-        for struct, spec in zip(structs, self.buffers, strict=True):
+        for struct, spec in zip(buffers, self.buffers, strict=True):
             struct.kind, struct.pad = spec.kind, spec.pad
             struct.channels, struct.height, struct.width = spec.shape
             offsets.append(total)
             if spec.kind in (WORDS, REAL):
-                total += (self.library.sp_bytes(ctypes.byref(struct), T, chunk) + 63) // 64 * 64
+                size = self.library.sp_bytes(ctypes.byref(struct), T, chunk)
+                structs.run("a compiled model", 2 if size < 0 else 0)
+                total += (size + 63) // 64 * 64
         # Zeroed once: the kernels write inside of the padding only, so it stays zero from call to call.
         memory = torch.zeros(total + 64, dtype=torch.uint8)
         base = (memory.data_ptr() + 63) // 64 * 64
-        for struct, spec, offset in zip(structs, self.buffers, offsets, strict=True):
+        for struct, spec, offset in zip(buffers, self.buffers, offsets, strict=True):
             if spec.kind in (WORDS, REAL):
                 struct.data = base + offset
-        return structs, memory
+        return buffers, memory
 
     def run(self, values: dict[int, Tensor], T: int, N: int, threads: int) -> None:
         """Reads and writes external tensors in `values` (number -> [T, N, C, H, W], or [N, C, H, W] if static)."""
         chunk = min(CHUNK, N)
-        structs, _ = workspace = self._workspace(T, chunk)
+        buffers, _ = workspace = self._workspace(T, chunk)
         held: list[Tensor] = []
-        for struct, spec in zip(structs, self.buffers, strict=True):
+        for struct, spec in zip(buffers, self.buffers, strict=True):
             if spec.kind not in (EXTERNAL, STATIC):
                 continue
             if spec.output:
@@ -261,11 +208,10 @@ class Program:
                     tensor = tensor.contiguous()
             held.append(tensor)
             struct.data = tensor.data_ptr()
-        failed = self.library.sp_run(self.structs, len(self.ops), structs, T, N, chunk, threads)
+        status = self.library.sp_run(self.structs, len(self.ops), buffers, len(self.buffers), T, N, chunk, threads)
         with self.lock:
             self.free[T, chunk].append(workspace)
-        if failed:
-            raise RunFailed("not enough memory for the compiled model's buffers; give it smaller batches")
+        structs.run("a compiled model", status)
 
 
 def last(tensor: Tensor) -> bool:

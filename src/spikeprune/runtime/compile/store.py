@@ -11,12 +11,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.runtime.compile.layers import KINDS, Layer, Network
+from spikeprune.runtime.compile.network import LoweredLayer, LoweredNetwork
+from spikeprune.runtime.compile.ops import operation
 
 MAGIC = b"spikeprune compiled 1\n"
 
 
-def save(path: str | os.PathLike[str], network: Network, precision: str) -> None:
+def save(path: str | os.PathLike[str], network: LoweredNetwork, precision: str) -> None:
     """Writes one file at exactly `path`, whole or not at all."""
     layers: list[dict[str, Any]] = []
     tensors = {}
@@ -48,7 +49,7 @@ def save(path: str | os.PathLike[str], network: Network, precision: str) -> None
         Path(scratch).unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike[str]) -> tuple[Network, str]:
+def load(path: str | os.PathLike[str]) -> tuple[LoweredNetwork, str]:
     """The network and precision that `save` wrote.
 
     Raises: InvalidValue for a missing, cut, changed or foreign file.
@@ -69,16 +70,14 @@ def load(path: str | os.PathLike[str]) -> tuple[Network, str]:
     tensors = load_tensors(body)
     head = json.loads(json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]["network"])
     layers = [
-        Layer(
-            entry["kind"], entry["name"], tuple(entry["inputs"]), entry["output"], tuple(entry["shape"]),
+        LoweredLayer(
+            operation(entry["kind"]), entry["name"], tuple(entry["inputs"]), entry["output"], tuple(entry["shape"]),
             {k: tuple(v) if isinstance(v, list) else v for k, v in entry["options"].items()},
             {tensor: tensors[f"{place}.{tensor}"] for tensor in entry["tensors"]},
         )
         for place, entry in enumerate(head["layers"])
     ]  # fmt: skip
-    if any(layer.kind not in KINDS for layer in layers):
-        raise InvalidValue(f"{name!r} holds layers that this version does not know; compile the model again")
-    network = Network(
+    network = LoweredNetwork(
         layers,
         head["output"],
         tuple(head["input_shape"]),

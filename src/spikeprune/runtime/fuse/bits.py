@@ -4,7 +4,6 @@ A convolution keeps its input for the weight's gradient, a pooling layer for its
 spikes that a fused neuron has just made, all of them share one packed copy.
 """
 
-import ctypes
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from spikeprune.runtime.fuse.kernel import element_type, kernels
+from spikeprune.runtime.fuse.kernel import kernels
+from spikeprune.runtime.structs import ELEMENTS, pointer, run
 
 # Below this many elements the Python around it costs more than the memory is worth.
 _LEAST = 1 << 12
@@ -96,10 +96,7 @@ def _to_bits(spikes: Tensor) -> Tensor:
     # Readers take 8 bytes at a time; the bytes behind the last spike are 0.
     bits = torch.empty((flat.numel() + 7) // 8 + 8, dtype=torch.uint8)
     bits[-8:] = 0
-    library.fuse_pack(
-        element_type(spikes.dtype), ctypes.c_int64(flat.numel()), ctypes.c_void_p(flat.data_ptr()),
-        ctypes.c_void_p(bits.data_ptr()),
-    )  # fmt: skip
+    run("packing spikes", library.fuse_pack(ELEMENTS[spikes.dtype], flat.numel(), pointer(flat), pointer(bits)))
     return bits
 
 
@@ -111,8 +108,6 @@ def _from_bits(packed: _Packed) -> Tensor:
         return out
     library = kernels(out)
     assert library is not None
-    library.fuse_unpack(
-        element_type(packed.dtype), ctypes.c_int64(flat.numel()), ctypes.c_void_p(packed.bits.data_ptr()),
-        ctypes.c_void_p(flat.data_ptr()),
-    )  # fmt: skip
+    status = library.fuse_unpack(ELEMENTS[packed.dtype], flat.numel(), pointer(packed.bits), pointer(flat))
+    run("unpacking spikes", status)
     return out

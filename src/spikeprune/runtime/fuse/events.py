@@ -14,22 +14,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from spikeprune.runtime.fuse.bits import SpikeStore
-from spikeprune.runtime.fuse.kernel import element_type, kernels
+from spikeprune.runtime.fuse.kernel import kernels
+from spikeprune.runtime.structs import ELEMENTS, EventStruct, pointer, run
 
 # The forward pass adds spike by spike up to this share of inputs that fire; above it the dense convolution is faster
 # (layers of VGG-16 on AVX2 break even between 35 % and 45 %). The weights' gradient gains at any share. A fixed number
 # rather than a timing at hand: a resumed run must take the same path to the last bit.
 MOST_ACTIVE = 0.3
-
-
-class _Spec(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_int64)
-        for name in (
-            "M", "inputs", "H", "W", "outputs", "out_H", "out_W", "kernel_h", "kernel_w", "pad_h", "pad_w",
-            "out_stride", "in_stride", "tap_stride", "x_last", "y_last", "threads",
-        )
-    )  # fmt: skip
 
 
 def convolution(module: nn.Conv2d, x: Tensor, spikes: SpikeStore) -> Tensor | None:
@@ -59,11 +50,11 @@ def convolution(module: nn.Conv2d, x: Tensor, spikes: SpikeStore) -> Tensor | No
     bits = spikes.find(x)
     if bits is None or bits.dtype == torch.bool:  # without a compiler spikes are kept as bytes
         return None
-    y: Any = _Convolution.apply(x, weight, module.bias, bits, tuple(padding), x_last)
+    y: Any = _SpikeConvolution.apply(x, weight, module.bias, bits, tuple(padding), x_last)
     return y
 
 
-class _Convolution(torch.autograd.Function):
+class _SpikeConvolution(torch.autograd.Function):
     """Stride-1 convolution of spikes x [M, inputs, H, W]; `bits` are x in its order of memory."""
 
     @staticmethod
@@ -80,12 +71,15 @@ class _Convolution(torch.autograd.Function):
         shape = (x.shape[0], weight.shape[0], high, wide)
         ctx.save_for_backward(weight, bits)
         ctx.shape, ctx.padding, ctx.last, ctx.form, ctx.biased = x.shape, padding, last, form, bias is not None
-        if library.fuse_events_count(ctypes.c_int64(bits.numel()), _pointer(bits)) > MOST_ACTIVE * x.numel():
+        if library.fuse_events_count(bits.numel(), pointer(bits)) > MOST_ACTIVE * x.numel():
             return F.conv2d(x, weight, bias, padding=padding).contiguous(memory_format=form)
         y = torch.empty(shape, dtype=x.dtype, memory_format=form)
-        library.fuse_events_forward(
-            ctypes.byref(_spec(x.shape, y, weight, padding, last)), element_type(x.dtype), _pointer(bits),
-            _pointer(weight), _pointer(bias), _pointer(y),
+        run(
+            "a convolution of spikes",
+            library.fuse_events_forward(
+                ctypes.byref(_spec(x.shape, y, weight, padding, last)), ELEMENTS[x.dtype], pointer(bits),
+                pointer(weight), pointer(bias), pointer(y),
+            ),
         )  # fmt: skip
         return y
 
@@ -99,9 +93,12 @@ class _Convolution(torch.autograd.Function):
             library = kernels(g)
             assert library is not None
             g_weight = torch.empty_strided(weight.shape, weight.stride(), dtype=weight.dtype)
-            library.fuse_events_weight(
-                ctypes.byref(_spec(ctx.shape, g, weight, ctx.padding, ctx.last)), element_type(g.dtype),
-                _pointer(bits), _pointer(g), _pointer(g_weight),
+            run(
+                "the gradient of a convolution of spikes",
+                library.fuse_events_weight(
+                    ctypes.byref(_spec(ctx.shape, g, weight, ctx.padding, ctx.last)), ELEMENTS[g.dtype],
+                    pointer(bits), pointer(g), pointer(g_weight),
+                ),
             )  # fmt: skip
         if ctx.needs_input_grad[0]:
             # Needs no x, so that nothing has to be unpacked.
@@ -111,12 +108,8 @@ class _Convolution(torch.autograd.Function):
         return g_x, g_weight, g_bias, None, None, None
 
 
-def _spec(x_shape: torch.Size, y: Tensor, weight: Tensor, padding: tuple[int, int], last: bool) -> _Spec:
-    return _Spec(
+def _spec(x_shape: torch.Size, y: Tensor, weight: Tensor, padding: tuple[int, int], last: bool) -> EventStruct:
+    return EventStruct(
         *x_shape, *y.shape[1:], *weight.shape[2:], *padding, weight.stride(0), weight.stride(1), weight.stride(3),
         last, last, torch.get_num_threads(),
     )  # fmt: skip
-
-
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

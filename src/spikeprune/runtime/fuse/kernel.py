@@ -20,10 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spikeprune.runtime import native
+from spikeprune.runtime.structs import ELEMENTS, POOLS, SURROGATES, FuseStruct, pointer, run
 
-SURROGATES = ("atan", "sigmoid", "clamped-tanh")  # the kernel knows them by their place in this list
-POOLS = ("", "max", "avg")  # likewise
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 # Starting a thread costs some 20 microseconds; this many elements are worth one.
 _ELEMENTS_PER_THREAD = 1 << 16
 
@@ -69,53 +67,11 @@ class Norm:
         return self.mean.dim() == 2
 
 
-class _Spec(ctypes.Structure):
-    _fields_ = (
-        [(name, ctypes.c_int64) for name in ("T", "N", "C", "P", "W")]
-        + [
-            (name, ctypes.c_int32)
-            for name in (
-                "channels_last", "per_step", "still", "surrogate", "smooth", "strict", "detach_reset", "threads", "pool"
-            )
-        ]
-        + [
-            (name, ctypes.c_double)
-            for name in (
-                "decay", "gain", "offset", "v_threshold", "reset_scale", "reset_shift", "v_start", "alpha"
-            )
-        ]
-    )  # fmt: skip
-
-
 def kernels(y: Tensor) -> ctypes.CDLL | None:
     """The kernel library, if it takes a tensor like y."""
-    if y.device.type != "cpu" or y.dtype not in _TYPES:
+    if y.device.type != "cpu" or y.dtype not in ELEMENTS:
         return None
-    library = native.library("fuse")
-    if library is not None and not hasattr(library, "typed"):
-        for name in (
-            "fuse_statistics",
-            "fuse_forward",
-            "fuse_backward",
-            "fuse_through_norm",
-            "fuse_pack",
-            "fuse_unpack",
-            "fuse_events_forward",
-            "fuse_events_weight",
-        ):
-            getattr(library, name).restype = None
-        library.fuse_events_count.restype = ctypes.c_int64
-        library.typed = True  # pyright: ignore[reportAttributeAccessIssue]
-    return library
-
-
-def element_type(dtype: torch.dtype) -> int:
-    """How the kernels name a dtype."""
-    return _TYPES[dtype]
-
-
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+    return native.library("fuse")
 
 
 def layout(y: Tensor) -> torch.memory_format:
@@ -133,9 +89,9 @@ def _fold(y: Tensor, form: torch.memory_format) -> int:
 
 def _spec(
     y: Tensor, T: int, still: bool, per_step: bool, neuron: Neuron | None, form: torch.memory_format, pool: str = ""
-) -> _Spec:
+) -> FuseStruct:
     positions, fold = math.prod(y.shape[2:]), _fold(y, form)
-    spec = _Spec(
+    spec = FuseStruct(
         T=T,
         N=y.shape[0] // (1 if still else T),
         C=y.shape[1] * fold,
@@ -168,7 +124,8 @@ def statistics(y: Tensor, T: int, per_step: bool) -> tuple[Tensor, Tensor]:
     y = y.contiguous(memory_format=form)
     spec, fold = _spec(y, T, False, per_step, None, form), _fold(y, form)
     mean, var = torch.empty(2, T if per_step else 1, spec.C, dtype=torch.float64)
-    library.fuse_statistics(ctypes.byref(spec), element_type(y.dtype), _pointer(y), _pointer(mean), _pointer(var))
+    status = library.fuse_statistics(ctypes.byref(spec), ELEMENTS[y.dtype], pointer(y), pointer(mean), pointer(var))
+    run("the statistics of a fused BatchNorm", status)
     if fold > 1:  # of each position, all with the same count
         means, mean = mean.unflatten(1, (-1, fold)), mean.unflatten(1, (-1, fold)).mean(2)
         var = (var.unflatten(1, (-1, fold)) + (means - mean.unsqueeze(2)).square()).mean(2)
@@ -249,10 +206,11 @@ class _Fused(torch.autograd.Function):
         spikes = torch.empty((call.T * spec.N, y.shape[1], *space), dtype=y.dtype, memory_format=form)
         v_last = torch.empty((spec.N, *y.shape[1:]), dtype=y.dtype, memory_format=form)
         near = None if call.criticality is None else call.criticality.new_zeros(spec.N, spec.C)
-        library.fuse_forward(
-            ctypes.byref(spec), element_type(y.dtype), _pointer(y), _pointer(scale), _pointer(shift),
-            _pointer(v_start), _pointer(spikes), _pointer(v_last), _pointer(near),
+        status = library.fuse_forward(
+            ctypes.byref(spec), ELEMENTS[y.dtype], pointer(y), pointer(scale), pointer(shift),
+            pointer(v_start), pointer(spikes), pointer(v_last), pointer(near),
         )  # fmt: skip
+        run("a fused neuron", status)
         if near is not None and call.criticality is not None:
             call.criticality.copy_(near.unflatten(1, (-1, fold)).amax(2))
         ctx.save_for_backward(y, weight, bias, v_start, leak)
@@ -267,12 +225,12 @@ class _Fused(torch.autograd.Function):
         saved: Any = ctx.saved_tensors
         y, weight, bias, v_start, leak = saved
         mean, inverse, scale, shift, means = ctx.small
-        spec: _Spec = ctx.spec
+        spec: FuseStruct = ctx.spec
         fold: int = ctx.fold
         call: Call = ctx.call
         library = kernels(y)
         assert library is not None
-        kind = element_type(y.dtype)
+        kind = ELEMENTS[y.dtype]
         if g_spikes is not None:
             g_spikes = g_spikes.contiguous(memory_format=ctx.form)
         if g_last is not None:
@@ -281,11 +239,12 @@ class _Fused(torch.autograd.Function):
         g_start = None if v_start is None else torch.empty_like(v_start)
         sum_g, sum_gy = torch.empty(2, *scale.shape, dtype=torch.float64)
         sum_leak = None if leak is None else torch.empty(3, *scale.shape, dtype=torch.float64)
-        library.fuse_backward(
-            ctypes.byref(spec), kind, _pointer(g_spikes), _pointer(g_last), _pointer(y), _pointer(scale),
-            _pointer(shift), _pointer(means), _pointer(v_start), _pointer(g_y), _pointer(g_start), _pointer(sum_g),
-            _pointer(sum_gy), _pointer(sum_leak),
+        status = library.fuse_backward(
+            ctypes.byref(spec), kind, pointer(g_spikes), pointer(g_last), pointer(y), pointer(scale),
+            pointer(shift), pointer(means), pointer(v_start), pointer(g_y), pointer(g_start), pointer(sum_g),
+            pointer(sum_gy), pointer(sum_leak),
         )  # fmt: skip
+        run("the gradient of a fused neuron", status)
         sum_g, sum_gy = (t.unflatten(-1, (-1, fold)).sum(-1) for t in (sum_g, sum_gy))
         if call.norm is not None:
             gamma = 1.0 if weight is None else weight.detach().double()
@@ -298,8 +257,11 @@ class _Fused(torch.autograd.Function):
                 by_y = -by_g * inverse.square() * sum_gy / count
                 constant = -by_g * sum_g / count - by_y * mean
             arrays = [t.to(scale.dtype).repeat_interleave(fold, -1) for t in (by_g, by_y, constant)]
-            library.fuse_through_norm(
-                ctypes.byref(spec), kind, _pointer(g_y), _pointer(y), *(_pointer(t) for t in arrays)
+            run(
+                "the gradient of a fused BatchNorm",
+                library.fuse_through_norm(
+                    ctypes.byref(spec), kind, pointer(g_y), pointer(y), *(pointer(t) for t in arrays)
+                ),
             )
         g_weight = None if weight is None else _per_channel(sum_gy * inverse).to(weight.dtype)
         g_bias = None if bias is None else _per_channel(sum_g).to(bias.dtype)

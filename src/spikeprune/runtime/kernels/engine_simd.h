@@ -2,10 +2,11 @@
 // Everything else is GNU vector arithmetic (g++ and clang++), which maps to AVX-512, AVX2, NEON or plain SSE2 code.
 #pragma once
 #include <cstdint>
-#include <cstring>
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
+
+#include "lanes.h"
 
 namespace engine {
 
@@ -20,28 +21,16 @@ constexpr int kLanes = 4;
 // lane of packed spikes holds two neighbouring positions of 16 bits each.
 constexpr int kTile = 2 * kLanes;
 
-typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
-typedef int16_t Shorts __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Wide __attribute__((vector_size(8 * kLanes)));  // as many as Shorts
+using Floats = Vector<float, 4 * kLanes>::type;
+using Ints = Vector<int32_t, 4 * kLanes>::type;
+using Shorts = Vector<int16_t, 4 * kLanes>::type;
+using Wide = Vector<int32_t, 8 * kLanes>::type;  // as many as Shorts
 
-#define ENGINE_INLINE inline __attribute__((always_inline))
-
-template <class V>
-ENGINE_INLINE V load(const void* from) {
-  V v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-template <class V>
-ENGINE_INLINE void store(void* to, V v) {
-  std::memcpy(to, &v, sizeof v);
-}
-ENGINE_INLINE Floats splat(float x) { return x - Floats{}; }
-ENGINE_INLINE Ints splat(int32_t x) { return x - Ints{}; }
+LANES_INLINE Floats splat(float x) { return x - Floats{}; }
+LANES_INLINE Ints splat(int32_t x) { return x - Ints{}; }
 
 // acc + w * x, rounded once where the hardware can.
-ENGINE_INLINE Floats multiply_add(Floats w, Floats x, Floats acc) {
+LANES_INLINE Floats multiply_add(Floats w, Floats x, Floats acc) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_fmadd_ps((__m512)w, (__m512)x, (__m512)acc);
 #elif defined(__AVX2__)
@@ -68,11 +57,11 @@ ENGINE_INLINE Floats multiply_add(Floats w, Floats x, Floats acc) {
 #define ENGINE_HIGH 2, 6, 3, 7
 #endif
 // kTile floats in order <-> the even and the odd ones.
-ENGINE_INLINE void split(const float* from, Floats& even, Floats& odd) {
+LANES_INLINE void split(const float* from, Floats& even, Floats& odd) {
   const Floats a = load<Floats>(from), b = load<Floats>(from + kLanes);
   even = __builtin_shufflevector(a, b, ENGINE_EVEN), odd = __builtin_shufflevector(a, b, ENGINE_ODD);
 }
-ENGINE_INLINE void join(Floats even, Floats odd, float* to) {
+LANES_INLINE void join(Floats even, Floats odd, float* to) {
   store(to, (Floats)__builtin_shufflevector(even, odd, ENGINE_LOW));
   store(to + kLanes, (Floats)__builtin_shufflevector(even, odd, ENGINE_HIGH));
 }
@@ -81,24 +70,20 @@ ENGINE_INLINE void join(Floats even, Floats odd, float* to) {
 struct Table {
 #if defined(__AVX512F__) || defined(__AVX2__)
   Floats entries;
-  ENGINE_INLINE Table(float a, float b) {
+  LANES_INLINE Table(float a, float b) {
     Ints has_a, has_b;
     for (int i = 0; i < kLanes; ++i) has_a[i] = i & 1 ? -1 : 0, has_b[i] = i & 2 ? -1 : 0;
     entries = (Floats)((Ints)splat(a) & has_a) + (Floats)((Ints)splat(b) & has_b);
   }
 #if defined(__AVX512F__)
-  ENGINE_INLINE Floats pick(Ints index) const {
-    return (Floats)_mm512_permutevar_ps((__m512)entries, (__m512i)index);
-  }
+  LANES_INLINE Floats pick(Ints index) const { return (Floats)_mm512_permutevar_ps((__m512)entries, (__m512i)index); }
 #else
-  ENGINE_INLINE Floats pick(Ints index) const {
-    return (Floats)_mm256_permutevar_ps((__m256)entries, (__m256i)index);
-  }
+  LANES_INLINE Floats pick(Ints index) const { return (Floats)_mm256_permutevar_ps((__m256)entries, (__m256i)index); }
 #endif
 #else
   Ints one, two;  // bit patterns of the weights
-  ENGINE_INLINE Table(float a, float b) : one((Ints)splat(a)), two((Ints)splat(b)) {}
-  ENGINE_INLINE Floats pick(Ints index) const {
+  LANES_INLINE Table(float a, float b) : one((Ints)splat(a)), two((Ints)splat(b)) {}
+  LANES_INLINE Floats pick(Ints index) const {
     return (Floats)(one & -(index & 1)) + (Floats)(two & -((index >> 1) & 1));
   }
 #endif

@@ -1,0 +1,116 @@
+"""The compiled network's own form: a flat list of layers with folded weights.
+
+Values are numbered; value 0 is the input. A value is static (the same at every step, [N, ...]) or a sequence
+[T, N, ...]. What a layer is and does stands in the file of its operation (`ops/`).
+
+T time steps, N batch, C channels, H/W space.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from spikeprune.runtime.compile.ops.base import Operation
+
+Option = int | float | bool | str | None | tuple[int, ...]
+TILE = 16  # positions that stand for a tile in `busyness`; the kernels' own is 8 to 32
+
+
+@dataclass
+class LoweredLayer:
+    """One operation on numbered values.
+
+    Attributes:
+        op: the operation, from `ops/`.
+        name: the module's name as in `named_modules`.
+        inputs: numbers of the values read; `output` of the value written.
+        shape: shape of the output of one image and step, (C, H, W) or (features,).
+        options: plain settings (stride, padding, ...).
+        tensors: weights and per-channel vectors.
+    """
+
+    op: "Operation"
+    name: str
+    inputs: tuple[int, ...]
+    output: int
+    shape: tuple[int, ...]
+    options: dict[str, Option] = field(default_factory=dict[str, Option])
+    tensors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    @property
+    def kind(self) -> str:
+        """The operation's name, as in compiled files and plans."""
+        return self.op.name
+
+
+@dataclass
+class LoweredNetwork:
+    """Layers in order of execution; `T` is how often a still image is shown, `still` whether one may be given.
+
+    `busy`: of a value that holds spikes or means of them, the share of channels in a tile that are not silent on the
+    example, and of those that reach 4 spikes in a window; the cost of layers driven by spikes depends on it.
+    """
+
+    layers: list[LoweredLayer]
+    output: int
+    input_shape: tuple[int, ...]
+    T: int
+    still: bool
+    busy: dict[int, tuple[float, float]] = field(default_factory=dict[int, tuple[float, float]])
+
+    def readers(self) -> dict[int, list[int]]:
+        """Value -> places of the layers that read it."""
+        table: dict[int, list[int]] = {0: []}
+        for place, layer in enumerate(self.layers):
+            table.setdefault(layer.output, [])
+            for value in layer.inputs:
+                table.setdefault(value, []).append(place)
+        return table
+
+    def static(self, still: bool) -> set[int]:
+        """Values that are the same at every step: all that a still image reaches before the first neuron."""
+        found: set[int] = {0} if still else set()
+        for layer in self.layers:
+            if layer.op.keeps_static and all(value in found for value in layer.inputs):
+                found.add(layer.output)
+        return found
+
+    def shapes(self) -> dict[int, tuple[int, ...]]:
+        """Value -> shape of one image and step."""
+        return {0: self.input_shape} | {layer.output: layer.shape for layer in self.layers}
+
+    def reshaped(self) -> dict[int, int]:
+        """Value that is another one in a different shape -> that other value."""
+        return {layer.output: layer.inputs[0] for layer in self.layers if layer.op.reshapes}
+
+
+def interpret(network: LoweredNetwork, x: Tensor, still: bool) -> dict[int, Tensor]:
+    """All values of the network for the input x (an image batch if `still`, else a sequence), in PyTorch alone."""
+    T = network.T if still else len(x)
+    static = network.static(still)
+    values = {0: x}
+    for layer in network.layers:
+        inputs = [values[value] for value in layer.inputs]
+        values[layer.output] = layer.op.compute(layer, inputs, all(v in static for v in layer.inputs), T)
+    return values
+
+
+def busyness(x: Tensor) -> tuple[float, float]:
+    """Of the sequence x [T, N, C, ...]: how many of its (channel, tile) pairs are not silent, and reach 1."""
+    flat = x.flatten(3) if x.dim() > 3 else x.unsqueeze(-1)
+    top = flat.amax(0)  # a column holds all steps of a word
+    top = F.pad(top, (0, -top.shape[-1] % TILE)).unflatten(-1, (-1, TILE)).amax(-1)
+    return float((top > 0).float().mean()), float((top >= 1).float().mean())
+
+
+def channelwise(vector: Tensor, dims: int) -> Tensor:
+    """A [C] vector as it broadcasts against [..., C, H, W] (dims = 3) or [..., features] (dims = 1)."""
+    return vector.view(-1, *[1] * (dims - 1))
+
+
+def spatial(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(C, H, W) of a value; features stand on a map of one position."""
+    return shape if len(shape) == 3 else (shape[0], 1, 1)  # pyright: ignore[reportReturnType]
