@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from spikeprune.runtime.interchange import export_onnx as export_onnx
     from spikeprune.shrink.plan import ChannelPlan as ChannelPlan
     from spikeprune.shrink.shrink import shrink as shrink
+    from spikeprune.squeeze.squeeze import squeeze as squeeze
+    from spikeprune.squeeze.table import Squeezed as Squeezed
     from spikeprune.zoo import build as model  # noqa: F401
     from spikeprune.zoo import names as models  # noqa: F401
 
@@ -51,7 +53,7 @@ __version__ = "0.1.0"
 _moved.install()
 
 # Public name -> where it stands. Beside these every class of a registered method is public by its own name.
-# `methods` and `shrink` are packages too, which answer the call themselves.
+# `methods`, `shrink` and `squeeze` are packages too, which answer the call themselves.
 _PUBLIC = {
     "ChannelPlan": "shrink.plan",
     "CompiledSNN": "runtime.compile",
@@ -65,6 +67,7 @@ _PUBLIC = {
     "OneShot": "core.schedule",
     "Pruner": "prune.pruner",
     "Until": "core.schedule",
+    "Squeezed": "squeeze.table",
     "compile": "runtime.compile",
     "count": "count.counts",
     "datasets": "data:names",
@@ -79,6 +82,7 @@ _PUBLIC = {
     "schedules": "core.schedule:names",
     "sensitivity": "prune.sensitivity",
     "shrink": "shrink.shrink",
+    "squeeze": "squeeze.squeeze",
     "unfuse": "runtime.fuse",
 }
 

@@ -1,0 +1,84 @@
+"""What a squeeze is to reach: given masks, or how much is kept under a budget."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from spikeprune.core import allocate as allocation
+from spikeprune.core.errors import InvalidValue, unknown
+from spikeprune.core.mask import Masks
+from spikeprune.count.costs import weight_costs
+from spikeprune.prune.pattern import nm_pattern
+from spikeprune.prune.update import Target
+from spikeprune.squeeze.network import Network
+from spikeprune.squeeze.settings import SqueezeSettings
+
+
+def given_masks(network: Network, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The user's masks of the weights that may be pruned, as bool.
+
+    Raises: UnknownName, InvalidValue for masks of another network.
+    """
+    every = dict(network.model.named_parameters())
+    for name, mask in masks.items():
+        if name not in every:
+            raise unknown("parameter", name, every, "(masks are named as in model.named_parameters())")
+        if mask.shape != every[name].shape:
+            raise InvalidValue(
+                f"the mask of {name!r} has shape {tuple(mask.shape)}, the parameter {tuple(every[name].shape)}; "
+                "give the masks of this network"
+            )
+    return {n: Masks({n: masks[n]})[n].to(p.device) for n, p in network.parameters.items() if n in masks}
+
+
+def target(network: Network, settings: SqueezeSettings, sparsity: float, rates: Mapping[str, Tensor]) -> Target:
+    """How much is kept at a sparsity.
+
+    Args:
+        rates: parameter name -> share of non-zero inputs, for a budget of synaptic operations.
+    Raises: InvalidValue if no network meets the budget.
+    """
+    parameters = network.parameters
+    keep = allocation.kept(sum(p.numel() for p in parameters.values()), sparsity)
+    least = allocation.floors(parameters, settings.floor)
+    if settings.budget == "weights":
+        where = settings.allocate if settings.allocate in ("uniform", "erk") else "global"
+        return Target(keep, where, least, pattern=nm_pattern(settings.pattern))
+    costs, fixed = weight_costs(settings.budget, network.model, parameters, network.graph, rates)
+    whole = cost_of({n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()}, costs)
+    allowed = (whole + fixed) * (1 - sparsity) - fixed
+    if allowed <= 0:
+        raise InvalidValue(
+            f"a sparsity of {sparsity:g} in {settings.budget} cannot be met: what is not prunable alone needs more"
+        )
+    return Target(keep, "global", least, cost=costs, budget=allowed)
+
+
+def is_met(alive: Mapping[str, Tensor], wanted: Target) -> bool:
+    """Whether these masks keep no more than the target says."""
+    if wanted.cost is not None:
+        return size_of(alive, wanted) <= wanted.budget * (1 + 1e-12)
+    if count(alive) > wanted.keep:
+        return False
+    return wanted.pattern is None or all(_fits(m, *wanted.pattern) for m in alive.values())
+
+
+def count(masks: Mapping[str, Tensor]) -> int:
+    """How many are alive."""
+    return sum(int(torch.count_nonzero(m)) for m in masks.values())
+
+
+def cost_of(masks: Mapping[str, Tensor], costs: Mapping[str, float | Tensor]) -> float:
+    """What the alive weights cost."""
+    return sum(float((m.double() * costs[n]).sum()) for n, m in masks.items())
+
+
+def size_of(alive: Mapping[str, Tensor], wanted: Target) -> float:
+    """The alive weights in the target's own unit: how many, or what they cost."""
+    return float(count(alive)) if wanted.cost is None else cost_of(alive, wanted.cost)
+
+
+def _fits(mask: Tensor, n: int, m: int) -> bool:
+    """Whether at most n of every m neighbouring inputs are alive."""
+    return bool((mask.movedim(1, -1).reshape(-1, m).sum(1) <= n).all())

@@ -1,0 +1,304 @@
+"""Rows of a trained network: what enters a layer, and how near the neuron behind it stands to its threshold.
+
+A row is one time step, one image and one position. Rows are drawn while the dense network runs: only their patches are
+unfolded, so that no layer's activations are ever held as a whole. Every row of a layer has the same chance (a draw
+without replacement in each call), so sums over the drawn rows, divided by the share drawn, estimate sums over all rows
+without bias.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.core.statistic import as_channels, spread
+from spikeprune.model.adapter import Adapter
+from spikeprune.model.examples import undisturbed
+from spikeprune.model.pairing import Pairing
+from spikeprune.model.trace import Graph
+
+Derivative = Callable[[nn.Module, Tensor], Tensor]
+
+
+@final
+@dataclass
+class Rows:
+    """The drawn rows of one weight.
+
+    Attributes:
+        x: inputs, [G, I, R] for G groups; bytes where all values are small whole numbers, such as spikes.
+        c: surrogate'(v_pre - v_threshold) of the neuron that it feeds, [O, R]; None where it feeds none, or where
+            its rows cannot be told at the neuron.
+        available: how many rows the data held.
+        note: why `c` is missing, if it is; "" otherwise.
+    """
+
+    x: Tensor
+    c: Tensor | None
+    available: int
+    note: str = ""
+
+    def inputs(self, group: int, dtype: torch.dtype) -> Tensor:
+        """x of one group, [I, R]."""
+        return self.x[group].to(dtype)
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing but zeros came in."""
+        return not bool(self.x.any())
+
+
+def rows_per_forward(graph: Graph, outputs: Mapping[str, int]) -> dict[str, int]:
+    """Weight name -> rows of one forward as it was traced, over all calls. `outputs` is O of each weight."""
+    found: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.weight is not None and node.weight in outputs:
+            numel = 1
+            for size in node.shape:
+                numel *= size
+            found[node.weight] = found.get(node.weight, 0) + numel // outputs[node.weight]
+    return found
+
+
+def is_solvable(module: nn.Module) -> bool:
+    """Whether a layer's output is a product of its weight with rows of its input."""
+    return isinstance(module, nn.Linear) or (isinstance(module, _ConvNd) and not module.transposed)
+
+
+def patches(layer: nn.Module, x: Tensor, space: Sequence[int], index: Tensor) -> Tensor:
+    """The inputs of some output positions of a Linear or Conv layer, [R, G, I].
+
+    Args:
+        x: the layer's input, any leading dimensions.
+        space: the output's spatial sizes; () for Linear.
+        index: which rows, of (leading dimensions x positions) in order.
+    """
+    if not isinstance(layer, _ConvNd):
+        return x.reshape(-1, x.shape[-1])[index][:, None]
+    dims = len(layer.kernel_size)
+    x = x.reshape(-1, *x.shape[-dims - 1 :])
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)  # 'same' too
+    count = 1
+    for size in space:
+        count *= size
+    image, position = index // count, index % count
+    place = torch.zeros(len(index), 1, dtype=torch.long, device=x.device)  # of every kernel tap, in the flattened map
+    for d in range(dims):
+        later = 1
+        for size in space[d + 1 :]:
+            later *= size
+        corner = (position // later % space[d]) * layer.stride[d]
+        taps = torch.arange(layer.kernel_size[d], device=x.device) * layer.dilation[d]
+        at = corner[:, None] + taps
+        place = (place[:, :, None] * x.shape[2 + d] + at[:, None, :]).flatten(1)
+    taken = x.flatten(2)[image[:, None], :, place]  # [R, taps, C]
+    return taken.movedim(1, 2).reshape(len(index), layer.groups, -1)
+
+
+@final
+@dataclass
+class _Call:
+    """The rows drawn in one call of a layer, and the sum of their derivatives over the neuron's time steps."""
+
+    index: Tensor
+    rows: int
+    space: tuple[int, ...]
+    x: Tensor
+    c: Tensor | None = None
+    steps: int = 0
+
+
+@final
+@dataclass
+class _Source:
+    """A weight whose rows are being drawn."""
+
+    modules: list[nn.Module]
+    outputs: int
+    share: float
+    generator: torch.Generator
+    neuron: nn.Module | None
+    seen: int = 0
+    drawn: int = 0
+    note: str = ""
+    open: list[_Call] = field(default_factory=list[_Call])
+    done: list[_Call] = field(default_factory=list[_Call])
+
+    def draw(self, rows: int) -> Tensor:
+        """Which of a call's rows are taken; over all calls `share` of the rows."""
+        self.seen += rows
+        count = min(rows, int(self.share * self.seen + 1e-9) - self.drawn)
+        self.drawn += max(count, 0)
+        if count <= 0:
+            return torch.empty(0, dtype=torch.long)
+        return torch.randperm(rows, generator=self.generator)[:count].sort().values
+
+    def close(self) -> None:
+        """No further time step of the neuron belongs to the calls so far."""
+        for call in self.open:
+            if len(call.index):
+                call.x = _compact(call.x)
+                self.done.append(call)
+        self.open = []
+
+    def lose(self, why: str) -> None:
+        """The rows cannot be told at the neuron, so all weigh alike."""
+        self.neuron, self.note = None, why
+
+    def rows(self) -> Rows:
+        """All that was drawn."""
+        x = torch.cat([call.x.float() if call.x.dtype != torch.uint8 else call.x for call in self.done])
+        found = [call.c for call in self.done if call.c is not None]
+        c = torch.cat(found).T.contiguous() if self.neuron is not None and len(found) == len(self.done) else None
+        note = self.note or ("" if c is not None else "its neuron was not called behind it")
+        return Rows(x.permute(1, 2, 0).contiguous(), c, self.seen, note)
+
+
+@final
+class Drawing:
+    """Hooks that draw rows while they are on the model.
+
+    Args:
+        layers: weight name -> the modules that use it.
+        pairs: weight name -> the neuron that it feeds.
+        shares: weight name -> share of its rows to draw, in (0, 1].
+        derivative: (neuron, u) -> surrogate'(u); None draws inputs only.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: Adapter | None,
+        layers: Mapping[str, list[nn.Module]],
+        pairs: Mapping[str, Pairing],
+        shares: Mapping[str, float],
+        derivative: Derivative | None,
+        seed: int,
+    ) -> None:
+        modules = dict(model.named_modules())
+        self.adapter, self.derivative = adapter, derivative
+        self.sources: dict[str, _Source] = {}
+        self._by_neuron: dict[nn.Module, list[_Source]] = {}
+        for number, (name, used) in enumerate(layers.items()):
+            pairing = pairs.get(name)
+            neuron = modules.get(pairing.neuron or "") if pairing is not None and pairing.neuron is not None else None
+            outputs = int(used[0].weight.shape[0])  # type: ignore[union-attr]
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+            source = _Source(used, outputs, shares[name], generator, None)
+            if derivative is None:
+                source.note = "all rows weigh alike"
+            elif neuron is None:
+                source.note = "feeds no neuron"
+            elif pairing is not None and pairing.joined:
+                source.note = "reaches its neuron through a cat, so its channels there cannot be told"
+            else:
+                source.neuron = neuron
+                self._by_neuron.setdefault(neuron, []).append(source)
+            self.sources[name] = source
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> "Drawing":
+        for source in self.sources.values():
+            for module in source.modules:
+                self._handles.append(module.register_forward_hook(self._layer(source), with_kwargs=True))
+        for neuron in self._by_neuron:
+            self._handles.append(neuron.register_forward_pre_hook(self._neuron, with_kwargs=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _layer(self, source: _Source) -> Callable[..., None]:
+        def see(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            with torch.no_grad(), torch._C.DisableTorchFunction():
+                if any(call.steps for call in source.open):
+                    source.close()
+                x = (*args, *kwargs.values())[0].detach()
+                rows = output.numel() // source.outputs
+                dims = len(layer.kernel_size) if isinstance(layer, _ConvNd) else 0
+                space = tuple(output.shape[output.ndim - dims :])
+                index = source.draw(rows).to(x.device)
+                taken = patches(layer, x, space, index) if len(index) else x.new_empty(0)
+                source.open.append(_Call(index, rows, space, taken))
+
+        return see
+
+    def _neuron(self, neuron: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        args = (*args, *kwargs.values())  # a state may be passed by name: lif(x, mem=mem)
+        waiting = [s for s in self._by_neuron[neuron] if s.neuron is not None and any(len(c.index) for c in s.open)]
+        for source in self._by_neuron[neuron]:
+            for call in source.open:
+                call.steps += 1  # also where no row was drawn, so that the call is known to be over
+        if not waiting:
+            return
+        assert self.adapter is not None
+        with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False):
+            steps = args[0].shape[0] if self.adapter.multi_step(neuron) else 1
+            for t, u in enumerate(self.adapter.drive(neuron, args)):
+                for source in waiting:
+                    for call in source.open:
+                        if source.neuron is not None and len(call.index):
+                            self._gather(source, call, neuron, u.float(), t, steps)
+
+    def _gather(self, source: _Source, call: _Call, neuron: nn.Module, u: Tensor, t: int, steps: int) -> None:
+        """Adds the derivative at a call's rows, for time step t of a neuron's call over so many `steps`."""
+        assert self.derivative is not None
+        last = isinstance(source.modules[0], nn.Linear)
+        try:
+            value = as_channels(u, source.outputs, last=last)
+            pooled = not last and value.ndim > 2 and tuple(value.shape[2:]) != call.space
+            if pooled:  # every position of a window reaches the neuron
+                value = spread(self.derivative(neuron, value), (*value.shape[:2], *call.space))
+        except InvalidValue:
+            source.lose(f"the shape of its neuron, {tuple(u.shape)}, does not show its channels")
+            return
+        flat = value.movedim(1, -1).reshape(-1, source.outputs)
+        if call.rows == steps * len(flat):
+            own = (call.index // len(flat) == t).nonzero().flatten()
+        elif call.rows == len(flat):  # the layer ran once for all time steps
+            own = torch.arange(len(call.index), device=flat.device)
+        else:
+            source.lose(f"its {call.rows} rows do not match {len(flat)} positions of its neuron")
+            return
+        found = flat[call.index[own] % len(flat)]
+        if not pooled:
+            found = self.derivative(neuron, found)
+        if call.c is None:
+            call.c = flat.new_zeros(len(call.index), source.outputs)
+        call.c.index_add_(0, own, found)
+
+    def end_batch(self) -> None:
+        """Between two batches: no call waits for a neuron any longer."""
+        for source in self.sources.values():
+            source.close()
+
+    def rows(self) -> dict[str, Rows]:
+        """Weight name -> what was drawn; weights that were never called are missing."""
+        self.end_batch()
+        return {name: source.rows() for name, source in self.sources.items() if source.done}
+
+
+def collect(
+    model: nn.Module, adapter: Adapter | None, batches: Iterable[Tensor], drawing: Drawing
+) -> dict[str, Rows]:  # fmt: skip
+    """Runs the batches with the hooks of `drawing` on and returns what was drawn. Nothing of the model changes."""
+    with torch.no_grad(), drawing:
+        for x in batches:
+            with undisturbed(model, adapter):
+                model(x)
+            drawing.end_batch()
+    return drawing.rows()
+
+
+def _compact(x: Tensor) -> Tensor:
+    """Small whole numbers as bytes, which hold them exactly in a quarter of the memory."""
+    small = x.to(torch.uint8)
+    return small if bool((small == x).all()) else x

@@ -1,0 +1,318 @@
+"""One squeeze, from the data to the result: look, cut and solve in rounds, write, measure again, compare."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.core.mask import Masks
+from spikeprune.core.surrogate import curve_named
+from spikeprune.count.costs import InputRates
+from spikeprune.model.adapter import Adapter
+from spikeprune.model.prunable import prunable
+from spikeprune.prune.pattern import nm_pattern
+from spikeprune.prune.update import Target
+from spikeprune.squeeze.batches import Batches, first_images
+from spikeprune.squeeze.goals import given_masks, is_met, size_of, target
+from spikeprune.squeeze.layers import LayerProblem
+from spikeprune.squeeze.network import Network, norm_behind, read
+from spikeprune.squeeze.progress import Progress
+from spikeprune.squeeze.rows import Drawing, Rows, collect, is_solvable, rows_per_forward
+from spikeprune.squeeze.select import Quantities, comparable, cut, noise, path, score
+from spikeprune.squeeze.settings import SqueezeSettings
+from spikeprune.squeeze.solve import Solver
+from spikeprune.squeeze.statistics import Spikes, evaluating, measure_again, norms, spikes_kept, watch_spikes
+from spikeprune.squeeze.table import Squeezed, SqueezedLayer, SqueezedNeuron
+
+
+@final
+class Squeezing:
+    """One run over a model: from the data to the result."""
+
+    def __init__(
+        self, model: nn.Module, adapter: Adapter | None, data: Iterable[Any], settings: SqueezeSettings, bar: Progress
+    ) -> None:
+        self.started = time.perf_counter()
+        self.settings, self.bar = settings, bar
+        self.phases: dict[str, float] = {}
+        self.notes: list[str] = []
+        parameters = prunable(model, settings.include, settings.exclude, nm_pattern(settings.pattern))
+        bad = next((n for n, p in parameters.items() if not bool(torch.isfinite(p).all())), None)
+        if bad is not None:
+            raise InvalidValue(
+                f"the weights of {bad!r} hold nan or infinite values; squeeze needs a trained, finite network"
+            )
+        self.batches: Batches = first_images(data, settings.images, model, adapter)
+        self.network: Network = read(model, adapter, parameters, self.batches.inputs[0])
+        self.rates: dict[str, Tensor] = {}  # share of non-zero inputs, for a budget of synaptic operations
+        self.before = Spikes({})
+        self._clock("reading the model")
+
+    def _clock(self, phase: str) -> None:
+        self.phases[phase] = time.perf_counter() - self.started - sum(self.phases.values())
+
+    # ---- the whole ------------------------------------------------------------------------------------------------
+
+    def run(self) -> Squeezed:
+        """Does it all; the caller puts the model back if anything fails."""
+        parameters, settings = self.network.parameters, self.settings
+        alive = {n: p.detach() != 0 for n, p in parameters.items()}
+        if settings.masks is not None:
+            masks = given_masks(self.network, settings.masks)
+            if all(not bool((alive[n] & ~m).any()) for n, m in masks.items()):
+                return self._unchanged(masks)
+            problems = self._look()
+            weights = self._solve_all(problems, masks)
+        else:
+            if settings.budget != "synops" and is_met(alive, self._target()):
+                return self._unchanged(alive)
+            problems = self._look()
+            wanted = self._target()
+            if is_met(alive, wanted):
+                return self._unchanged(alive)
+            weights, masks = self._rounds(problems, alive, wanted)
+        self._warn_few_rows(problems, masks)
+        self._clock("solving")
+        return self._apply(problems, weights, masks)
+
+    def _target(self) -> Target:
+        return target(self.network, self.settings, self.settings.sparsity, self.rates)
+
+    def _unchanged(self, masks: Mapping[str, Tensor]) -> Squeezed:
+        spikes = watch_spikes(self.network.model, self.network.adapter, self.batches.inputs)
+        layers = [
+            SqueezedLayer(n, m.numel(), int(m.sum()), self._feeds(n), 0, None, 0.0, "as it was")
+            for n, m in masks.items()
+        ]
+        self._clock("comparing")
+        return self._result(masks, layers, spikes, spikes)
+
+    # ---- looking at the dense network -----------------------------------------------------------------------------
+
+    def _look(self) -> dict[str, LayerProblem]:
+        """Draws rows of every layer of the network as it came, and keeps its spikes."""
+        network, settings = self.network, self.settings
+        outputs = {n: int(p.shape[0]) for n, p in network.parameters.items()}
+        per_forward = rows_per_forward(network.graph, outputs)
+        first = self.batches.inputs[0].numel()
+        scale = sum(x.numel() for x in self.batches.inputs) / max(first, 1)
+        layers = {n: m for n, m in network.layers.items() if n in per_forward and all(map(is_solvable, m))}
+        shares = {n: min(1.0, settings.rows / (per_forward[n] * scale)) for n in layers}
+        drawing = Drawing(
+            network.model, network.adapter, layers, network.pairs, shares, self._derivative(), settings.seed
+        )
+        calls: dict[str, list[tuple[Tensor, int]]] = {}
+        meter = InputRates(network.model) if settings.budget == "synops" else None
+        try:
+            with evaluating(network.model), spikes_kept(network.model, network.adapter, calls):
+                drawn = collect(network.model, network.adapter, self.bar.over(self.batches.inputs, "looking"), drawing)
+        finally:
+            if meter is not None:
+                meter.remove()
+        if meter is not None:
+            self.rates = meter.rates(lambda tensor: tensor)
+        self.before = Spikes(calls)
+        self._clock("drawing rows")
+        return self._problems(drawn)
+
+    def _derivative(self) -> Callable[[nn.Module, Tensor], Tensor] | None:
+        settings, adapter = self.settings, self.network.adapter
+        if adapter is None or (settings.weighting == "none" and settings.score != "critical"):
+            return None
+        if settings.surrogate is None:
+            return adapter.derivative
+        curve = curve_named(settings.surrogate).derivative
+        return lambda _, u: curve(u)
+
+    def _problems(self, drawn: Mapping[str, Rows]) -> dict[str, LayerProblem]:
+        settings = self.settings
+        weighted = settings.weighting == "criticality" and settings.solve
+        silent = {n for n in self.before.calls if self.before.rate(n) == 0}
+        if silent:
+            self._warn(
+                f"no spike on the calibration images in {_some(silent)}: the layers that feed it are solved plainly; "
+                "check the inputs, or exclude the layer"
+            )
+        problems: dict[str, LayerProblem] = {}
+        for name, parameter in self.network.parameters.items():
+            rows = drawn.get(name)
+            if rows is not None and not bool(torch.isfinite(rows.x).all()):
+                raise InvalidValue(
+                    f"the inputs of {name!r} hold nan or infinite values on this data; check the data and the network"
+                )
+            if rows is not None and (self._feeds(name) in silent or (rows.c is not None and not _usable(rows.c))):
+                rows = Rows(rows.x, None, rows.available, "its neuron is silent")
+            problems[name] = LayerProblem(
+                parameter,
+                rows,
+                weighted=weighted,
+                shift=settings.shift and settings.solve,
+                power=settings.power,
+                eps=settings.eps,
+                solver=Solver(settings.ridge, settings.iterations),
+            )
+        lost = [n for n in self.network.parameters if n not in drawn]
+        if lost:
+            self._warn(f"{_some(lost)} cannot be solved (it took no part, or is a transposed convolution): masked only")
+        self._clock("preparing")
+        return problems
+
+    # ---- cutting and solving --------------------------------------------------------------------------------------
+
+    def _rounds(
+        self, problems: Mapping[str, LayerProblem], alive: dict[str, Tensor], wanted: Target
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        settings = self.settings
+        weights = {n: p.detach().to(problems[n].dtype) for n, p in self.network.parameters.items()}
+        draw = noise({n: p.shape for n, p in weights.items()}, settings.seed) if settings.score == "random" else {}
+        goals = path(size_of(alive, wanted), wanted.keep if wanted.cost is None else wanted.budget, settings.rounds)
+        self.bar.begin("solving", len(goals) * len(problems))
+        for number, goal in enumerate(goals, 1):
+            last = number == len(goals)
+            now = Target(
+                wanted.keep if last else round(goal), wanted.allocate, wanted.floor,
+                cost=wanted.cost, budget=goal, pattern=wanted.pattern,
+            )  # fmt: skip
+            known = {n: self._known(p, alive[n], draw.get(n)) for n, p in problems.items()}
+            scores = {n: score(settings.score, w.flatten(1), known[n]).view(w.shape) for n, w in weights.items()}
+            alive = cut(comparable(settings.allocate, scores, known), alive, now)
+            weights = self._solved(problems, weights, alive, last)
+        return weights, alive
+
+    def _known(self, problem: LayerProblem, alive: Tensor, draw: Tensor | None) -> Quantities:
+        known = problem.known
+        if self.settings.score == "obs":
+            return Quantities(known.energy, known.critical, known.output, problem.inverse(alive))
+        if draw is not None:
+            return Quantities(known.energy, known.critical, known.output, noise=draw.to(alive.device).flatten(1))
+        return known
+
+    def _solve_all(self, problems: Mapping[str, LayerProblem], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self.bar.begin("solving", len(masks))
+        weights = {n: self.network.parameters[n].detach().to(problems[n].dtype) for n in masks}
+        return self._solved({n: problems[n] for n in masks}, weights, masks, last=True)
+
+    def _solved(
+        self,
+        problems: Mapping[str, LayerProblem],
+        weights: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        last: bool,
+    ) -> dict[str, Tensor]:
+        steps = self.settings.iterations if last else math.ceil(self.settings.iterations / 3)
+        found: dict[str, Tensor] = {}
+        for name, problem in problems.items():
+            w = weights[name]
+            if self.settings.solve:
+                found[name] = problem.solve(w, masks[name], steps)
+            else:
+                found[name] = torch.where(masks[name], w, torch.zeros_like(w))
+            if not bool(torch.isfinite(found[name]).all()):
+                raise InvalidValue(
+                    f"the least squares of {name!r} have no finite solution on this data; raise ridge, or exclude it"
+                )
+            self.bar.advance()
+        return found
+
+    # ---- writing it down ------------------------------------------------------------------------------------------
+
+    def _apply(
+        self,
+        problems: Mapping[str, LayerProblem],
+        weights: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+    ) -> Squeezed:
+        network = self.network
+        with torch.no_grad():
+            for name, w in weights.items():
+                network.parameters[name].data.copy_(torch.where(masks[name], w, torch.zeros_like(w)))
+            if self.settings.shift:
+                for name, problem in problems.items():
+                    self._shift(name, problem)
+        if self.settings.statistics and norms(network.model):
+            torch.manual_seed(self.settings.seed)
+            measure_again(network.model, network.adapter, self.bar.over(self.batches.inputs, "statistics"))
+            self._clock("statistics")
+        torch.manual_seed(self.settings.seed)
+        after = watch_spikes(network.model, network.adapter, self.bar.over(self.batches.inputs, "comparing"))
+        self._clock("comparing")
+        layers = [self._layer(n, m, problems[n], weights[n]) for n, m in masks.items()]
+        return self._result(masks, layers, self.before, after)
+
+    def _shift(self, name: str, problem: LayerProblem) -> None:
+        modules, behind = self.network.layers[name], norm_behind(self.network, name)
+        bias = getattr(modules[0], "bias", None)
+        mean = getattr(behind, "running_mean", None)
+        if isinstance(bias, Tensor):
+            bias.data.add_(problem.shift.to(bias.dtype))
+        elif isinstance(mean, Tensor) and len(mean) == len(problem.shift):
+            mean.sub_(problem.shift.to(mean.dtype))
+        elif bool(problem.shift.any()):
+            self.notes.append(f"{name} has neither a bias nor a BatchNorm behind it, so its shift was left out")
+
+    def _layer(self, name: str, mask: Tensor, problem: LayerProblem, weight: Tensor) -> SqueezedLayer:
+        rows = problem.rows
+        note = "masked only" if rows is None else rows.note
+        used = 0 if rows is None else rows.x.shape[2]
+        return SqueezedLayer(
+            name, mask.numel(), int(mask.sum()), self._feeds(name), used, problem.error(weight), problem.seconds, note
+        )  # fmt: skip
+
+    def _feeds(self, name: str) -> str | None:
+        pairing = self.network.pairs.get(name)
+        return None if pairing is None else pairing.neuron
+
+    def _result(
+        self, masks: Mapping[str, Tensor], layers: list[SqueezedLayer], before: Spikes, after: Spikes
+    ) -> Squeezed:
+        neurons = {
+            n: SqueezedNeuron(*before.against(after, n), before.rate(n), after.rate(n)) for n in before.calls
+        }  # fmt: skip
+        return Squeezed(
+            masks=Masks(masks),
+            agreement={n: neuron.equal for n, neuron in neurons.items()},
+            neurons=neurons,
+            layers=layers,
+            seconds=time.perf_counter() - self.started,
+            phases=dict(self.phases),
+            images=self.batches.images,
+            notes=list(self.notes),
+        )
+
+    def _warn(self, text: str) -> None:
+        self.notes.append(text)
+        warnings.warn(text, UserWarning, stacklevel=5)
+
+    def _warn_few_rows(self, problems: Mapping[str, LayerProblem], masks: Mapping[str, Tensor]) -> None:
+        short: dict[str, int] = {}
+        for name, mask in masks.items():
+            rows = problems[name].rows
+            most = int(mask.flatten(1).sum(1).max())
+            if self.settings.solve and rows is not None and rows.x.shape[2] < most:
+                more = self.batches.images * most / rows.available
+                short[name] = max(1, math.ceil(more)) if rows.available < most else 0
+        if not short:
+            return
+        name = max(short, key=lambda n: short[n])
+        most = int(masks[name].flatten(1).sum(1).max())
+        rows = problems[name].rows
+        assert rows is not None
+        advice = f"images={short[name]}" if short[name] else f"rows={most}"
+        self._warn(
+            f"{name!r} has {rows.x.shape[2]} rows for up to {most} weights of a neuron, so the ridge decides a part of "
+            f"them; pass {advice} or more (layers with too few rows: {len(short)})"
+        )
+
+
+def _usable(c: Tensor) -> bool:
+    return bool(torch.isfinite(c).all()) and bool((c > 0).any())
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(map(repr, listed[:3])) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

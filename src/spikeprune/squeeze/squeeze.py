@@ -1,0 +1,114 @@
+"""`squeeze`: a trained spiking network made small without labels and without training."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.model.adapter import find_adapter
+from spikeprune.model.prunable import Names
+from spikeprune.model.wrappers import eager
+from spikeprune.squeeze.network import unharmed
+from spikeprune.squeeze.progress import progress_bar
+from spikeprune.squeeze.run import Squeezing
+from spikeprune.squeeze.settings import SqueezeSettings
+from spikeprune.squeeze.table import Squeezed
+
+
+def squeeze(
+    model: nn.Module,
+    data: Iterable[Any],
+    sparsity: float = 0.95,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    tolerance: float | None = None,
+    images: int = 200,
+    budget: str = "weights",
+    pattern: str = "weight",
+    allocate: str = "lamp",
+    rounds: int = 8,
+    weighting: Literal["criticality", "none"] = "criticality",
+    saliency: str | None = None,
+    solve: bool = True,
+    surrogate: str | None = None,
+    rows: int = 4000,
+    power: float = 1.0,
+    eps: float = 0.02,
+    ridge: float = 1e-2,
+    iterations: int = 24,
+    shift: bool = False,
+    statistics: bool = True,
+    include: Names = None,
+    exclude: Names = None,
+    floor: float = 1,
+    seed: int = 0,
+    progress: bool = False,
+) -> Squeezed:
+    """Prunes a trained network in place and re-solves what is left of each layer: no labels, no training.
+
+    In `rounds` rounds the weights with the lowest scores are cut, and the remaining weights w of every neuron o are
+    solved again, so that they reproduce the dense layer's input current y on the calibration images:
+
+        sum_r c[o, r] (w . x_r - y[o, r])^2 + lam |w - w_dense|^2,   c = surrogate'(v_pre - v_threshold) / mean + eps
+
+    A row r is one time step, image and position. c is the criticality of the neuron at that moment: an error of the
+    input current counts as much as it can flip a spike. The score of a weight is w^2 sum_r c x_r^2, its part in the
+    same sum, divided by the sum of all scores of its layer that are not smaller (the form of LAMP). Then BatchNorm's
+    running statistics are measured again on the same images.
+
+    The model's class, keys and forward stay. A second call with the same sparsity and data changes nothing, and weights
+    that are exactly 0 are never revived. Interrupted or refused: the model is bit for bit as it was.
+
+    Args:
+        model: SpikingJelly, snnTorch, Norse, or neurons with an adapter of your own. It runs in eval mode, its modes
+            come back.
+        data: an iterable of inputs or (input, target) pairs, such as a DataLoader, or one tensor, which is one batch.
+            Fed as they are; the membrane state is reset before each batch. Targets are never used, unless `tolerance`
+            asks for accuracy. Give training images, never test images.
+        sparsity: share of the prunable weights (of the budget) that is cut, in [0, 1).
+        masks: parameter name -> bool; solves the dense model for these masks instead of choosing some.
+        tolerance: search the highest sparsity at which the accuracy on the labelled images, or without labels the
+            mean agreement of spikes, falls by at most this much; `sparsity` is then ignored.
+        images: how many calibration images are used, the first ones of the data.
+        budget: what the sparsity is a share of: "weights", "parameters", "macs" or "synops".
+        pattern: "weight", or n:m such as "2:4".
+        allocate: how layers share the cut: "lamp", "global" (scores as they are), "energy" (over the layer's output
+            energy), "neuron" (equal shares per neuron), "uniform", "erk".
+        rounds: cuts; what is kept falls in equal ratios.
+        weighting: "criticality", or "none" for plain least squares and the plain output energy in the score.
+        saliency: the score, if not the one that goes with the weighting ("critical" or "energy"): "magnitude", "obs",
+            "wanda", "random".
+        solve: whether remaining weights are solved again; False only cuts (and measures statistics again).
+        surrogate: name of the curve whose derivative weighs the rows; the neuron's own if not given.
+        rows: rows drawn of each layer. All rows have the same chance, so the drawn sums are unbiased up to a factor
+            that no solution depends on.
+        power: exponent of the derivative in c.
+        eps: weight that rows far from the threshold keep.
+        ridge: pull towards the dense weights, as a share of the mean diagonal of a neuron's Gram matrix.
+        iterations: of conjugate gradients in the last round, a third of it in the rounds before; used where factoring
+            one matrix per neuron costs more.
+        shift: whether a constant per channel is solved too. It goes into the layer's bias, or into the running mean of
+            the BatchNorm behind it.
+        statistics: whether BatchNorm's running statistics are measured again.
+        include, exclude: names or patterns (`*`) of parameters or modules; the others stay dense.
+        floor: the least that every layer keeps: a count, or a share of the layer if below 1.
+        seed: of the drawn rows and of "random".
+        progress: whether a bar with the time left is shown.
+    Returns: masks, agreement of spikes, a table and the seconds.
+    Raises: InvalidValue, UnknownName (both ValueError or LookupError) for settings and data that cannot be used.
+    """
+    given = dict(locals())
+    settings = SqueezeSettings(**{k: v for k, v in given.items() if k not in ("model", "data")})
+    inner = eager(model)
+    devices = {p.device for p in inner.parameters() if p.device.type == "cuda"}
+    adapter = find_adapter(inner)
+    if adapter is None and (settings.weighting == "criticality" or settings.score == "critical"):
+        raise InvalidValue(
+            f"{type(inner).__name__} has no spiking neuron that is known here, so nothing tells which errors "
+            "flip a spike; register an adapter, or squeeze it as an ordinary network with weighting='none'"
+        )
+    with torch.random.fork_rng(devices=list(devices)), unharmed(inner, adapter), progress_bar(progress) as bar:
+        torch.manual_seed(seed)
+        return Squeezing(inner, adapter, data, settings, bar).run()

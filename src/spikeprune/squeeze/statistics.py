@@ -1,0 +1,156 @@
+"""BatchNorm's running statistics measured again, and the spikes of two networks compared."""
+
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.core.mask import pack
+from spikeprune.model.adapter import Adapter
+
+
+def norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Name -> BatchNorm layer that keeps running statistics."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Generator[None]:
+    """The model in eval mode; every module's own mode comes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
+def measure_again(model: nn.Module, adapter: Adapter | None, batches: Iterable[Tensor]) -> int:
+    """Sets every BatchNorm's running mean and variance to those of the batches; returns how many layers it has.
+
+    The mean over all calls of the statistics that train mode computes, each call weighted by the values in it. Only
+    BatchNorm is in train mode meanwhile. The count of batches tracked stays as it was.
+
+    Raises: InvalidValue if a layer sees a single value per channel.
+    """
+    layers = norms(model)
+    if not layers:
+        return 0
+    before = {n: None if m.num_batches_tracked is None else m.num_batches_tracked.clone() for n, m in layers.items()}
+    momenta = {n: m.momentum for n, m in layers.items()}
+    hooks = [m.register_forward_pre_hook(_Weighting(n)) for n, m in layers.items()]
+    try:
+        with evaluating(model):
+            for layer in layers.values():
+                layer.train()
+            for x in batches:
+                _reset(model, adapter)
+                model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, layer in layers.items():
+            layer.momentum = momenta[name]
+            if before[name] is not None and layer.num_batches_tracked is not None:
+                layer.num_batches_tracked.copy_(before[name])  # type: ignore[arg-type]
+        _reset(model, adapter)
+    return len(layers)
+
+
+@final
+class _Weighting:
+    """Before each call of a BatchNorm: the momentum that makes its running statistics the mean over all calls."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.seen = 0
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        values = args[0].numel() // layer.num_features  # type: ignore[operator]
+        if values < 2:
+            raise InvalidValue(
+                f"the statistics of {self.name!r} cannot be measured from one value per channel; give more images "
+                "in a batch, or pass statistics=False"
+            )
+        self.seen += values
+        layer.momentum = values / self.seen  # type: ignore[assignment]
+
+
+def _reset(model: nn.Module, adapter: Adapter | None) -> None:
+    if adapter is not None:
+        adapter.reset(model)
+
+
+@final
+class Spikes:
+    """The spikes of every neuron on the data, as bits; `None` entries of a neuron's calls never occur."""
+
+    def __init__(self, calls: Mapping[str, list[tuple[Tensor, int]]]) -> None:
+        self.calls = calls
+
+    def rate(self, name: str) -> float:
+        """Spikes per neuron and time step."""
+        count = sum(n for _, n in self.calls[name])
+        fired = sum(_ones(bits) for bits, _ in self.calls[name])
+        return fired / count if count else 0.0
+
+    def against(self, other: "Spikes", name: str) -> tuple[float, float]:
+        """(share of outputs that are equal, share of this one's spikes that the other has too)."""
+        count = equal = fired = both = 0
+        for (a, n), (b, m) in zip(self.calls[name], other.calls[name], strict=True):
+            assert n == m
+            count += n
+            equal += n - _ones(a ^ b)
+            fired += _ones(a)
+            both += _ones(a & b)
+        return (equal / count if count else 1.0), (both / fired if fired else 1.0)
+
+
+_BITS = torch.tensor([bin(i).count("1") for i in range(256)], dtype=torch.uint8)
+
+
+def _ones(bits: Tensor) -> int:
+    return int(_BITS.to(bits.device)[bits.long()].sum(dtype=torch.long))
+
+
+@torch.no_grad()
+def watch_spikes(model: nn.Module, adapter: Adapter | None, batches: Iterable[Tensor]) -> Spikes:
+    """Runs the batches in eval mode and keeps where each neuron fired."""
+    calls: dict[str, list[tuple[Tensor, int]]] = {}
+    with evaluating(model), spikes_kept(model, adapter, calls):
+        for x in batches:
+            _reset(model, adapter)
+            model(x)
+    _reset(model, adapter)
+    return Spikes(calls)
+
+
+@contextmanager
+def spikes_kept(
+    model: nn.Module, adapter: Adapter | None, calls: dict[str, list[tuple[Tensor, int]]]
+) -> Generator[None]:
+    """Puts the bits of every neuron's output into `calls` while it is open."""
+    neurons = {} if adapter is None else adapter.neurons(model)
+
+    def keeper(name: str) -> Any:
+        def keep(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            spikes = output[0] if isinstance(output, tuple) else output
+            with torch._C.DisableTorchFunction():
+                calls[name].append((pack(spikes.detach() != 0), spikes.numel()))
+
+        return keep
+
+    for name in neurons:
+        calls.setdefault(name, [])
+    hooks = [neuron.register_forward_hook(keeper(name)) for name, neuron in neurons.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
