@@ -64,17 +64,17 @@ class Case:
 
     def recording(self) -> None:
         """The same step with the hooks on, as it is right before an event."""
-        self.pruner._recorder.prepare(membrane=True, rates=False)
+        self.pruner._observer.prepare(membrane=True, rates=False)
         self.step()
 
     def upkeep(self) -> None:
         """What every step adds once weights are dead: gradients before the update, weights behind it."""
-        self.pruner._upkeep.hold_grads()
-        self.pruner._upkeep.after_step(closure=False, cold=True)
+        self.pruner._space.parts.upkeep.hold_grads()
+        self.pruner._space.parts.upkeep.after_step(closure=False, clean=True)
 
     def event(self) -> None:
         """One event, on what the last step recorded; its hooks are forgotten with it."""
-        self.pruner._run_event(self.pruner.preview()[0])
+        self.pruner._steps.make(self.pruner.preview()[0])
 
 
 def main() -> None:

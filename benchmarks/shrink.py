@@ -19,10 +19,11 @@ import torch
 from common import keep, lively, machine, one_thread
 from torch import Tensor, nn
 
+from spikeprune.count.costs import network_cost
 from spikeprune.model.adapter import adapter_for
+from spikeprune.model.channel_values import channel_masks
 from spikeprune.model.groups import channel_groups
 from spikeprune.model.trace import trace
-from spikeprune.prune.channels import channel_masks, network_cost
 from spikeprune.runtime.bench import assert_same_spikes
 from spikeprune.runtime.compile import compile
 from spikeprune.shrink.shrink import shrink

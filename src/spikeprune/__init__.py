@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from spikeprune.core.schedule import names as schedules  # noqa: F401
     from spikeprune.count.counts import Counts as Counts
     from spikeprune.count.counts import count as count
+    from spikeprune.count.sensitivity import sensitivity as sensitivity
     from spikeprune.data import names as datasets  # noqa: F401
     from spikeprune.methods.criticality import Criticality as Criticality
     from spikeprune.methods.dense import Dense as Dense
@@ -31,9 +32,8 @@ if TYPE_CHECKING:
     from spikeprune.methods.magnitude import Magnitude as Magnitude
     from spikeprune.methods.random import Random as Random
     from spikeprune.methods.registry import names as methods  # noqa: F401
+    from spikeprune.prune.once import prune as prune
     from spikeprune.prune.pruner import Pruner as Pruner
-    from spikeprune.prune.pruner import prune as prune
-    from spikeprune.prune.sensitivity import sensitivity as sensitivity
     from spikeprune.runtime.compile import CompiledSNN as CompiledSNN
     from spikeprune.runtime.compile import compile as compile
     from spikeprune.runtime.compile import load as load
@@ -78,9 +78,9 @@ _PUBLIC = {
     "methods": "methods.registry:names",
     "model": "zoo:build",
     "models": "zoo:names",
-    "prune": "prune.pruner",
+    "prune": "prune.once",
     "schedules": "core.schedule:names",
-    "sensitivity": "prune.sensitivity",
+    "sensitivity": "count.sensitivity",
     "shrink": "shrink.shrink",
     "squeeze": "squeeze.squeeze",
     "unfuse": "runtime.fuse",

@@ -8,7 +8,7 @@ import spikeprune as sp
 from nets import batch, conv_net, sgd, train
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import unpack
-from spikeprune.prune.update import authors_update
+from spikeprune.methods.shared.authors import authors_update
 
 FREE = ("0.weight", "4.weight")  # all but the classifier
 
@@ -44,14 +44,14 @@ def test_masks_equal_the_naive_rule_at_every_event():
     schedule = sp.Cubic(to=0.9, end=16, every=4)
     pruner = sp.Pruner(model, method, schedule).attach(optimizer)
     seen = []
-    original = pruner._evidence
+    original = pruner._updater.evidence
 
     def spy(event, **keywords):
         evidence = original(event, **keywords)
         seen.append((event, {n: w.clone() for n, w in evidence.weights.items()}, dict(evidence.statistics or {})))
         return evidence
 
-    pruner._evidence = spy
+    pruner._updater.evidence = spy
     got = []
     train(model, optimizer, 16, after=lambda step: got.append(pruner.masks) if step % 4 == 0 else None)
     overshoot = []
@@ -101,14 +101,14 @@ def test_the_score_is_that_of_the_events_own_forward_before_its_update():
     optimizer = sgd(model)
     pruner = sp.Pruner(model, sp.Criticality(), sp.OneShot(0.5, begin=1)).attach(optimizer)
     seen = {}
-    original = pruner._evidence
+    original = pruner._updater.evidence
 
     def spy(event, **keywords):
         evidence = original(event, **keywords)
         seen.update({n: s.clone() for n, s in evidence.statistics.items()})
         return evidence
 
-    pruner._evidence = spy
+    pruner._updater.evidence = spy
     train(model, optimizer, 2)
     twin = conv_net()
     train(twin, sgd(twin), 1)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.model.adapter import find_adapter
+from spikeprune.model.channel_values import channel_masks
 from spikeprune.model.groups import channel_groups
 from spikeprune.model.trace import trace
-from spikeprune.prune.channels import channel_masks
 from spikeprune.shrink.plan import ChannelPlan
 from spikeprune.shrink.shrink import shrink
 

@@ -33,14 +33,14 @@ def worker(rank, folder):
             schedule = sp.Cubic(to=0.8, end=6, every=3)
             pruner = sp.Pruner(model, method, schedule, budget=budget).attach(optimizer)
             seen = {}
-            original = pruner._evidence
+            original = pruner._updater.evidence
 
             def spy(event, original=original, seen=seen, **keywords):
                 evidence = original(event, **keywords)
                 seen.update(evidence.statistics or {})
                 return evidence
 
-            pruner._evidence = spy
+            pruner._updater.evidence = spy
             for step in range(1, 8):
                 x, y = batch(100 * rank + step)  # every rank its own
                 optimizer.zero_grad()

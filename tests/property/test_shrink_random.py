@@ -7,9 +7,9 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import Tensor, nn
 
 from spikeprune.model.adapter import find_adapter
+from spikeprune.model.channel_values import channel_masks
 from spikeprune.model.groups import channel_groups
 from spikeprune.model.trace import trace
-from spikeprune.prune.channels import channel_masks
 from spikeprune.shrink.shrink import shrink
 from spikeprune.zoo.paper import Gate
 

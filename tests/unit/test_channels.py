@@ -8,25 +8,18 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
 from spikeprune.core.errors import InvalidValue
+from spikeprune.core.mask import Outcome
+from spikeprune.core.select import keep_under_cost
 from spikeprune.core.statistic import pca_score
+from spikeprune.count.costs import network_cost
+from spikeprune.methods.shared.authors import authors_channels
 from spikeprune.model.adapter import find_adapter
+from spikeprune.model.channel_values import bn_scale, channel_masks, per_channel, slope, weight_norm
 from spikeprune.model.groups import channel_groups
 from spikeprune.model.pairing import pair
 from spikeprune.model.trace import trace
-from spikeprune.prune.channels import (
-    ChannelSpace,
-    authors_channels,
-    bn_scale,
-    channel_masks,
-    channel_round,
-    check_budget,
-    keep_under_cost,
-    network_cost,
-    per_channel,
-    slope,
-    weight_norm,
-)
-from spikeprune.prune.update import Outcome, Target
+from spikeprune.prune.spaces.channels import ChannelSpace, channel_round, check_budget
+from spikeprune.prune.update import Target
 
 X = torch.rand(2, 1, 6, 6)
 

@@ -9,8 +9,8 @@ from nets import assert_same, batch, conv_net, sgd, train, weights_of
 from spikeprune.core.errors import InvalidValue, MissingEvidence
 from spikeprune.core.evidence import Evidence
 from spikeprune.core.statistic import ChannelMean, Components
+from spikeprune.count.costs import network_cost
 from spikeprune.methods.criticality import Criticality
-from spikeprune.prune.channels import network_cost
 
 SCHEDULE = sp.Cubic(0.5, 0, 8, 2)  # of 10 channels 7, 5, 5 and 5 are kept
 
@@ -69,7 +69,7 @@ def test_a_budget_of_computation_is_one_of_the_network_that_is_left():
     model = conv_net()
     pruner = sp.Pruner(model, "bn-scale", sp.OneShot(0.5), pattern="channel", budget="macs").trace(batch(1)[0])
     space = pruner._space.space
-    cost = network_cost("macs", space.groups, model, pruner._recorder.graph)
+    cost = network_cost("macs", space.groups, model, pruner._observer.graph)
     whole = cost(pruner.channels)
     pruner.step()
     spent = cost(pruner.channels)
@@ -89,8 +89,9 @@ def test_taylor_is_the_squared_slope_of_the_loss_by_a_gate():
     pruner = sp.Pruner(model, "taylor", sp.OneShot(0.5), pattern="channel")
     pruner.observe([(x, y)], lambda output, y: F.cross_entropy(output.mean(0), y))
     values = {n: p.detach() for n, p in model.named_parameters()}
+    grads = pruner._updater.gradients.summed(lambda g: g)
     evidence = Evidence(
-        pruner._space.weights(), pruner.channels, grads=pruner._space.grads(pruner._grads, values),
+        pruner._space.weights(), pruner.channels, grads=pruner._space.grads(grads, values),
         before=pruner._space.weights(values), channels=pruner._space.facts(),
     )  # fmt: skip
     score = pruner.method.score(evidence)["0"]

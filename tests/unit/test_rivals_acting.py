@@ -11,7 +11,8 @@ from spikeprune.methods.admm import Admm
 from spikeprune.methods.grad_r import GradR
 from spikeprune.methods.rcmo import Rcmo
 from spikeprune.methods.stds import Stds
-from spikeprune.prune.pruner import Pruner, prune
+from spikeprune.prune.once import prune
+from spikeprune.prune.pruner import Pruner
 
 
 def layers(*weights: list[list[float]]) -> nn.Module:

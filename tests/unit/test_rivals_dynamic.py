@@ -14,7 +14,8 @@ from spikeprune.methods.rigl import RigL
 from spikeprune.methods.set import Set
 from spikeprune.methods.snfs import Snfs
 from spikeprune.methods.snip import Snip
-from spikeprune.prune.pruner import Pruner, prune
+from spikeprune.prune.once import prune
+from spikeprune.prune.pruner import Pruner
 
 
 def layers(*weights: list[list[float]]) -> nn.Module:
@@ -39,8 +40,8 @@ def alive(pruner: Pruner) -> list[list[list[int]]]:
 
 def cut(pruner: Pruner, *masks: list[list[int]]) -> None:
     """Puts masks in place, as if the run had come that far."""
-    pruner._upkeep.set({n: torch.tensor(m).bool() for n, m in zip(pruner.masks, masks, strict=True)})
-    pruner._upkeep.hold()
+    pruner._space.parts.upkeep.set({n: torch.tensor(m).bool() for n, m in zip(pruner.masks, masks, strict=True)})
+    pruner._space.parts.upkeep.hold()
 
 
 def test_rigl_drops_the_smallest_and_grows_the_largest_gradient_in_the_same_layer():

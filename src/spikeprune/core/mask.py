@@ -1,6 +1,7 @@
 """Masks: which weights are alive."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -98,3 +99,37 @@ def unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
         raise InvalidValue(f"{bits.numel()} bytes of packed mask do not fit a tensor of shape {tuple(shape)}")
     spread = (bits.view(-1, 1) >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
     return spread.view(-1)[:count].view(shape).bool()
+
+
+def count(masks: Mapping[str, Tensor]) -> int:
+    """How many are True, in all tensors together."""
+    return sum(int(torch.count_nonzero(mask)) for mask in masks.values())
+
+
+def overlap(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> int:
+    """How many are True in both."""
+    return sum(int(torch.count_nonzero(a[name] & b[name])) for name in a)
+
+
+@final
+@dataclass(frozen=True)
+class Outcome:
+    """The masks of a mask update.
+
+    Attributes:
+        alive: after it.
+        survivors: alive and not regrown by it: these keep their value and optimizer state.
+        regrown: brought back by it.
+        reference: the mask of plain pruning, without regrowth, at the same target.
+    """
+
+    alive: dict[str, Tensor]
+    survivors: dict[str, Tensor]
+    regrown: dict[str, Tensor]
+    reference: dict[str, Tensor]
+
+
+def unchanged(masks: Mapping[str, Tensor]) -> Outcome:
+    """The outcome of a mask update that leaves the masks alone."""
+    none = {n: torch.zeros_like(m) for n, m in masks.items()}
+    return Outcome(dict(masks), dict(masks), none, dict(masks))

@@ -1,8 +1,8 @@
 """Schedules: how much, and when.
 
-A schedule has M = floor((end - begin) / every) events, the n-th at step begin + n * every, and a value for each that
-runs from `initial` to `to`. For sparsity the n-th event stands at progress n / M, so that the last one meets `to`.
-As a regrow share the n-th event stands at (n - 1) / (M - 1), so that the first one has `initial`.
+A schedule has M = floor((end - begin) / every) mask updates, the n-th at step begin + n * every, and a value for each
+that runs from `initial` to `to`. For sparsity the n-th stands at progress n / M, so that the last one meets `to`.
+As a regrow share the n-th stands at (n - 1) / (M - 1), so that the first one has `initial`.
 """
 
 import abc
@@ -15,8 +15,8 @@ from spikeprune.core.errors import InvalidValue
 
 
 @dataclass(frozen=True)
-class Event:
-    """One prune-and-regrow event: its number n from 1, its optimizer step, its target sparsity, what it keeps.
+class MaskUpdate:
+    """One mask update: its number n from 1, its optimizer step, its target sparsity, and how many it keeps.
 
     `kept` counts weights, or channels under a channel pattern; None as long as no forward has shown the channels.
     """
@@ -41,9 +41,9 @@ class Schedule(abc.ABC):
         """The value at a progress between 0 and 1."""
 
     def steps(self) -> tuple[int, ...]:
-        """The optimizer step of each event.
+        """The optimizer step of each mask update.
 
-        Raises: InvalidValue if `end` or `every` was not given, or no event fits in between.
+        Raises: InvalidValue if `end` or `every` was not given, or no mask update fits in between.
         """
         begin, end, every = self.begin or 0, self.end, self.every
         if end is None or every is None:
@@ -59,11 +59,11 @@ class Schedule(abc.ABC):
         return tuple(begin + n * every for n in range(1, count + 1))
 
     def value(self, number: int, count: int) -> float:
-        """The sparsity at event `number` of `count`."""
+        """The sparsity at mask update `number` of `count`."""
         return self.at(number / count)
 
     def share(self, number: int, count: int, step: int) -> float:
-        """The value as a regrow share at event `number` of `count`, which happens at `step`.
+        """The value as a regrow share at mask update `number` of `count`, which happens at `step`.
 
         With `begin` and `end` of its own the share follows the step and keeps its last value after `end`.
         """
@@ -152,7 +152,7 @@ class Cosine(Schedule):
 @final
 @dataclass(frozen=True)
 class Geometric(Schedule):
-    """1 - s(p) = (1 - initial) * ((1 - to) / (1 - initial))^p: every event keeps the same share of what is alive.
+    """1 - s(p) = (1 - initial) * ((1 - to) / (1 - initial))^p: every mask update keeps the same share of what is alive.
 
     Source: Frankle and Carbin 2019, arXiv:1803.03635 (iterative pruning).
     """
@@ -174,7 +174,7 @@ class Geometric(Schedule):
 @final
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """s(p) = to at every event: a fixed sparsity, or a fixed regrow share."""
+    """s(p) = to at every mask update: a fixed sparsity, or a fixed regrow share."""
 
     to: float
     begin: int | None = 0
@@ -196,7 +196,7 @@ class Constant(Schedule):
 @final
 @dataclass(frozen=True)
 class OneShot(Schedule):
-    """All at once: a single event at step begin + every (1 if not given)."""
+    """All at once: a single mask update at step begin + every (1 if not given)."""
 
     to: float
     begin: int | None = 0
@@ -217,7 +217,7 @@ class OneShot(Schedule):
 @final
 @dataclass(frozen=True)
 class Until(Schedule):
-    """s(p) = initial as long as p < until, then to: a regrow share that ends before the last events.
+    """s(p) = initial as long as p < until, then to: a regrow share that ends before the last mask updates.
 
     Args:
         until: the progress, in (0, 1], from which it is `to`.
@@ -255,9 +255,9 @@ def names() -> list[str]:
 
 
 def decaying(share: float) -> Cosine | Constant:
-    """The default course of a regrow share r: event n of M regrows r * (1 + cos(pi (n - 1) / (M - 1))) / 2.
+    """The default course of a regrow share r: mask update n of M regrows r * (1 + cos(pi (n - 1) / (M - 1))) / 2.
 
-    It ends at 0, because what the last event regrows is never checked by a later one.
+    It ends at 0, because weights that the last mask update regrows are never checked by a later one.
     """
     return Cosine(to=0.0, initial=share) if share else Constant(0.0)
 
@@ -291,7 +291,7 @@ def turnover_steps(lr: float, weight_decay: float, momentum: float = 0.0) -> flo
         (1 - momentum) / (2 * lr * weight_decay)
 
     Weight decay shrinks |w|^2 by e in that time, and updates put new weight in its place. A weight regrown at 0 needs a
-    good part of it to become as large as the others; events that come faster cut it before it can.
+    good part of it to become as large as the others; mask updates that come faster cut it before it can.
 
     Args:
         lr: at the start; a falling learning rate makes the time longer.

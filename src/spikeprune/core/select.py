@@ -4,12 +4,14 @@ Ties are broken by index, in the order of the mapping and then of the flattened 
 keep every weight of a filter whose score all its weights share.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue
+
+Cost = Callable[[Mapping[str, Tensor]], float]  # masks by name -> what is kept costs in all
 
 _SMALL = 1 << 18  # below this, one kthvalue over everything is fastest
 _SAMPLE = 1 << 16
@@ -128,6 +130,72 @@ def keep_cost(
     for number, name in enumerate(scores):
         masks[name].view(-1)[chosen[1, chosen[0] == number]] = True
     return masks
+
+
+def keep_under_cost(
+    scores: Mapping[str, Tensor],
+    cost: Cost,
+    allowed: float,
+    floor: Mapping[str, int],
+    base: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """`keep_cost` where the cost of the whole is no sum over what is kept, as that of channels, whose layers multiply.
+
+    The best of all tensors, as many from the top as the cost allows; then those further down that still fit.
+
+    Args:
+        scores: group name -> [C], higher = keep; -inf marks what may not be chosen.
+        cost: of what is kept; it rises with every channel.
+        allowed: the budget.
+        floor: group name -> channels that it keeps whatever its scores; 0 where it is not named.
+        base: group name -> bool [C], channels already kept, to which others are added.
+    Returns: group name -> bool [C].
+    Raises: InvalidValue if the floors alone cost more.
+    """
+    keep: dict[str, Tensor] = {}
+    for name, score in scores.items():
+        alive = torch.zeros(len(score), dtype=torch.bool) if base is None else base[name].cpu().clone()
+        missing = max(min(floor.get(name, 0), len(score)) - int(alive.sum()), 0)
+        best = score.cpu().masked_fill(alive, -torch.inf).argsort(descending=True, stable=True)
+        alive[best[:missing]] = True
+        keep[name] = alive
+    if cost(keep) > allowed * (1 + 1e-9):
+        raise InvalidValue(
+            f"the budget of {allowed:,.0f} cannot be met: the fewest channels that no layer vanishes with already "
+            f"cost {cost(keep):,.0f}; ask for less sparsity"
+        )
+    order = _ranking({n: s.cpu().masked_fill(keep[n], -torch.inf) for n, s in scores.items()})
+
+    def first(count: int) -> dict[str, Tensor]:
+        chosen = {name: alive.clone() for name, alive in keep.items()}
+        for name, channel in order[:count]:
+            chosen[name][channel] = True
+        return chosen
+
+    low, high = 0, len(order)  # cost rises with every channel, so the largest number that fits is found by halving
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if cost(first(middle)) <= allowed * (1 + 1e-9) else (low, middle - 1)
+    chosen = first(low)
+    misses = 0
+    for name, channel in order[low:]:  # a dear channel may not fit where cheaper ones behind it do
+        if misses == 64:
+            break
+        chosen[name][channel] = True
+        if cost(chosen) > allowed * (1 + 1e-9):
+            chosen[name][channel] = False
+            misses += 1
+    return chosen
+
+
+def _ranking(scores: Mapping[str, Tensor]) -> list[tuple[str, int]]:
+    names = list(scores)
+    values = torch.cat([scores[n].double() for n in names])
+    owner = torch.cat([torch.full((len(scores[n]),), i) for i, n in enumerate(names)])
+    place = torch.cat([torch.arange(len(scores[n])) for n in names])
+    order = values.argsort(descending=True, stable=True)
+    order = order[values[order] > -torch.inf]
+    return [(names[int(owner[i])], int(place[i])) for i in order]
 
 
 def draw(scores: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""What one weight costs under a budget of parameters, multiplies or synaptic operations."""
+"""What weights and channels cost under a budget of parameters, multiplies or synaptic operations."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from spikeprune.core.errors import MissingEvidence
+from spikeprune.core.select import Cost
+from spikeprune.model.groups import ChannelGroup
 from spikeprune.model.trace import Graph
 
 BUDGETS = ("macs", "parameters", "synops", "weights")
@@ -65,6 +67,55 @@ def _numel(shape: tuple[int, ...]) -> int:
     for size in shape:
         count *= size
     return count
+
+
+def network_cost(
+    budget: str,
+    groups: Sequence[ChannelGroup],
+    model: nn.Module,
+    graph: Graph,
+    rates: Mapping[str, Tensor] | None = None,
+) -> Cost:
+    """A function from masks of channels to the cost of the network that is left.
+
+        parameters  every entry of every parameter that stays
+        macs        multiplies of every Conv and Linear, over the traced forward
+        synops      macs times the share of non-zero inputs, per input channel
+
+    The cost of a layer is the product of what stays of its inputs and of its outputs, so it is no sum over channels.
+
+    Args:
+        budget: "parameters", "macs" or "synops".
+        rates: weight name -> share of non-zero inputs, [in_channels], for "synops".
+    """
+    table = {name: p.shape for name, p in model.named_parameters()}
+    owners: dict[str, list[tuple[int, str, Tensor]]] = {}
+    for group in groups:
+        for part in group.slices:
+            if part.tensor in table:
+                owners.setdefault(part.tensor, []).append((part.dim, group.name, part.channels))
+    positions: dict[str, float] = dict.fromkeys(table, 1.0) if budget == "parameters" else {}
+    for node in graph.nodes if budget != "parameters" else ():
+        if node.weight is not None:
+            made = torch.Size(node.shape).numel() / table[node.weight][0]
+            positions[node.weight] = positions.get(node.weight, 0.0) + made
+
+    def cost(keep: Mapping[str, Tensor]) -> float:
+        total = 0.0
+        for name, each in positions.items():
+            sizes = [torch.ones(size, dtype=torch.float64) for size in table[name]]
+            if budget == "synops" and rates is not None:
+                sizes[1] = rates[name].double().cpu().clone()
+            for dim, group, channels in owners.get(name, []):
+                alive = keep[group].cpu()[channels.clamp_min(0)] | (channels < 0)
+                sizes[dim] = sizes[dim] * alive
+            volume = each
+            for size in sizes:
+                volume *= float(size.sum())
+            total += volume
+        return total
+
+    return cost
 
 
 class InputRates:

@@ -2,4 +2,4 @@
 
 from spikeprune.core.callable import answer_calls
 
-answer_calls(__name__, "spikeprune.prune.pruner:prune")
+answer_calls(__name__, "spikeprune.prune.once:prune")

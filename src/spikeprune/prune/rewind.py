@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeprune.core.errors import InvalidValue
 from spikeprune.prune.upkeep import Upkeep
 
 
@@ -45,5 +46,10 @@ class Rewind:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` returned."""
         now = self._model.state_dict()
-        self._point = {name: value.to(now[name].device) for name, value in state["point"].items()}
-        self.since = int(state["since"])
+        try:
+            self._point = {name: value.to(now[name].device) for name, value in state["point"].items()}
+            self.since = int(state["since"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InvalidValue(
+                f"the saved point to go back to is damaged or of another network ({error!r:.80}); make the model alike"
+            ) from error

@@ -1,6 +1,12 @@
 """What `pruner.table()` returns: one row a layer, to read in code and to print."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from spikeprune.core.mask import count
+from spikeprune.model.pairing import Pairing
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,22 @@ class Row:
 
 class Table(list[Row]):
     """Rows that print as a table; the neurons are known after the first forward."""
+
+    @classmethod
+    def of(
+        cls, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor], pairs: Mapping[str, Pairing] | None
+    ) -> "Table":
+        """One row a parameter; one without a mask is alive as a whole, `pairs` is None before the first forward."""
+        return cls(
+            Row(
+                name,
+                p.numel(),
+                count({name: masks[name]}) if name in masks else p.numel(),
+                pairs[name].neuron if pairs is not None and name in pairs else None,
+                traced=pairs is not None,
+            )
+            for name, p in parameters.items()
+        )
 
     def __str__(self) -> str:
         head = ("layer", "weights", "alive", "density", "feeds neuron")

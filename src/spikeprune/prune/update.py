@@ -1,22 +1,26 @@
-"""One prune-and-regrow round as a pure function: scores and targets in, masks out. No model, no optimizer."""
+"""One mask update as a pure function: scores and targets in, masks out. It knows no model and no optimizer."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict, final
 
 import torch
 from torch import Tensor
 
 from spikeprune.core.allocate import quotas, round_to
 from spikeprune.core.evidence import Scores
+from spikeprune.core.mask import Outcome, count
 from spikeprune.core.select import keep_cost, keep_quota, keep_top
+from spikeprune.prune.spaces import nm
 
 Bools = Mapping[str, Tensor]
 Exchange = Callable[[int, int], int]
 
 
+@final
 @dataclass(frozen=True)
 class Target:
-    """How much a round keeps, and where.
+    """How much a mask update keeps, and where.
 
     Attributes:
         keep: weights to keep in all (ignored under a budget of cost).
@@ -35,27 +39,14 @@ class Target:
     pattern: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The masks of a round.
+class Rules(TypedDict):
+    """How weights are exchanged; each is explained at `prune_and_regrow`."""
 
-    Attributes:
-        alive: after it.
-        survivors: alive and not regrown in this round: these keep their value and optimizer state.
-        regrown: brought back in this round.
-        reference: what the score alone would keep at the same target.
-    """
-
-    alive: dict[str, Tensor]
-    survivors: dict[str, Tensor]
-    regrown: dict[str, Tensor]
-    reference: dict[str, Tensor]
-
-
-def unchanged(masks: Bools) -> Outcome:
-    """The outcome of an event that leaves the masks alone."""
-    none = {n: torch.zeros_like(m) for n, m in masks.items()}
-    return Outcome(dict(masks), dict(masks), none, dict(masks))
+    share: float
+    candidates: NotRequired[str]
+    protected: NotRequired[Bools | None]
+    exchange: NotRequired[Exchange | None]
+    growth: NotRequired[Mapping[str, float] | None]
 
 
 def prune_and_regrow(
@@ -91,8 +82,8 @@ def prune_and_regrow(
     if protected is not None:
         scores = {n: s.masked_fill(protected[n] & alive[n], torch.inf) for n, s in scores.items()}
     if target.pattern is not None:
-        lift = _span(scores)
-        scores = {n: prefer_group(s, alive[n], *target.pattern, lift) for n, s in scores.items()}
+        lift = nm.span(scores)
+        scores = {n: nm.prefer_group(s, alive[n], *target.pattern, lift) for n, s in scores.items()}
     reference = _cut(scores, alive, weights, target, 0.0, frozenset())
     growing = frozenset(regrow_scores) if share > 0 else frozenset[str]()
     if not growing:
@@ -103,20 +94,18 @@ def prune_and_regrow(
     if exchange is None:
         survivors = _cut(scores, alive, weights, target, share, growing, reference)
     else:
-        kept = {n: exchange(_count({n: reference[n]}), _count({n: alive[n]})) for n in growing}
+        kept = {n: exchange(count({n: reference[n]}), count({n: alive[n]})) for n in growing}
         survivors = {**reference, **keep_quota({n: scores[n] for n in growing}, kept, alive)}
-    able = {
-        n: (~survivors[n] & alive[n]) if candidates == "new" else ~survivors[n] for n in regrow_scores
-    }  # fmt: skip
+    dead = {n: ~survivors[n] & alive[n] if candidates == "new" else ~survivors[n] for n in regrow_scores}
     if target.pattern is not None:
         # Groups that have fewer than n are filled first, so that at the final sparsity each has n.
-        lift = _span(regrow_scores)
-        room = {n: _room(survivors[n], regrow_scores[n], able[n], *target.pattern) for n in able}
+        lift = nm.span(regrow_scores)
+        room = {n: nm.room(survivors[n], regrow_scores[n], dead[n], *target.pattern) for n in dead}
         regrow_scores = {n: torch.where(room[n], s.double() + lift, s.double()) for n, s in regrow_scores.items()}
     if exchange is None:
-        regrown = _grow(regrow_scores, able, survivors, reference, target)
+        regrown = _grow(regrow_scores, dead, survivors, reference, target)
     else:
-        regrown = _grow_layers(regrow_scores, able, survivors, reference, target.keep, growth)
+        regrown = _grow_layers(regrow_scores, dead, survivors, reference, target.keep, growth)
     regrown = {n: regrown[n] if n in regrown else torch.zeros_like(m) for n, m in survivors.items()}
     return Outcome({n: survivors[n] | regrown[n] for n in survivors}, survivors, regrown, reference)
 
@@ -137,25 +126,25 @@ def _cut(
     floor = {n: target.floor[n] for n in free}
     if target.cost is not None:
         budget = target.budget if reference is None else _cost(reference, target.cost, growing) * (1 - share)
-        least = {n: min(floor[n], _count({n: m})) for n, m in among.items()}
+        least = {n: min(floor[n], count({n: m})) for n, m in among.items()}
         worth = {n: _worth(s, target.cost[n]) for n, s in free.items()}
         held = keep_quota(worth, least, among)
         worth = {n: w.masked_fill(held[n], torch.inf) for n, w in worth.items()}
         kept = keep_cost(worth, {n: target.cost[n] for n in free}, budget, among)
     elif target.allocate == "global":
         if reference is None:
-            keep = min(target.keep, _count(among))
+            keep = min(target.keep, count(among))
         else:
-            base = _count({n: reference[n] for n in free})
+            base = count({n: reference[n] for n in free})
             keep = base - int(share * base)
         kept = _keep_floor(free, keep, among, floor)
     else:
         if reference is None:
-            room = {n: _count({n: m}) for n, m in among.items()}
+            room = {n: count({n: m}) for n, m in among.items()}
             keep = min(target.keep, sum(room.values()))
             quota = quotas(target.allocate, weights, keep, _affordable(floor, room, keep), room)
         else:
-            base = {n: _count({n: reference[n]}) for n in free}
+            base = {n: count({n: reference[n]}) for n in free}
             quota = {n: count - int(share * count) for n, count in base.items()}
         kept = keep_quota(free, quota, among)
     return {n: fixed[n] if n in fixed else kept[n] for n in scores}
@@ -172,12 +161,12 @@ def _affordable(floor: Mapping[str, int], room: Mapping[str, int], keep: int) ->
 
 def _keep_floor(scores: Scores, keep: int, among: Bools, floor: Mapping[str, int]) -> dict[str, Tensor]:
     """`keep_top`, but no layer falls below its floor; the others give way, in the same order of scores."""
-    least = _affordable(floor, {n: _count({n: among[n]}) for n in scores}, keep)
+    least = _affordable(floor, {n: count({n: among[n]}) for n in scores}, keep)
     held: dict[str, Tensor] = {}
     while True:
         rest = {n: s for n, s in scores.items() if n not in held}
         kept = keep_top(rest, keep - sum(least[n] for n in held), {n: among[n] for n in rest}) if rest else {}
-        short = [n for n, m in kept.items() if _count({n: m}) < least[n]]
+        short = [n for n, m in kept.items() if count({n: m}) < least[n]]
         if not short:
             return {n: held[n] if n in held else kept[n] for n in scores}
         for n in short:
@@ -185,30 +174,30 @@ def _keep_floor(scores: Scores, keep: int, among: Bools, floor: Mapping[str, int
 
 
 def _grow(
-    scores: Scores, able: Bools, survivors: Bools, reference: Bools, target: Target
+    scores: Scores, dead: Bools, survivors: Bools, reference: Bools, target: Target
 ) -> dict[str, Tensor]:  # fmt: skip
     """Brings back as much as the cut left open, per layer or over all layers as the allocation says."""
     if target.cost is not None:
         cost = {n: target.cost[n] for n in scores}
         left = _cost(reference, cost, frozenset(scores)) - _cost(survivors, cost, frozenset(scores))
-        return keep_cost({n: _worth(s, cost[n]) for n, s in scores.items()}, cost, left, able)
+        return keep_cost({n: _worth(s, cost[n]) for n, s in scores.items()}, cost, left, dead)
     if target.allocate == "global":
-        missing = target.keep - _count(survivors)
-        return keep_top(scores, min(missing, _count(able)), able)
-    return _grow_layers(scores, able, survivors, reference, target.keep, None)
+        missing = target.keep - count(survivors)
+        return keep_top(scores, min(missing, count(dead)), dead)
+    return _grow_layers(scores, dead, survivors, reference, target.keep, None)
 
 
 def _grow_layers(
-    scores: Scores, able: Bools, survivors: Bools, reference: Bools, keep: int, growth: Mapping[str, float] | None
+    scores: Scores, dead: Bools, survivors: Bools, reference: Bools, keep: int, growth: Mapping[str, float] | None
 ) -> dict[str, Tensor]:
     """Brings back in each layer what it lost, or its part of the whole; what does not fit goes to the others."""
-    room = {n: _count({n: able[n]}) for n in scores}
-    missing = min(keep - _count(survivors), sum(room.values()))
+    room = {n: count({n: dead[n]}) for n in scores}
+    missing = min(keep - count(survivors), sum(room.values()))
     wanted = {
-        n: float(_count({n: reference[n]}) - _count({n: survivors[n]})) if growth is None else growth[n] * missing
+        n: float(count({n: reference[n]}) - count({n: survivors[n]})) if growth is None else growth[n] * missing
         for n in scores
     }
-    return keep_quota(scores, round_to(wanted, missing, dict.fromkeys(scores, 0), room), able)
+    return keep_quota(scores, round_to(wanted, missing, dict.fromkeys(scores, 0), room), dead)
 
 
 def _worth(scores: Tensor, cost: float | Tensor) -> Tensor:
@@ -217,78 +206,5 @@ def _worth(scores: Tensor, cost: float | Tensor) -> Tensor:
     return torch.where(infinite, scores, scores.double() ** 2 * torch.sign(scores) / cost)
 
 
-def _count(masks: Bools) -> int:
-    return sum(int(torch.count_nonzero(mask)) for mask in masks.values())
-
-
 def _cost(masks: Bools, cost: Mapping[str, float | Tensor], layers: frozenset[str]) -> float:
     return sum(float((masks[n].double() * cost[n]).sum()) for n in masks if n in layers)
-
-
-def _grouped(weight: Tensor, m: int) -> Tensor:
-    """A view of a weight [O, I, ...] as rows of m neighbouring inputs: [O * ..., I / m, m]."""
-    return weight.movedim(1, -1).reshape(-1, weight.shape[1] // m, m)
-
-
-def _ungrouped(rows: Tensor, shape: torch.Size) -> Tensor:
-    return rows.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
-
-
-def _ranks(rows: Tensor) -> Tensor:
-    """The rank of each value in its row, 0 = highest; ties by index."""
-    return rows.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1, stable=True)
-
-
-def prefer_group(scores: Tensor, alive: Tensor, n: int, m: int, lift: float) -> Tensor:
-    """Scores in which the n best of every m come before all others: cut from the rest, the pattern follows.
-
-    `lift` is more than the finite scores differ by, the same for all layers that are ranked together.
-    """
-    best = _ungrouped(_ranks(_grouped(scores.masked_fill(~alive, -torch.inf), m)) < n, scores.shape)
-    finite = scores.double().nan_to_num(posinf=lift / 2)
-    return torch.where(best, scores.double() + lift, finite)
-
-
-def _span(scores: Scores) -> float:
-    """A number greater than the difference of any two finite scores."""
-    most = max((float(s.abs().nan_to_num(posinf=0.0).max()) for s in scores.values() if s.numel()), default=0.0)
-    return 2 * most + 1
-
-
-def _room(survivors: Tensor, scores: Tensor, able: Tensor, n: int, m: int) -> Tensor:
-    """Of the candidates, those that a group still has room for: at most n alive of every m."""
-    space = n - _grouped(survivors, m).sum(-1, keepdim=True)
-    ranks = _ranks(_grouped(scores.float().masked_fill(~able, -torch.inf), m))
-    return _ungrouped(ranks < space, survivors.shape)
-
-
-def authors_update(
-    weights: Mapping[str, Tensor], regrow_scores: Scores, keep: int, share: float
-) -> Outcome:  # fmt: skip
-    """The authors' unstructured rule, ties and counts included: it keeps slightly more or less than `keep`.
-
-        t0 = keep-th largest |w|;                 reference = |w| > t0        (final in layers that do not regrow)
-        K1 = keep - reference in the other layers;  G = int(share * K1)
-        t1 = (K1 - G)-th largest |w| of those;    survivors = |w| > t1
-        regrown = score >= the G-th largest of score * (dead)
-
-    Source: read in the public code of arXiv:2311.16141 (commit ee3170e, core.py).
-    """
-    absolute = {n: w.abs() for n, w in weights.items()}
-
-    def above(names: list[str], k: int) -> dict[str, Tensor]:
-        cut = torch.cat([absolute[n].reshape(-1) for n in names]).sort(descending=True).values[k - 1]
-        return {n: absolute[n] > cut for n in names}
-
-    reference = above(list(weights), keep)
-    names = list(regrow_scores)
-    base = keep - _count({n: m for n, m in reference.items() if n not in regrow_scores})
-    grown = int(share * base)
-    survivors = {**reference, **(above(names, base - grown) if grown else {})}
-    regrown = {n: torch.zeros_like(m) for n, m in reference.items()}
-    if grown:
-        dead = {n: regrow_scores[n] * ~survivors[n] for n in names}
-        cut = torch.cat([d.reshape(-1) for d in dead.values()]).sort(descending=True).values[grown - 1]
-        # Their mask grows by (score >= cut) wherever it was 0; a cut of 0 or less would also count kept weights twice.
-        regrown.update({n: (dead[n] >= cut) & ~survivors[n] for n in names})
-    return Outcome({n: survivors[n] | regrown[n] for n in weights}, survivors, regrown, reference)

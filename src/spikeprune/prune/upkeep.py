@@ -51,15 +51,15 @@ class Upkeep:
             grads = {n: self.parameters[n].grad for n in self.masks}
             self._multiply({n: grad for n, grad in grads.items() if grad is not None})
 
-    def after_step(self, *, closure: bool, cold: bool) -> None:
+    def after_step(self, *, closure: bool, clean: bool) -> None:
         """After an update: zeroes dead weights, and their state where the optimizer would not keep it at zero.
 
         Args:
             closure: the step computed gradients itself, after `hold_grads`.
-            cold: whether the state of dead weights is to be empty at all.
+            clean: whether the state of dead weights is to be empty at all.
         """
         self.hold()
-        if not self.dense and cold and (closure or type(self.optimizer) not in _KEEPS_ZERO):
+        if not self.dense and clean and (closure or type(self.optimizer) not in _KEEPS_ZERO):
             self.hold_state(self.masks)
 
     def _multiply(self, tensors: Mapping[str, Tensor]) -> None:

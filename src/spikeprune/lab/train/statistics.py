@@ -11,7 +11,7 @@ from spikeprune.count.counts import Counts
 from spikeprune.lab.train.network import Network
 from spikeprune.methods.criticality import Criticality
 from spikeprune.model.prunable import prunable
-from spikeprune.prune.recorder import Recorder
+from spikeprune.prune.evidence import Observer
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -58,7 +58,7 @@ def channel_criticality(network: Network, inputs: Sequence[Tensor]) -> tuple[dic
     model = network.model
     modes = [(module, module.training) for module in model.modules()]
     try:
-        recorder = Recorder(model, model, network.adapter, Criticality(), prunable(model))
+        recorder = Observer(model, model, network.adapter, Criticality(), prunable(model))
         model.eval()
         recorder.observe(inputs, None, membrane=True, rates=False, graph=True)
         scores = recorder.statistics(lambda total: total)

@@ -1,4 +1,4 @@
-"""When to look: traces the first forward, records near events, and keeps away from all other steps."""
+"""The Observer: it traces the first forward, records near mask updates, and keeps away from all other steps."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,8 +12,8 @@ from spikeprune.methods.base import Method
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.examples import undisturbed
 from spikeprune.model.pairing import Pairing, pair
+from spikeprune.model.probe import Probe
 from spikeprune.model.trace import Graph, trace
-from spikeprune.prune.probe import Probe
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -24,7 +24,7 @@ _NOT_CALLED = (
 )
 
 
-class Recorder:
+class Observer:
     """Hooks of the Pruner on the model, if any.
 
     Attributes:
@@ -210,7 +210,7 @@ class Recorder:
             for p, grad in kept.items():
                 p.grad = grad
 
-    # ---- at an event ----------------------------------------------------------------------------------------------
+    # ---- at a mask update --------------------------------------------------------------------------------------
 
     def statistics(self, reduce: Reduce) -> dict[str, Tensor]:
         """Weight name -> what was recorded, summed over ranks by `reduce`.
@@ -249,7 +249,7 @@ class Recorder:
         return meter.rates(reduce)
 
     def forget(self) -> None:
-        """After an event: takes the recording hooks off and drops what they saw."""
+        """After a mask update: takes the recording hooks off and drops what they saw."""
         if self._probe is not None:
             self._probe.remove()
             self._probe = None
@@ -266,7 +266,7 @@ class Recorder:
         self.forget()
 
     def totals(self) -> dict[str, tuple[Tensor | None, float]]:
-        """What has been recorded for the coming event, for saving."""
+        """What has been recorded for the coming mask update, for saving."""
         return self._carried if self._probe is None else self._probe.totals()
 
     def load_totals(self, totals: dict[str, tuple[Tensor | None, float]]) -> None:

@@ -1,0 +1,46 @@
+"""The gradients of the step of a mask update, kept before they are masked, with the weights that they belong to."""
+
+from collections.abc import Callable, Mapping
+from typing import final
+
+from torch import Tensor, nn
+
+
+@final
+class KeptGradients:
+    """Gradients of all weights, dead ones too, from one backward pass up to the mask update that reads them.
+
+    Attributes:
+        before: parameter name -> the weights before the step's update; empty if the gradients belong to the present.
+    """
+
+    def __init__(self) -> None:
+        self.before: dict[str, Tensor] = {}
+        self._values: dict[str, Tensor] = {}
+        self._summed = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is kept."""
+        return not self._values
+
+    def keep(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Copies the present gradients and weights."""
+        self._values = {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}
+        self._summed = False
+        self.before = {n: p.detach().clone() for n, p in parameters.items()}
+
+    def take(self, values: Mapping[str, Tensor]) -> None:
+        """Takes gradients of the present weights, summed over batches by the caller."""
+        self._values, self._summed = dict(values), False
+
+    def summed(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Parameter name -> gradient, summed over ranks by `reduce`: once, however often a mask update asks."""
+        if not self._summed:
+            self._values = {n: reduce(g) for n, g in self._values.items()}
+            self._summed = True
+        return self._values
+
+    def forget(self) -> None:
+        """Drops all, after the mask update or with a step that was skipped."""
+        self._values, self.before, self._summed = {}, {}, False

@@ -1,0 +1,131 @@
+"""What all spaces have in common: a space knows the units that are pruned one by one, and their parameters."""
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Unpack, final
+
+from torch import Tensor, nn
+
+from spikeprune.core.allocate import kept
+from spikeprune.core.evidence import Scores
+from spikeprune.core.mask import Outcome
+from spikeprune.core.schedule import MaskUpdate
+from spikeprune.model.trace import Graph
+from spikeprune.prune.evidence import Observer
+from spikeprune.prune.update import Bools, Rules, Target
+from spikeprune.prune.upkeep import Upkeep
+
+Tensors = Mapping[str, Tensor]
+
+
+@final
+@dataclass(frozen=True)
+class Parts:
+    """What a space works on.
+
+    Attributes:
+        model: the user's.
+        parameters: name -> the weights that may be pruned.
+        upkeep: holds the masks of the parameters.
+        budget, allocate, floor: as for the Pruner.
+    """
+
+    model: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    upkeep: Upkeep
+    budget: str = "weights"
+    allocate: str = "global"
+    floor: float = 1
+
+
+class Space(abc.ABC):
+    """The units of a Pruner, as tensors or vectors by name, and how masks of parameters follow from theirs."""
+
+    parts: Parts
+
+    @property
+    @abc.abstractmethod
+    def known(self) -> bool:
+        """Whether the units are known: channels are only after a first forward."""
+
+    @property
+    @abc.abstractmethod
+    def total(self) -> int:
+        """How many units there are; 0 while unknown."""
+
+    @property
+    @abc.abstractmethod
+    def alive(self) -> dict[str, Tensor]:
+        """Name -> bool: which units are alive."""
+
+    @property
+    @abc.abstractmethod
+    def tracked(self) -> Mapping[str, nn.Parameter]:
+        """The parameters whose gradients tell about the units."""
+
+    @abc.abstractmethod
+    def learn(self, graph: Graph, most: float) -> None:
+        """Takes in the traced model; `most` is the highest sparsity that will be asked for."""
+
+    @abc.abstractmethod
+    def weights(self, values: Tensors | None = None) -> dict[str, Tensor]:
+        """Name -> what a score sees as weights: of `values` of the parameters, or of the present ones."""
+
+    @abc.abstractmethod
+    def grads(self, grads: Tensors, values: Tensors) -> dict[str, Tensor]:
+        """Name -> gradients by these weights; `values` are those of the parameters that `grads` belong to."""
+
+    @abc.abstractmethod
+    def facts(self) -> dict[str, dict[str, Tensor]] | None:
+        """What else a method may look at of channels: kind -> name -> [C]; None for weights."""
+
+    @abc.abstractmethod
+    def statistics(self, found: Tensors, observer: Observer) -> Tensors:
+        """The recorded statistics by unit."""
+
+    @abc.abstractmethod
+    def may_regrow(self, observer: Observer) -> set[str]:
+        """Names whose units feed a spiking neuron."""
+
+    @abc.abstractmethod
+    def target(self, sparsity: float, rates: Tensors, observer: Observer) -> Target:
+        """How much is kept at a sparsity; `rates` are shares of non-zero inputs, as far as measured."""
+
+    @abc.abstractmethod
+    def select(
+        self, scores: Scores, regrow_scores: Scores, alive: Bools, target: Target, **rules: Unpack[Rules]
+    ) -> Outcome:
+        """One mask update; `rules` as for `prune_and_regrow`."""
+
+    @abc.abstractmethod
+    def authors(self, regrow_scores: Scores, sparsity: float, share: float) -> Outcome:
+        """One mask update by the authors' rule."""
+
+    @abc.abstractmethod
+    def masks(self, units: Bools) -> dict[str, Tensor]:
+        """Masks of parameters from masks of units."""
+
+    @abc.abstractmethod
+    def apply(self, outcome: Outcome, start_value: str, clean: bool) -> None:
+        """Makes the parameters follow a mask update: values, masks, and if `clean` the optimizer's state."""
+
+    @abc.abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What is needed to go on, beside the masks of the parameters."""
+
+    @abc.abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` returned."""
+
+    @abc.abstractmethod
+    def unpacked(self, bits: Tensors, state: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Packed masks of units as masks; `state` is the space's own, saved beside them."""
+
+    @abc.abstractmethod
+    def held(self, bits: Tensors) -> dict[str, Tensor]:
+        """Packed masks of all parameters that are held, as masks."""
+
+    def counted(self, update: MaskUpdate) -> MaskUpdate:
+        """A mask update with the number of units it keeps; None while the units are unknown."""
+        return replace(update, kept=kept(self.total, update.target) if self.known else None)

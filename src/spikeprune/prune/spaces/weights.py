@@ -1,0 +1,138 @@
+"""Single weights as what is pruned one by one: the units of a tensor are its entries."""
+
+from collections.abc import Mapping
+from typing import Any, Unpack, final
+
+import torch
+from torch import Tensor, nn
+
+from spikeprune.core import allocate as allocation
+from spikeprune.core.errors import InvalidValue
+from spikeprune.core.evidence import Scores
+from spikeprune.core.mask import Outcome, unpack
+from spikeprune.count.costs import weight_costs
+from spikeprune.methods.shared.authors import authors_update
+from spikeprune.model.trace import Graph
+from spikeprune.prune.evidence import Observer
+from spikeprune.prune.spaces.space import Parts, Space, Tensors
+from spikeprune.prune.update import Bools, Rules, Target, prune_and_regrow
+
+
+@final
+class Weights(Space):
+    """Single weights. `nm` is (n, m) of an n:m pattern.
+
+    Attributes:
+        fixed: parameter name -> mask of parameters that are held but never chosen from, such as biases.
+    """
+
+    known = True
+    total = 0
+
+    def __init__(self, parts: Parts, nm: tuple[int, int] | None = None) -> None:
+        self.parts, self.nm = parts, nm
+        self.total = sum(p.numel() for p in parts.parameters.values())
+        self.fixed: dict[str, Tensor] = {}
+        self._least = allocation.floors(parts.parameters, parts.floor)
+        self._last: dict[str, Tensor] = {}  # values that dead weights had when they were cut, for start_value="last"
+        self.hold({n: torch.ones_like(p, dtype=torch.bool) for n, p in parts.parameters.items()})
+
+    def hold(self, masks: Tensors) -> None:
+        """Takes masks: those of the parameters that may be pruned, and others, which stay as they are from now on."""
+        self.fixed = {n: m for n, m in masks.items() if n not in self.parts.parameters}
+        self._set(masks)
+
+    def _set(self, masks: Tensors) -> None:
+        self.parts.upkeep.set({n: masks[n] for n in self.parts.parameters} | self.fixed)
+
+    def start_random(self, sparsity: float, allocate: str, seed: int) -> None:
+        """A random mask, spread over the layers as `allocate` says; weights outside it become 0 at once."""
+        generator = torch.Generator().manual_seed(seed)
+        parameters = self.parts.parameters
+        noise = {n: torch.rand(p.shape, generator=generator).to(p.device) for n, p in parameters.items()}
+        target = Target(allocation.kept(self.total, sparsity), allocate, self._least, pattern=self.nm)
+        self._set(prune_and_regrow(noise, {}, self.alive, self.weights(), target, share=0.0).alive)
+        self.parts.upkeep.hold()
+
+    @property
+    def alive(self) -> dict[str, Tensor]:
+        return {n: self.parts.upkeep.masks[n] for n in self.parts.parameters}
+
+    @property
+    def tracked(self) -> Mapping[str, nn.Parameter]:
+        return self.parts.parameters
+
+    def learn(self, graph: Graph, most: float) -> None:
+        pass  # weights need no trace to be known
+
+    def weights(self, values: Tensors | None = None) -> dict[str, Tensor]:
+        return {n: p.detach() for n, p in self.parts.parameters.items()} if values is None else dict(values)
+
+    def grads(self, grads: Tensors, values: Tensors) -> dict[str, Tensor]:
+        return dict(grads)
+
+    def facts(self) -> None:
+        return None
+
+    def statistics(self, found: Tensors, observer: Observer) -> Tensors:
+        return found
+
+    def may_regrow(self, observer: Observer) -> set[str]:
+        return {n for n in self.parts.parameters if observer.feeds_neuron(n)}
+
+    def target(self, sparsity: float, rates: Tensors, observer: Observer) -> Target:
+        keep = allocation.kept(self.total, sparsity)
+        if self.parts.budget == "weights":
+            return Target(keep, self.parts.allocate, self._least, pattern=self.nm)
+        cost, fixed = weight_costs(self.parts.budget, self.parts.model, self.parts.parameters, observer.graph, rates)
+        whole = sum(float(torch.as_tensor(cost[n]).expand(p.shape).sum()) for n, p in self.parts.parameters.items())
+        allowed = (whole + fixed) * (1 - sparsity) - fixed
+        if allowed <= 0:
+            raise InvalidValue(
+                f"a sparsity of {sparsity:g} in {self.parts.budget} cannot be met: the layers that are not "
+                "prunable alone need more"
+            )
+        return Target(keep, self.parts.allocate, self._least, cost=cost, budget=allowed)
+
+    def select(
+        self, scores: Scores, regrow_scores: Scores, alive: Bools, target: Target, **rules: Unpack[Rules]
+    ) -> Outcome:
+        return prune_and_regrow(scores, regrow_scores, alive, self.weights(), target, **rules)
+
+    def authors(self, regrow_scores: Scores, sparsity: float, share: float) -> Outcome:
+        return authors_update(self.weights(), regrow_scores, int(self.total * (1 - sparsity)), share)
+
+    def masks(self, units: Bools) -> dict[str, Tensor]:
+        return dict(units)
+
+    def apply(self, outcome: Outcome, start_value: str, clean: bool) -> None:
+        """Clears what did not survive the cut, so that regrown weights start anew; sets the masks."""
+        before = self.alive
+        for name, p in self.parts.parameters.items() if start_value == "last" else ():
+            last = self._last.get(name, torch.zeros_like(p))
+            self._last[name] = torch.where(before[name], p.detach(), last)
+        untouched = outcome.survivors
+        if start_value == "kept":
+            untouched = {n: m | (outcome.regrown[n] & before[n]) for n, m in untouched.items()}
+        for name, p in self.parts.parameters.items():
+            p.data.mul_(untouched[name].to(p.dtype))
+            if start_value == "last":
+                p.data.add_(self._last[name] * outcome.regrown[name])
+        if clean:
+            self.parts.upkeep.hold_state(untouched)
+        self._set(outcome.alive)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": dict(self._last)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._last = {n: v.to(self.parts.parameters[n]) for n, v in state["last"].items()}
+
+    def unpacked(self, bits: Tensors, state: Mapping[str, Any]) -> dict[str, Tensor]:
+        device = next(iter(self.parts.parameters.values())).device
+        return {n: unpack(b.to(device), tuple(self.parts.parameters[n].shape)) for n, b in bits.items()}
+
+    def held(self, bits: Tensors) -> dict[str, Tensor]:
+        device = next(iter(self.parts.parameters.values())).device
+        names = [*self.parts.parameters, *(n for n in bits if n not in self.parts.parameters)]
+        return {n: unpack(bits[n].to(device), tuple(self.parts.model.get_parameter(n).shape)) for n in names}

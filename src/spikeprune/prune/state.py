@@ -1,0 +1,133 @@
+"""What `pruner.state_dict()` holds, and how it is read again: every part is checked before any is taken up."""
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast, final
+
+from torch import Tensor
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.core.mask import pack
+from spikeprune.methods.base import Memory
+from spikeprune.prune.spaces.space import Space
+from spikeprune.prune.steps import Steps
+from spikeprune.record.round import Round
+
+VERSION = 1
+Totals = dict[str, tuple[Tensor | None, float]]
+
+
+@final
+@dataclass(frozen=True)
+class Saved:
+    """A state that was read. The names are those of the keys."""
+
+    step: int
+    masks: dict[str, Tensor]
+    regrown: dict[str, Tensor] | None
+    ever_regrown: dict[str, Tensor]
+    rounds: list[Round]
+    totals: Totals
+    space: Mapping[str, Any]
+    memory: Memory
+    rewind: Mapping[str, Any] | None
+
+
+def state_of(steps: Steps, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything needed to go on bit for bit, as plain types and tensors."""
+    history, updater = steps.history, steps.updater
+    return {
+        "version": VERSION,
+        "settings": dict(settings),
+        "step": steps.done,
+        "masks": _packed(steps.upkeep.masks),
+        "regrown": None if history.regrown is None else _packed(history.regrown),
+        "ever_regrown": _packed(history.ever_regrown),
+        "rounds": [entry.as_dict() for entry in history.rounds],
+        "totals": updater.observer.totals(),
+        "space": steps.space.state_dict(),
+        "memory": {kind: dict(tensors) for kind, tensors in updater.memory.items()},
+        "rewind": None if steps.rewind is None else steps.rewind.state_dict(),
+    }
+
+
+def _packed(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n: pack(m) for n, m in masks.items()}
+
+
+def load_state(steps: Steps, state: Mapping[str, Any], settings: Mapping[str, Any], *, strict: bool) -> None:
+    """Takes up a saved state; weights outside its masks become 0.
+
+    Args: settings: of the Pruner that takes it up.
+    Raises: InvalidValue if the state was saved under other settings (unless `strict` is False) or is damaged.
+    """
+    saved = read_state(state, settings, steps.space, strict=strict)
+    if steps.rewind is not None:
+        steps.rewind.load_state_dict(saved.rewind or {})
+    steps.done = saved.step
+    steps.history.load(saved.rounds, saved.regrown, saved.ever_regrown)
+    steps.updater.memory = saved.memory
+    steps.upkeep.set(saved.masks)
+    steps.space.load_state_dict(saved.space)
+    steps.upkeep.hold()
+    steps.hold_state()
+    steps.updater.observer.load_totals(saved.totals)
+    if steps.attached:
+        steps.prepare()
+
+
+def read_state(state: Mapping[str, Any], settings: Mapping[str, Any], space: Space, *, strict: bool) -> Saved:
+    """The parts of a saved state.
+
+    Args:
+        settings: those of the Pruner that the state is for.
+    Raises: InvalidValue if the state was saved under other settings (unless `strict` is False) or is damaged.
+    """
+    try:
+        if state["version"] != VERSION:
+            raise InvalidValue(f"pruner state has version {state['version']}, this library reads {VERSION}")
+        if strict:
+            _check_settings(settings, state["settings"])
+        step, own = cast(object, state["step"]), state["space"]
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0 or not isinstance(own, Mapping):
+            raise TypeError("step or space is of another kind")
+        device = next(iter(space.parts.parameters.values())).device
+        return Saved(
+            step=step,
+            masks=space.held(state["masks"]),
+            regrown=None if state["regrown"] is None else space.unpacked(state["regrown"], own),
+            ever_regrown=space.unpacked(state.get("ever_regrown") or {}, own),
+            rounds=[Round.read(entry, "rounds") for entry in state["rounds"]],
+            totals=dict(state["totals"]),
+            space=own,
+            memory={kind: {n: v.to(device) for n, v in kept.items()} for kind, kept in state["memory"].items()},
+            rewind=state["rewind"],
+        )
+    except InvalidValue:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InvalidValue(f"this is not a saved pruner.state_dict(), or it is damaged ({error!r:.120})") from error
+
+
+def _check_settings(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    for key, value in mine.items():
+        if value != theirs.get(key) and not _same_call(value, theirs.get(key)):
+            raise InvalidValue(
+                f"the saved pruner state was made with another {key}: {str(theirs.get(key))[:80]}; make the Pruner "
+                "alike, or pass strict=False"
+            )
+
+
+def _same_call(a: object, b: object) -> bool:
+    """Whether two representations of an object say the same; 0.1 wrote the settings of a method in another order."""
+    try:
+        calls = [ast.parse(text, mode="eval").body for text in (a, b) if isinstance(text, str)]
+    except SyntaxError:
+        return False
+    said = [
+        (ast.dump(call.func), sorted((str(k.arg), ast.dump(k.value)) for k in call.keywords))
+        for call in calls
+        if isinstance(call, ast.Call) and not call.args
+    ]
+    return len(said) == 2 and said[0] == said[1]

@@ -1,0 +1,212 @@
+"""What happens around every optimizer step: gradients are kept and masked, mask updates are made, weights are held."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from spikeprune.core.errors import MissingEvidence
+from spikeprune.core.mask import unchanged
+from spikeprune.core.schedule import MaskUpdate
+from spikeprune.methods.registry import name_of
+from spikeprune.prune.history import History
+from spikeprune.prune.rewind import Rewind
+from spikeprune.prune.updater import Updater
+
+
+@final
+class Steps:
+    """Counts completed optimizer steps and does in each what is due.
+
+    Attributes:
+        done: completed steps.
+        seconds: time spent here.
+        full_gradients: of the last step: how many gradients of all weights, dead ones too, the method needed in it.
+    """
+
+    def __init__(self, updater: Updater, history: History, rewind: Rewind | None, budget: str) -> None:
+        self.updater, self.history, self.rewind, self.budget = updater, history, rewind, budget
+        self.plan, self.space, self.upkeep = updater.plan, updater.space, updater.space.parts.upkeep
+        self.done = 0
+        self.seconds = 0.0
+        self.full_gradients = 0
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    @property
+    def attached(self) -> bool:
+        """Whether hooks are on an optimizer."""
+        return bool(self._handles)
+
+    @property
+    def clean(self) -> bool:
+        """Whether regrown weights start with clean optimizer state, so that gradients of dead weights are masked."""
+        if self.updater.method.acts:  # dead weights may come back by the method's own rule, as long as it is in force
+            return not self._acts
+        return self.updater.regrowth.clean
+
+    @property
+    def _acts(self) -> bool:
+        return self.updater.method.acts and self.done < self.plan.last_step
+
+    @property
+    def searching(self) -> bool:
+        """Whether a coming mask update may still change the masks."""
+        found = self.updater.method.rewinds == "once" and self.rewind is not None and self.rewind.since > 0
+        return self.done < self.plan.last_step and not found
+
+    def round(self) -> tuple[int, int | None]:
+        """First and last step of the present round of a method that rewinds; (0, None) for others."""
+        if self.rewind is None:
+            return 0, None
+        ends = self.done if self.updater.method.rewinds == "each" else self.plan.last_step
+        coming = self.plan.coming(ends + 1)
+        return self.rewind.since, None if coming is None else coming.step
+
+    # ---- hooks ------------------------------------------------------------------------------------------------
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Puts hooks on an optimizer; those on another one are taken off."""
+        self.detach()
+        self.upkeep.optimizer = optimizer
+        if self.rewind is not None:
+            self.rewind.keep(self.done)  # again: since the Pruner was made, weights may have been loaded
+        self.hold_state()
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        self.prepare()
+
+    def detach(self) -> None:
+        """Takes every hook off optimizer and model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self.updater.observer.remove()
+
+    def hold_state(self) -> None:
+        """Clears optimizer state that dead weights have from before the Pruner knew the optimizer or the masks."""
+        if self.clean and not self.upkeep.dense:
+            self.upkeep.hold_state(self.upkeep.masks)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        started = time.perf_counter()
+        if not _closure(args, kwargs):  # a closure computes the gradients inside the step, so these are old ones
+            if self.updater.gradients.empty:  # else the user has called mask_grads, and those of dead weights are gone
+                self.keep_grads()
+            self.hold_grads()
+        self.seconds += time.perf_counter() - started
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found = getattr(optimizer, "found_inf", None)  # a fused optimizer has it, and skips the step inside its kernel
+        if isinstance(found, Tensor) and bool(found > 0):
+            self.updater.gradients.forget()
+            self.updater.acted = False
+            return
+        started = time.perf_counter()
+        self.advance(closure=_closure(args, kwargs))
+        self.seconds += time.perf_counter() - started
+
+    def keep_grads(self) -> None:
+        """Before a mask update, keeps the gradients of all weights for a method that looks at them."""
+        if "grads" in self.updater.method.needs and self.plan.at(self.done + 1) is not None:
+            self.updater.gradients.keep(self.space.tracked)
+
+    def hold_grads(self) -> None:
+        """Before the update: the method's own part, then zeroes the gradients of dead weights."""
+        if self._acts:
+            self.updater.act_before(self.done + 1)
+        if self.clean:
+            self.upkeep.hold_grads()
+
+    def advance(self, *, closure: bool) -> None:
+        """After an update: completes the step, with its mask update if it has one."""
+        if self.updater.gradients.empty:
+            self.keep_grads()
+        self.full_gradients = self._full_gradients()
+        if self._acts:
+            self.updater.act_after(self.done + 1, closure=closure)
+        self.done += 1
+        if self.rewind is not None:
+            self.rewind.keep(self.done)
+        update = self.plan.at(self.done)
+        if update is None:
+            self.upkeep.after_step(closure=closure, clean=self.clean)
+        else:
+            self.make(update)
+        self.prepare()
+
+    def _full_gradients(self) -> int:
+        updater = self.updater
+        if self.done >= self.plan.last_step:
+            return 0
+        if not self.clean:
+            return 1
+        if self.plan.at(self.done + 1) is None:
+            return 0
+        # The synapse unit is computed as the layers' weight gradient is, for as many steps as it is averaged over.
+        synapses = updater.observation.batches if updater.observation.unit == "synapse" else 0
+        return synapses + ("grads" in updater.method.needs)
+
+    def prepare(self) -> None:
+        """Tells the observer what the coming step is for; in steps far from mask updates it has no hooks at all."""
+        coming = self.done + 1
+        update = self.plan.coming(coming)
+        costs = self.budget in ("macs", "synops")
+        if update is None or not (self.plan.looks_at_neurons or costs or not self.space.known):
+            return
+        self.updater.observer.prepare(
+            membrane=coming > update.step - self.plan.window(update),
+            rates=self.budget == "synops" and coming == update.step,
+        )
+
+    # ---- mask updates -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def make(self, update: MaskUpdate) -> None:
+        """Makes a mask update: new masks, an entry in the history, and parameters that follow."""
+        updater, before = self.updater, self.space.alive
+        cuts = updater.cuts(update)
+        outcome = updater.outcome(update, self.history.regrown) if cuts else unchanged(before)
+        self.history.add(update, before, outcome, cut=cuts)
+        self.space.apply(outcome, updater.regrowth.start_value, self.clean)
+        if cuts and self.rewind is not None:
+            self.rewind.go(self.done, self.upkeep)
+        if update is self.plan.updates[-1]:
+            updater.memory = {}
+        updater.gradients.forget()
+        updater.observer.forget()
+
+    def cut(self) -> None:
+        """Makes the next mask update now, with no training step around it."""
+        update = self.plan.coming(self.done + 1)
+        if update is not None:
+            self.done = update.step
+            self.make(update)
+
+    def observe(self, data: Iterable[Any] | None, loss: Callable[[Any, Any], Tensor] | None) -> None:
+        """Shows the model batches outside of any training loop. Nothing of the model changes.
+
+        Raises: MissingEvidence if the method needs batches or a loss that are not given.
+        """
+        membrane, rates = self.plan.looks_at_neurons, self.budget == "synops"
+        graph = self.budget in ("macs", "synops") or not self.space.known
+        method = self.updater.method
+        differentiates = "grads" in method.needs
+        if data is None:
+            if membrane or graph or differentiates:
+                raise MissingEvidence(f"{name_of(method)} must see batches of data; pass data=")
+            return
+        if differentiates and loss is None:
+            raise MissingEvidence(f"{name_of(method)} needs gradients; pass loss=, for example F.cross_entropy")
+        found = self.updater.observer.observe(
+            data, loss if differentiates else None, membrane=membrane, rates=rates, graph=graph
+        )
+        self.updater.gradients.take({n: g for n, g in found.items() if n in self.space.tracked})
+
+
+def _closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a step was given a closure. The arguments that torch hands to step hooks begin with the optimizer."""
+    return any(value is not None for value in (*args[1:], kwargs.get("closure")))

@@ -1,0 +1,198 @@
+"""The Updater: shows a method what it may see at a mask update and turns its scores into masks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.core.evidence import Evidence, Scores
+from spikeprune.core.mask import Outcome
+from spikeprune.core.schedule import MaskUpdate
+from spikeprune.methods.base import Memory, Method, Observation, Regrowth, Training
+from spikeprune.methods.registry import name_of
+from spikeprune.prune.evidence import Observer
+from spikeprune.prune.gradients import KeptGradients
+from spikeprune.prune.plan import UpdatePlan
+from spikeprune.prune.spaces.space import Space
+from spikeprune.prune.update import Target
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum over all processes, in place; the tensor itself where there is one process."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+@final
+@dataclass
+class Updater:
+    """A method among the parts that it works with. Models and optimizers are touched by `space` and `upkeep` only.
+
+    Attributes:
+        seed: of draws; each mask update has a generator of its own, the same on every rank.
+        memory: what a method that acts in every step keeps.
+        acted: whether the method has seen the gradients of the coming update.
+    """
+
+    method: Method
+    plan: UpdatePlan
+    space: Space
+    observer: Observer
+    gradients: KeptGradients
+    seed: int = 0
+    memory: Memory = field(default_factory=dict[str, dict[str, Tensor]])
+    acted: bool = False
+
+    def __post_init__(self) -> None:
+        self.regrowth = self.method.regrowth() if self.method.regrows else Regrowth(0.0)
+        self.observation: Observation = self.method.observation()
+
+    # ---- one mask update --------------------------------------------------------------------------------------
+
+    def cuts(self, update: MaskUpdate) -> bool:
+        """Whether the method cuts now, rather than only looking."""
+        return self.method.at_event(self.training(update.step, update=update))
+
+    def outcome(self, update: MaskUpdate, protected: Mapping[str, Tensor] | None) -> Outcome:
+        """The masks of a mask update. The parameters do not follow yet.
+
+        Args:
+            protected: units that were regrown by the last one, for methods that grant them grace.
+        Raises: MissingEvidence if the method was not shown what it needs.
+        """
+        share = self.plan.share_at(update) if self.method.regrows else 0.0
+        after = share > 0 and self.observation.measure == "after"
+        looks = self.plan.window(update) > 0
+        self.observer.check()
+        target = self.space.target(update.target, self.observer.rates(sum_over_ranks), self.observer)
+        evidence = self.evidence(update, membrane=looks and not after)
+        scores = self.method.score(evidence)
+        if after:
+            self._measure_after(update, scores, share, target, protected)
+            evidence = self.evidence(update, membrane=True)
+        regrow_scores = self.method.regrow_score(evidence) if share > 0 else {}
+        growth = self.method.growth(evidence) if share > 0 and self.method.within_layers else None
+        return self.select(update, scores, regrow_scores, share, target, protected, growth)
+
+    def evidence(self, update: MaskUpdate, *, membrane: bool) -> Evidence:
+        """What the method may look at; `membrane`: the recorded statistics too."""
+        space, observer = self.space, self.observer
+        grads = self.gradients.summed(sum_over_ranks)
+        values = self.gradients.before or {n: p.detach() for n, p in space.tracked.items()}
+        statistics = observer.statistics(sum_over_ranks) if membrane else None
+        return Evidence(
+            weights=space.weights(),
+            masks=space.alive,
+            generator=torch.Generator().manual_seed(self.seed * 1_000_003 + update.number),
+            number=update.number,
+            count=len(self.plan.updates),
+            grads=space.grads(grads, values) if grads else {},
+            before=space.weights(values) if grads else None,
+            statistics=None if statistics is None else space.statistics(statistics, observer),
+            state=space.parts.upkeep.state() if "state" in self.method.needs else None,
+            memory=self.memory,
+            channels=space.facts() if self.method.channels else None,
+        )
+
+    def select(
+        self,
+        update: MaskUpdate,
+        scores: Scores,
+        regrow_scores: Scores,
+        share: float,
+        target: Target,
+        protected: Mapping[str, Tensor] | None = None,
+        growth: Mapping[str, float] | None = None,
+    ) -> Outcome:
+        """The masks that follow from scores, by the method's own rules."""
+
+        def exchange(kept: int, alive: int) -> int:
+            return self.method.survivors(kept, alive, share)
+
+        if self.regrowth.rule == "authors":
+            return self.space.authors(regrow_scores, update.target, share)
+        alive = self.space.alive
+        if self.method.acts:  # weights that such a method has set to 0 by its own rule may come back by it
+            alive = {n: torch.ones_like(m) for n, m in alive.items()}
+        return self.space.select(
+            scores,
+            regrow_scores,
+            alive,
+            target,
+            share=share,
+            candidates=self.regrowth.candidates,
+            protected=protected if self.regrowth.grace else None,
+            exchange=exchange if self.method.within_layers else None,
+            growth=growth,
+        )
+
+    def _measure_after(
+        self,
+        update: MaskUpdate,
+        scores: Scores,
+        share: float,
+        target: Target,
+        protected: Mapping[str, Tensor] | None,
+    ) -> None:
+        """For measure="after": makes the cut, runs the step's forwards once more, and puts the weights back."""
+        growing = self.space.may_regrow(self.observer)
+        anything = {n: torch.zeros_like(s) for n, s in scores.items() if n in growing}
+        survivors = self.space.masks(self.select(update, scores, anything, share, target, protected).survivors)
+        weights = {n: self.space.parts.model.get_parameter(n).data for n in survivors}
+        before = {n: weight.clone() for n, weight in weights.items()}
+        for name, mask in survivors.items():
+            weights[name].mul_(mask)
+        self.observer.measure_again()
+        for name, value in before.items():
+            weights[name].copy_(value)
+
+    # ---- methods that act in every step -----------------------------------------------------------------------
+
+    def act_before(self, step: int) -> None:
+        """Before the update of `step`: the method may change gradients."""
+        if not self.acted:
+            self.acted = True
+            with torch.no_grad():
+                self.method.before_update(self.training(step, grads=True))
+
+    @torch.no_grad()
+    def act_after(self, step: int, *, closure: bool) -> None:
+        """After the update of `step`: the method may change weights and masks.
+
+        Raises: InvalidValue if the method had to see the gradients, and a closure hid them.
+        """
+        if closure and not self.acted and self.method.sees_gradients:
+            raise InvalidValue(
+                f"{name_of(self.method)} takes part in every step, before the update too: use attach(optimizer) and "
+                "steps without a closure, or call mask_grads() before each step"
+            )
+        self.acted = False
+        masks = self.method.after_update(self.training(step))
+        if masks is not None:
+            self.space.parts.upkeep.set(dict(masks))
+
+    def training(self, step: int, *, grads: bool = False, update: MaskUpdate | None = None) -> Training:
+        """What the method sees of the step that is being made."""
+        parameters, upkeep = self.space.parts.parameters, self.space.parts.upkeep
+        passed = update or self.plan.passed(step)
+        groups = upkeep.optimizer.param_groups if upkeep.optimizer is not None else []
+        rate_of = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
+
+        def select(scores: Scores) -> Mapping[str, Tensor]:
+            return self.select(passed, scores, {}, 0.0, self.space.target(passed.target, {}, self.observer)).alive
+
+        return Training(
+            weights={n: p.detach() for n, p in parameters.items()},
+            grads={n: p.grad for n, p in parameters.items() if p.grad is not None} if grads else {},
+            masks=upkeep.masks,
+            memory=self.memory,
+            rates={n: rate_of.get(id(p), 0.0) for n, p in parameters.items()},
+            progress=min(step / max(self.plan.last_step, 1), 1.0),
+            sparsity=self.plan.updates[-1].target,
+            select=select,
+        )
