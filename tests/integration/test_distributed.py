@@ -1,7 +1,9 @@
 """Two processes with different data: scores are summed over ranks before selection, so the masks are identical."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,12 +14,31 @@ from torch.nn.parallel import DistributedDataParallel
 
 import spikeprune as sp
 from nets import batch, conv_net, loss_of, sgd
+from spikeprune.methods.base import MagnitudeRegrowth, Observation
+
+
+@dataclass(frozen=True)
+class GradientAfter(MagnitudeRegrowth):
+    """Regrows by gradient, and asks for a statistic after the cut: one mask update looks at the gradients twice."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"weights", "grads", "membrane"})
+
+    def observation(self):
+        return Observation(measure="after")
+
+    def regrow_score(self, evidence):
+        return {name: evidence.gradients()[name].abs() for name in evidence.per_weight()}
+
+    def statistic(self, layer):
+        return layer.per_channel(layer.derivative, "max")
+
 
 METHODS = {
     "neuron": sp.Criticality(),
     "synapse drawn": sp.Criticality(unit="synapse", pick="sample", batches=2),
     "after": sp.Criticality(measure="after"),
     "gradient": sp.Gradient(),
+    "gradient after": GradientAfter(),
     "random": sp.Random(),
 }
 
@@ -32,12 +53,13 @@ def worker(rank, folder):
             optimizer = sgd(model)
             schedule = sp.Cubic(to=0.8, end=6, every=3)
             pruner = sp.Pruner(model, method, schedule, budget=budget).attach(optimizer)
-            seen = {}
+            seen, gradients = {}, []
             original = pruner._updater.evidence
 
-            def spy(event, original=original, seen=seen, **keywords):
+            def spy(event, original=original, seen=seen, gradients=gradients, **keywords):
                 evidence = original(event, **keywords)
                 seen.update(evidence.statistics or {})
+                gradients.append({n: g.clone() for n, g in (evidence.grads or {}).items()})
                 return evidence
 
             pruner._updater.evidence = spy
@@ -49,7 +71,7 @@ def worker(rank, folder):
                 functional.reset_net(model)
             results[f"{name} {budget}"] = {
                 "masks": dict(pruner.masks), "weights": {n: p.detach() for n, p in model.module.named_parameters()},
-                "statistics": dict(seen), "rounds": pruner.rounds,
+                "statistics": dict(seen), "rounds": [r.as_dict() for r in pruner.rounds], "gradients": gradients,
             }  # fmt: skip
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -66,5 +88,9 @@ def test_ranks_hold_identical_masks_with_different_data(tmp_path: Path):
             assert a[part].keys() == b[part].keys()
             assert all(torch.equal(a[part][n], b[part][n]) for n in a[part]), (case, part)
         assert sum(r["regrown"] for r in a["rounds"]) > 0
+        if case.startswith("gradient after"):  # both looks of the first mask update show the same sum over ranks
+            once, again = a["gradients"][:2]
+            assert all(torch.equal(once[n], again[n]) and bool(once[n].any()) for n in again)
+            assert all(torch.equal(once[n], b["gradients"][0][n]) for n in once)
         if case.endswith("weights"):
             assert sum(int(m.sum()) for m in a["masks"].values()) == 153

@@ -174,3 +174,13 @@ def test_one_shot_needs_data_and_an_example_must_fit():
     pruner = sp.Pruner(conv_net(), "magnitude", sp.OneShot(0.5), pattern="channel")
     with pytest.raises(InvalidValue, match=r"shape \[1, 2, 8, 8\]|shape \[3, 4, 5, 8, 8\]"):
         pruner.trace(torch.rand(3, 4, 5, 8, 8))
+
+
+def test_criticality_of_channels_can_be_measured_after_the_cut():
+    model = conv_net()
+    optimizer = sgd(model)
+    method = sp.Criticality(regrow=sp.Constant(0.3), measure="after")
+    pruner = sp.Pruner(model, method, sp.Cubic(to=0.5, end=6, every=3), pattern="channel").attach(optimizer)
+    train(model, optimizer, 7)
+    assert pruner.rounds[-1].kept == 5
+    assert pruner.rounds[0].regrown > 0

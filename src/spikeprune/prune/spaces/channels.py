@@ -286,7 +286,7 @@ class Channels(Space):
 
     def may_regrow(self, observer: Observer) -> set[str]:
         names = {n: torch.zeros(len(p)) for n, p in self.parts.parameters.items() if observer.feeds_neuron(n)}
-        return set(self.statistics(names, recorder))
+        return set(self.statistics(names, observer))
 
     def target(self, sparsity: float, rates: Tensors, observer: Observer) -> Target:
         keep = allocation.kept(self.space.total, sparsity)

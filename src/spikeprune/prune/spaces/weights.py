@@ -26,12 +26,9 @@ class Weights(Space):
         fixed: parameter name -> mask of parameters that are held but never chosen from, such as biases.
     """
 
-    known = True
-    total = 0
-
     def __init__(self, parts: Parts, nm: tuple[int, int] | None = None) -> None:
         self.parts, self.nm = parts, nm
-        self.total = sum(p.numel() for p in parts.parameters.values())
+        self._total = sum(p.numel() for p in parts.parameters.values())
         self.fixed: dict[str, Tensor] = {}
         self._least = allocation.floors(parts.parameters, parts.floor)
         self._last: dict[str, Tensor] = {}  # values that dead weights had when they were cut, for start_value="last"
@@ -44,6 +41,14 @@ class Weights(Space):
 
     def _set(self, masks: Tensors) -> None:
         self.parts.upkeep.set({n: masks[n] for n in self.parts.parameters} | self.fixed)
+
+    @property
+    def known(self) -> bool:
+        return True
+
+    @property
+    def total(self) -> int:
+        return self._total
 
     def start_random(self, sparsity: float, allocate: str, seed: int) -> None:
         """A random mask, spread over the layers as `allocate` says; weights outside it become 0 at once."""
