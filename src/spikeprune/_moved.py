@@ -34,6 +34,11 @@ MOVED = {
     "train": "lab.train",
     "train.augment": "data.augment",
     "train.data": "data",
+    "train.data.cifar": "data.formats.cifar",
+    "train.data.files": "data.formats.files",
+    "train.data.folder": "data.formats.folders",
+    "train.data.idx": "data.formats.idx",
+    "train.data.images": "data.formats.images",
     "train.plan": "lab.recipe.plan",
     "train.recipe": "lab.recipe.recipe",
 }

@@ -20,7 +20,7 @@ from PIL import Image
 
 from spikeprune.core.errors import InvalidValue, MissingDependency, UserError
 from spikeprune.data import load
-from spikeprune.data.files import MissingFile, open_tree
+from spikeprune.data.formats.files import MissingFile, open_tree
 
 
 def pixels(*shape: int, seed: int = 0) -> np.ndarray:

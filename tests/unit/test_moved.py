@@ -26,10 +26,10 @@ def test_an_old_path_gives_the_very_module_and_warns_of_the_new_path(old):
 def test_a_submodule_of_a_moved_folder_is_found_too():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        from spikeprune.train.data.cifar import read_cifar
-    from spikeprune.data.cifar import read_cifar as now
+        from spikeprune.train.data.augment import Augment
+    from spikeprune.data.augment import Augment as now
 
-    assert read_cifar is now
+    assert Augment is now
 
 
 def test_a_name_that_never_existed_is_still_no_module():

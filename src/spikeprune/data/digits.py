@@ -1,18 +1,27 @@
 """`digits`: 1,797 handwritten digits of 8x8 pixels that come with scikit-learn, so no file and no network is needed."""
 
+import string
+
 import numpy as np
 import torch
 
 from spikeprune.core.errors import MissingDependency
 from spikeprune.data.dataset import Source, Split
-from spikeprune.data.facts import FACTS
+from spikeprune.data.registry import Facts, Request, register
 
 
-def read_digits() -> Source:
+@register(
+    "digits",
+    facts=Facts((1, 8, 8), 10, train=1442, test=355, names=tuple(string.digits)),
+    cite="Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits, UCI",
+    license="CC BY 4.0",
+    home="https://scikit-learn.org",
+    needs_files=False,
+)
+def read(request: Request) -> Source:
     """Values 0..16 at scale 16. The set has no split of its own: every fifth image of each class is test.
 
     Raises: MissingDependency without scikit-learn.
-    Source: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits, UCI.
     """
     try:
         from sklearn.datasets import load_digits
@@ -23,7 +32,7 @@ def read_digits() -> Source:
     data = load_digits()
     images = torch.from_numpy(data.images.astype(np.uint8))[:, None]
     labels = torch.from_numpy(data.target.astype(np.int64))
-    rank = torch.zeros_like(labels)  # the how-manieth image of its class
+    rank = torch.zeros_like(labels)  # index of an image among those of its class
     for label in range(10):
         members = labels == label
         rank[members] = torch.arange(int(members.sum()))
@@ -31,6 +40,6 @@ def read_digits() -> Source:
     return Source(
         train=Split(images[~test], labels[~test]),
         test=Split(images[test], labels[test]),
-        classes=FACTS["digits"].names,
+        classes=request.facts.names,
         scale=16.0,
     )

@@ -1,34 +1,14 @@
 """From a name to a `Dataset`: the list of what is built in, and the one way in."""
 
 import os
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
-from spikeprune.core.errors import InvalidValue, UserError, unknown
-from spikeprune.data.cifar import read_cifar
+from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.data.dataset import Dataset, Source, assemble
-from spikeprune.data.digits import read_digits
 from spikeprune.data.download import download as fetch
-from spikeprune.data.events import read_nmnist
-from spikeprune.data.files import MissingFile, short
-from spikeprune.data.folder import read_image_folder, read_tiny_imagenet
-from spikeprune.data.idx import read_idx_dataset
+from spikeprune.data.formats.files import MissingFile, short
+from spikeprune.data.registry import KnownDataset, Request, known_dataset
 from spikeprune.data.user import read_user
-
-_FROM_FILES: dict[str, Callable[[Path], Source]] = {
-    "mnist": partial(read_idx_dataset, "mnist"),
-    "fashion-mnist": partial(read_idx_dataset, "fashion-mnist"),
-    "cifar10": partial(read_cifar, "cifar10"),
-    "cifar100": partial(read_cifar, "cifar100"),
-    "tiny-imagenet": read_tiny_imagenet,
-    "image-folder": read_image_folder,
-}
-
-
-def names() -> list[str]:
-    """The built-in datasets, sorted."""
-    return sorted(["digits", "nmnist", *_FROM_FILES])
 
 
 def load(
@@ -56,17 +36,24 @@ def load(
     """
     if T < 1:
         raise InvalidValue(f"T must be at least 1 time step, got {T}; the paper's networks use 5")
-    if ":" not in name and name not in names():
-        hint = "`spikeprune list datasets` lists all; your own: package.module:loaders"
-        raise unknown("dataset", name, names(), f"({hint})")
-    if name == "digits":
-        source = read_digits()
-    elif ":" in name:
+    if ":" in name:
         source = read_user(name, root=_root(root), T=T, seed=seed)
     else:
-        read = partial(read_nmnist, T=T) if name == "nmnist" else _FROM_FILES[name]
-        source = _read(name, read, _existing(name, _root(root), create=download), download)
+        source = _read(known_dataset(name), root, T, download)
     return assemble(name, source, limit=limit, seed=seed, validation=validation)
+
+
+def _read(known: KnownDataset, root: str | Path | None, T: int, download: bool) -> Source:
+    if not known.needs_files:
+        return known.check(known.read(Request(known, Path(), T)))
+    request = Request(known, _existing(known.name, _root(root), create=download), T)
+    try:
+        return known.check(known.read(request))
+    except MissingFile as absent:
+        if not download:
+            raise
+        fetch(known, request.root, absent)
+    return known.check(known.read(request))
 
 
 def _root(root: str | Path | None) -> Path | None:
@@ -85,13 +72,3 @@ def _existing(name: str, root: Path | None, *, create: bool) -> Path:
             raise UserError(f"data root {short(root)} is not a folder; pass the folder that holds {name}")
         root.mkdir(parents=True)
     return root
-
-
-def _read(name: str, read: Callable[[Path], Source], root: Path, download: bool) -> Source:
-    try:
-        return read(root)
-    except MissingFile as absent:
-        if not download:
-            raise
-        fetch(name, root, absent)
-    return read(root)

@@ -6,17 +6,12 @@ and the entry points `spikeprune.methods` of other packages.
 
 import dataclasses
 import functools
-import importlib
 import importlib.metadata
-import importlib.util
-import os
-import pkgutil
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
-from spikeprune.core.errors import InvalidValue, UserError, unknown
+from spikeprune.core.errors import InvalidValue, unknown
+from spikeprune.core.plugins import import_folders, import_siblings
 from spikeprune.core.schedule import Schedule
 from spikeprune.methods.base import Method
 
@@ -68,36 +63,13 @@ def register(name: str, *, source: str, recipe: RecipeHints = _NO_HINTS) -> Call
 
 @functools.cache
 def _load_all() -> None:
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        if module.name not in _NOT_METHODS:
-            importlib.import_module(f"spikeprune.methods.{module.name}")
-    for folder in filter(None, os.environ.get("SPIKEPRUNE_METHODS", "").split(os.pathsep)):
-        _load_folder(Path(folder))
+    import_siblings("spikeprune.methods", skip=_NOT_METHODS)
+    import_folders("SPIKEPRUNE_METHODS", "method")
     for entry in importlib.metadata.entry_points(group="spikeprune.methods"):
         cls = entry.load()
         # A class that registered itself has told its source.
         if _METHODS.get(entry.name) is not cls:
             register(entry.name, source=entry.value)(cls)
-
-
-def _load_folder(folder: Path) -> None:
-    """Imports the Python files of a folder of the user's."""
-    if not folder.is_dir():
-        raise UserError(f"SPIKEPRUNE_METHODS names {folder}, which is no folder; it takes folders of method files")
-    for path in sorted(folder.glob("[!_]*.py")):
-        name = f"spikeprune_methods_{path.stem}"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look their module up while it is imported
-        try:
-            spec.loader.exec_module(module)
-        except UserError:
-            raise
-        except Exception as error:
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-            raise UserError(f"the method file {path} cannot be imported: {problem}; run it with python") from error
 
 
 def names() -> list[str]:

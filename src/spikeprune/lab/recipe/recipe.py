@@ -349,10 +349,12 @@ def settings_hash(recipe: Recipe) -> str:
     Left out: where files stand (`out`, `data.root`, unless the folder is all that tells the data apart), the device,
     and settings that the chosen method does not use. A file of weights counts by its content, not its path.
     """
+    from spikeprune import data
+
     flat = deciding(complete(recipe))
     if not hasattr(make_method(recipe), "regrow"):
         del flat["regrow"], flat["regrow_schedule"]
-    if recipe.data.name == "image-folder" and recipe.data.root is not None:
+    if recipe.data.root is not None and data.told_apart_by_root(recipe.data.name):
         flat["data.root"] = str(Path(recipe.data.root).resolve())
     if recipe.weights is not None:
         flat["weights content"] = file_digest(Path(recipe.weights))

@@ -49,8 +49,7 @@ class Estimator:
 
     def _sizes(self, recipe: Recipe) -> tuple[int, int, int]:
         name, limit, share = recipe.data.name, recipe.data.limit, recipe.data.validation
-        if name in datasets.FACTS:
-            facts = datasets.FACTS[name]
+        if (facts := datasets.facts_of(name)) is not None:
             return *datasets.sizes(facts.train, limit, share), facts.test
         counts = self._own(recipe).counts
         return counts["train"], counts["validation"], counts["test"]
@@ -101,9 +100,9 @@ class Estimator:
     def _random(self, recipe: Recipe) -> Dataset:
         name, generator = recipe.data.name, torch.Generator().manual_seed(0)
         count = (1 + _STEPS) * recipe.batch
-        if name in datasets.FACTS:
-            facts = datasets.FACTS[name]
-            shape, classes, frames = facts.shape, facts.classes, recipe.T if name == "nmnist" else 0
+        facts = datasets.facts_of(name)
+        if facts is not None:
+            shape, classes, frames = facts.shape, facts.classes, recipe.T if facts.time_first else 0
         else:
             own = self._own(recipe)
             shape, classes, frames = own.shape, len(own.classes), own.train.inputs.shape[0] if own.time_first else 0

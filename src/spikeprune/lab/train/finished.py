@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.core.errors import UserError
-from spikeprune.data import Dataset, Split, batches
+from spikeprune.data import Dataset, Split, batches, facts_of
 from spikeprune.lab.recipe.recipe import Recipe, load
 from spikeprune.lab.train.folder import RunFolder
 from spikeprune.lab.train.network import Network
@@ -74,7 +74,8 @@ def _random(recipe: Recipe, record: dict[str, Any]) -> Dataset:
         raise UserError(
             f"record.json in {recipe.name}'s folder does not tell the shape of its data; run again"
         ) from error
-    recorded = recipe.data.name == "nmnist"
+    facts = facts_of(recipe.data.name)
+    recorded = facts is not None and facts.time_first
     count = max(_RANDOM, 2 * recipe.T + 2)
     dims = [recipe.T, count, *shape] if recorded else [count, *shape]
     noise = torch.randn(dims, generator=torch.Generator().manual_seed(0))

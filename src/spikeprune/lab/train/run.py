@@ -72,8 +72,8 @@ def preview(recipe: Recipe) -> list[str]:
     The sizes of built-in datasets are known without their files; data of the user's own is loaded.
     """
     name = recipe.data.name
-    if name in datasets.FACTS:
-        facts = datasets.FACTS[name]
+    facts = datasets.facts_of(name)
+    if facts is not None:
         classes, shape = facts.classes, facts.shape
         train_count = datasets.sizes(facts.train, recipe.data.limit, recipe.data.validation)[0]
     else:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.core.errors import MissingDependency
-from spikeprune.data.files import Tree, damaged, named
+from spikeprune.data.formats.files import Tree, damaged, named
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 

@@ -5,7 +5,7 @@ import io
 import os
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -124,6 +124,12 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = tar.extractfile(member)
     assert file is not None  # only regular files are asked for
     return file.read()
+
+
+def all_published(found: Iterable[bool | None]) -> bool | None:
+    """Whether all files have their published md5 sum; None if that is not known of some and the others have theirs."""
+    seen = set(found)
+    return False if False in seen else None if None in seen else True
 
 
 def md5(content: bytes) -> str:

@@ -1,4 +1,4 @@
-"""`cifar10` and `cifar100`: the original Python batches (folder or .tar.gz), or lossless WebP sheets.
+"""CIFAR: the original Python batches (folder or .tar.gz), or lossless WebP sheets.
 
 Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
@@ -9,28 +9,47 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.data.dataset import Source, Split, check_labels
-from spikeprune.data.facts import FACTS, Facts
-from spikeprune.data.files import Tree, below, damaged, md5, missing, named, open_tree, short
-from spikeprune.data.images import pillow
+from spikeprune.data.formats.files import (
+    Tree,
+    all_published,
+    below,
+    damaged,
+    md5,
+    missing,
+    named,
+    open_tree,
+    short,
+)
+from spikeprune.data.formats.images import pillow
+from spikeprune.data.registry import Request
 
 _SIDE = 32
 
 
+@final
 @dataclass(frozen=True)
-class _Layout:
-    """Where one of the two sets keeps what. `batches` and `sheets` list training files first, the test file last."""
+class CifarLayout:
+    """Where one of the two sets keeps what. `batches` and `sheets` list training files first, the test file last.
+
+    Args:
+        folders: names that the dataset's folder goes by.
+        batch_folder, archive: of the original batches.
+        meta: the batch file that names the classes.
+        labels_key, names_key: keys within a batch, and within `meta`.
+        sheet_labels: key of the labels within `labels.npz`.
+    """
 
     folders: tuple[str, ...]
     batch_folder: str
     archive: str
-    batches: Mapping[str, str]  # name -> published md5
+    batches: tuple[str, ...]
     meta: str
     labels_key: str
     names_key: str
@@ -38,84 +57,48 @@ class _Layout:
     sheet_labels: str
 
 
-_LAYOUTS = {
-    "cifar10": _Layout(
-        folders=("cifar10", "CIFAR10", "cifar-10"),
-        batch_folder="cifar-10-batches-py",
-        archive="cifar-10-python.tar.gz",
-        batches={
-            "data_batch_1": "c99cafc152244af753f735de768cd75f",
-            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-            "data_batch_4": "634d18415352ddfa80567beed471001a",
-            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-            "test_batch": "40351d587109b95175f43aff81a1287e",
-        },
-        meta="batches.meta",
-        labels_key="labels",
-        names_key="label_names",
-        sheets=("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"),
-        sheet_labels="labels",
-    ),
-    "cifar100": _Layout(
-        folders=("cifar100", "CIFAR100", "cifar-100"),
-        batch_folder="cifar-100-python",
-        archive="cifar-100-python.tar.gz",
-        batches={"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
-        meta="meta",
-        labels_key="fine_labels",
-        names_key="fine_label_names",
-        sheets=("train_1", "train_2", "train_3", "train_4", "train_5", "test"),
-        sheet_labels="fine",
-    ),
-}
-
-
-def read_cifar(name: str, root: Path) -> Source:
-    """`cifar10` or `cifar100` below `root`, in the first layout found: batches, their archive, sheets.
+def read_cifar(request: Request, layout: CifarLayout) -> Source:
+    """The first layout found below the root: batches, their archive, sheets.
 
     Raises: MissingFile; InvalidValue for a damaged file; MissingDependency if sheets need Pillow.
     """
-    layout, facts = _LAYOUTS[name], FACTS[name]
-    for place in below(root, layout.folders):
+    for place in below(request.root, layout.folders):
         if (place / layout.batch_folder).is_dir():
-            return _from_batches(name, layout, facts, open_tree(place / layout.batch_folder))
+            return _from_batches(request, layout, open_tree(place / layout.batch_folder))
         if (place / layout.archive).is_file():
-            return _from_batches(
-                name, layout, facts, open_tree(place / layout.archive).from_folder(layout.batch_folder)
-            )
+            return _from_batches(request, layout, open_tree(place / layout.archive).from_folder(layout.batch_folder))
         if any((place / f"{sheet}.webp").is_file() for sheet in layout.sheets):
-            return _from_sheets(name, layout, facts, place)
+            return _from_sheets(request, layout, place)
         if any((place / batch).is_file() for batch in layout.batches):
-            return _from_batches(name, layout, facts, open_tree(place))
-    raise missing(name, f"{layout.batch_folder}/, {layout.archive} or {layout.sheets[-1]}.webp", root)
+            return _from_batches(request, layout, open_tree(place))
+    raise missing(request.name, f"{layout.batch_folder}/, {layout.archive} or {layout.sheets[-1]}.webp", request.root)
 
 
-def _from_batches(name: str, layout: _Layout, facts: Facts, tree: Tree) -> Source:
+def _from_batches(request: Request, layout: CifarLayout, tree: Tree) -> Source:
+    facts = request.facts
     images: list[np.ndarray] = []
     labels: list[np.ndarray] = []
-    published = True
-    for batch, known in layout.batches.items():
-        x, y, found = _batch(name, layout, facts, tree, batch)
+    sums: list[bool | None] = []
+    for batch in layout.batches:
+        x, y, found = _batch(request, layout, tree, batch)
         images.append(x)
         labels.append(y)
-        published &= found == known
-    names = facts.names
+        sums.append(request.published(batch, found))
+    names = facts.labels
     if layout.meta in tree.files:
         with named(tree.path / layout.meta):
             meta = load_plain_pickle(tree.read(layout.meta))
             names = tuple(_text(label) for label in meta[layout.names_key.encode()])
-    names = names or tuple(str(label) for label in range(facts.classes))
     if len(names) != facts.classes:
         raise damaged(tree.path / layout.meta, f"{len(names)} class names, not {facts.classes}")
     train, test = _split(images[:-1], labels[:-1]), _split(images[-1:], labels[-1:])
-    return Source(train, test, names, published=published, notes=facts.absent(len(train), len(test)))
+    return Source(train, test, names, published=all_published(sums), notes=facts.absent(len(train), len(test)))
 
 
-def _batch(name: str, layout: _Layout, facts: Facts, tree: Tree, batch: str) -> tuple[np.ndarray, np.ndarray, str]:
+def _batch(request: Request, layout: CifarLayout, tree: Tree, batch: str) -> tuple[np.ndarray, np.ndarray, str]:
     """Images [n, 3, 32, 32], labels [n] and the md5 of one batch file."""
     if batch not in tree.files:
-        raise missing(name, batch, tree.path)
+        raise missing(request.name, batch, tree.path)
     path = tree.path / batch
     content = tree.read(batch)
     with named(path):
@@ -127,19 +110,20 @@ def _batch(name: str, layout: _Layout, facts: Facts, tree: Tree, batch: str) -> 
         raise damaged(path, f"its images are not bytes [n, {3 * _SIDE * _SIDE}]")
     if y.shape != (len(x),) or y.dtype.kind not in "iu":
         raise damaged(path, f"labels of shape {list(y.shape)} for {len(x)} images")
-    check_labels(torch.from_numpy(y.astype(np.int64)), facts.classes, short(path))
+    check_labels(torch.from_numpy(y.astype(np.int64)), request.facts.classes, short(path))
     return x.reshape(-1, 3, _SIDE, _SIDE), y, md5(content)
 
 
-def _from_sheets(name: str, layout: _Layout, facts: Facts, folder: Path) -> Source:
+def _from_sheets(request: Request, layout: CifarLayout, folder: Path) -> Source:
     """Sheets of 32x32 tiles, row by row, all of one size, and `labels.npz` with the labels of all sheets in order.
 
     Where `labels.npz` has `present`, the tiles that it marks False are absent and dropped.
     """
+    facts = request.facts
     path = folder / "labels.npz"
     for file in (path, *(folder / f"{sheet}.webp" for sheet in layout.sheets)):
         if not file.is_file():
-            raise missing(name, file.name, folder)
+            raise missing(request.name, file.name, folder)
     with named(path), path.open("rb") as file, np.load(file, allow_pickle=False) as held:
         arrays = {key: held[key] for key in held.files}
     if layout.sheet_labels not in arrays:
@@ -149,7 +133,7 @@ def _from_sheets(name: str, layout: _Layout, facts: Facts, folder: Path) -> Sour
     per_sheet, rest = divmod(len(labels), len(layout.sheets))
     if labels.ndim != 1 or rest or present.shape != labels.shape or present.dtype != bool:
         raise damaged(path, f"{len(labels)} labels and {len(present)} marks for {len(layout.sheets)} sheets")
-    check_labels(torch.from_numpy(labels.astype(np.int64)), facts.classes, short(path))
+    check_labels(torch.from_numpy(labels.astype(np.int64)), request.facts.classes, short(path))
     pillow()  # before the threads, so that its absence is told once
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter lock
         sheets = list(pool.map(lambda sheet: _tiles(folder / f"{sheet}.webp", per_sheet), layout.sheets))

@@ -1,0 +1,1 @@
+"""What datasets of one format share: idx files, CIFAR batches and sheets, folders of images, event recordings."""
