@@ -10,7 +10,7 @@ from pathlib import Path
 
 from spikeprune.core.errors import UserError
 from spikeprune.lab.study import claims, tables
-from spikeprune.lab.study.compare import Block, Comparison, Row, from_dict
+from spikeprune.lab.study.compare import Arm, Block, Comparison, from_dict
 from spikeprune.lab.study.plots import Difference, Series, forest, front, picture, plot
 
 ROOT = Path(__file__).parents[1]
@@ -119,7 +119,7 @@ def _setting(block: Block) -> list[str]:
     ]
 
 
-def _common(key: str, rows: Sequence[Row]) -> str:
+def _common(key: str, rows: Sequence[Arm]) -> str:
     """`epochs 5 (1: magnitude in 1 epoch)`: the value that most rows have, then those that have another."""
     values = [row.settings[key] for row in rows]
     most = max(values, key=values.count)
@@ -168,11 +168,11 @@ def _differences(comparison: Comparison, block: Block) -> str:
     return forest(rows, f"accuracy minus that of {comparison.reference}, points") if rows else ""
 
 
-def _percent(row: Row) -> float:
+def _percent(row: Arm) -> float:
     return 100 * row.values["accuracy"].mean
 
 
-def _half(row: Row) -> float:
+def _half(row: Arm) -> float:
     return 100 * (row.values["accuracy"].half or 0.0)
 
 

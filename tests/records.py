@@ -18,13 +18,21 @@ def write_run(out, accuracy, *words, rounds=(), **cost):
     folder = out / f"hand-{settings_hash(recipe)}"
     folder.mkdir(parents=True)
     pruned = {"accuracy": accuracy, "synops": 1000.0 * (1 - recipe.sparsity), "macs": 5.0, "energy_pj": 9.0}
-    pruned |= {"firing_rate": 0.1, "bytes": 100, "alive": 50}
+    pruned |= {"firing_rate": 0.1, "bytes": 100, "alive": 50, "parameters": 110}
     versions = {"spikeprune": "0.1.0", "torch": "2.13.0"}
     record = {
-        "schema": 1, "settings": complete(recipe), "settings_hash": settings_hash(recipe), "seed": recipe.seed,
-        "environment": {"device": "a processor", "threads": 1, "precision": "fp32", "versions": versions},
-        "data": {"counts": {"train": 100, "validation": 0, "test": 50}}, "rounds": list(rounds),
-        "pruned": pruned, "sparsity": recipe.sparsity, "cost": COST | cost,
+        "schema": 1, "name": "hand", "settings": complete(recipe),
+        "settings_hash": settings_hash(recipe), "seed": recipe.seed,
+        "environment": {
+            "device": "a processor", "threads": 1, "precision": "fp32", "versions": versions, "platform": "a system",
+            "git": None,
+        },
+        "data": {
+            "name": "digits", "counts": {"train": 100, "validation": 0, "test": 50}, "checksum": "c0ffee", "notes": [],
+            "counted": 50,
+        },
+        "rounds": list(rounds), "dense": pruned | {"accuracy": None, "alive": 100}, "pruned": pruned,
+        "sparsity": recipe.sparsity, "density": 1 - recipe.sparsity, "cost": COST | cost, "status": "finished",
     }  # fmt: skip
     (folder / "record.json").write_text(json.dumps(record))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(complete(recipe)))

@@ -9,6 +9,7 @@ from torch import Tensor
 from spikeprune.core.errors import InvalidValue, UnknownName, UserError
 from spikeprune.data import Dataset, Split, facts_of, load, names, sizes
 from spikeprune.data.dataset import Source, assemble, digest, moments, stratified
+from spikeprune.lab.train.run import data_record
 
 
 def source(train: int = 40, test: int = 10, own: int = 0) -> Source:
@@ -114,7 +115,7 @@ def test_the_checksum_sees_pixels_labels_and_shape_but_no_choice() -> None:
 
 
 def test_the_record_is_plain_json() -> None:
-    record = assemble("toy", source(), limit=None, seed=0, validation=0.1).record()
+    record = data_record(assemble("toy", source(), limit=None, seed=0, validation=0.1))
     assert json.loads(json.dumps(record)) == record
     assert record["counts"] == {"train": 36, "validation": 4, "test": 10}
     assert record["published"] == "unknown"

@@ -140,7 +140,7 @@ def test_forced_instruction_set(monkeypatch):
 def test_the_best_instruction_set_is_taken(flags, expected, monkeypatch):
     monkeypatch.delenv("SPIKEPRUNE_ISA", raising=False)
     monkeypatch.setattr(native, "cpu_features", native.cpu_features.__wrapped__)  # not what is remembered
-    monkeypatch.setattr(native, "_cpuinfo", lambda: ["model name\t: A processor", f"flags\t: {flags}"])
+    monkeypatch.setattr("spikeprune.core.machine._cpuinfo", lambda: ["model name\t: A processor", f"flags\t: {flags}"])
     assert native.isa() == expected
     assert native.cpu_name() == "A processor"
 

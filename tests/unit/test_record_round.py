@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 
-from spikeprune.record.entry import Damaged, loaded
+from spikeprune.record.base import Damaged, loaded
 from spikeprune.record.round import LayerRound, Round
 
 AS_DICT = {
@@ -98,7 +98,7 @@ def test_impossible_values_are_refused_by_file_and_key(tmp_path, change, says):
     path = tmp_path / "round.json"
     path.write_text(json.dumps({**AS_DICT, **change}))
     with pytest.raises(Damaged, match=says) as caught:
-        Round.load(path)
+        Round.of_file(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -17,6 +17,9 @@ from spikeprune.lab.page.page import render
 from spikeprune.lab.page.read import read_run
 from spikeprune.lab.recipe.recipe import complete, load, settings_hash
 from spikeprune.lab.train.folder import RunFolder
+from spikeprune.record.epoch import Epoch
+from spikeprune.record.run import RunRecord
+from spikeprune.record.statistics import StatisticsRecord
 
 VOID = {"meta"}
 
@@ -28,7 +31,7 @@ def line(phase: str, epoch: int, accuracy: float | None, sparsity: float = 0.0) 
         "step": 10 * epoch,
         "lr": 0.1 / epoch,
         "train_loss": 1.0 / epoch,
-        "train_accuracy": 0.5 + 0.04 * epoch,
+        "train_accuracy": min(1.0, 0.5 + 0.04 * epoch),
         "val_loss": None if accuracy is None else 0.9 / epoch,
         "val_accuracy": accuracy,
         "sparsity": sparsity,
@@ -114,11 +117,11 @@ class Folder:
     def write(self) -> RunFolder:
         self.folder.open(self.settings)
         for entry in self.metrics:
-            self.folder.add_metrics(entry)
+            self.folder.add_metrics(Epoch.read(entry))
         self.folder.save_tensors(self.folder.masks, self.masks)
         if self.statistics is not None:
-            self.folder.save_statistics(self.statistics)
-        self.folder.save_record(self.record)
+            self.folder.save_statistics(StatisticsRecord.read(self.statistics))
+        self.folder.save_record(RunRecord.read(self.record))
         return self.folder
 
     def page(self) -> str:

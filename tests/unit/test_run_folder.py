@@ -1,14 +1,24 @@
 """The run folder: files appear whole or not at all, damage is seen, foreign folders are left alone."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 
 from spikeprune.core.errors import UserError
-from spikeprune.lab.train.folder import RunFolder, read_safetensors, write_whole
+from spikeprune.lab.train.folder import RunFolder, read_safetensors
+from spikeprune.record.epoch import Epoch
+from spikeprune.record.whole import write_whole
 
 SETTINGS = {"name": "digits", "sparsity": 0.95, "out": "runs", "data": {"name": "digits", "root": None}}
+
+
+def line(epoch):
+    return Epoch(
+        phase="dense", epoch=epoch, step=epoch, lr=0.1, train_loss=1.0, train_accuracy=0.5, val_loss=None,
+        val_accuracy=None, sparsity=0.0,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -96,16 +106,17 @@ def test_a_checkpoint_of_other_settings_is_refused(folder):
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(folder):
-    known = folder.add_metrics({"epoch": 1})
-    folder.add_metrics({"epoch": 2})
+    known = folder.add_metrics(line(1))
+    folder.add_metrics(line(2))
     folder.cut_metrics(known)
-    folder.add_metrics({"epoch": 2})
+    folder.add_metrics(line(2))
     assert [json.loads(line)["epoch"] for line in folder.metrics.read_text().splitlines()] == [1, 2]
 
 
 def test_a_metric_that_is_not_a_number_is_never_written(folder):
-    with pytest.raises(ValueError, match="Out of range float"):
-        folder.add_metrics({"loss": float("nan")})
+    with pytest.raises(ValueError, match="train_loss is nan, must be a finite number"):
+        folder.add_metrics(dataclasses.replace(line(1), train_loss=float("nan")))
+    assert not folder.metrics.exists() or not folder.metrics.read_bytes()
 
 
 def test_writing_leaves_the_old_file_until_the_new_one_is_whole(tmp_path, monkeypatch):

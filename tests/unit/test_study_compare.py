@@ -93,7 +93,8 @@ def test_rows_are_sorted_by_mean_accuracy_below_dense(runs):
 def test_what_a_row_tells_beside_its_means(runs):
     """Of 40 regrown the next cut kept 10 in seed 0, 20 in seed 1; the last event's are not judged."""
     for seed, survived in enumerate((10, 20)):
-        rounds = [{"regrown": 40, "survived": survived}, {"regrown": 40, "survived": None}]
+        counts = {"step": 5, "target": 0.9, "kept": 50, "regrown": 40, "rescued": 0}
+        rounds = [{**counts, "survived": survived}, {**counts, "survived": None}]
         write_run(runs, 0.8, "method=gradient", "sparsity=0.9", f"seed={seed}", rounds=rounds)
     rows = _rows(compare(collect([runs])[0], "magnitude"))
     assert rows["gradient"].survived.mean == pytest.approx(0.375)

@@ -34,7 +34,8 @@ def root(tmp_path_factory):
         write_run(tmp_path / "runs", 0.9, "method=dense", "sparsity=0", f"seed={seed}")
         for sparsity in (0.9, 0.95):
             write_run(tmp_path / "runs", 0.8 + 0.02 * seed, "method=magnitude", f"sparsity={sparsity}", f"seed={seed}")
-            rounds = [{"regrown": 40, "survived": 10}, {"regrown": 40, "survived": None}]
+            counts = {"step": 5, "target": 0.9, "kept": 50, "regrown": 40, "rescued": 0}
+            rounds = [{**counts, "survived": 10}, {**counts, "survived": None}]
             words = ("method=criticality", f"sparsity={sparsity}", f"seed={seed}")
             write_run(tmp_path / "runs", [0.81, 0.84, 0.84][seed], *words, rounds=rounds, train_macs_effective=2e8)
     write_run(tmp_path / "runs", 0.5, "method=random", "sparsity=0.95", "seed=0", "epochs=8")

@@ -24,7 +24,8 @@ def main(arguments: Sequence[str]) -> int:
 
     from spikeprune.lab.study import findings
     from spikeprune.lab.study.analyze import analyze
-    from spikeprune.lab.train.folder import RunFolder, write_whole
+    from spikeprune.lab.train.folder import RunFolder
+    from spikeprune.record.whole import write_whole
 
     found = analyze(options.runs, options.against, features=options.features, images=options.images, root=options.root)
     page = RunFolder.existing(options.runs[0]).path / "analysis.html"

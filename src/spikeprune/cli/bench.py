@@ -27,7 +27,8 @@ def main(arguments: Sequence[str]) -> int:
         raise InvalidValue(f"--batch takes whole numbers such as 1,32, got {options.batch!r}") from None
 
     from spikeprune.lab.train.bench_run import bench_run
-    from spikeprune.lab.train.folder import RunFolder, write_whole
+    from spikeprune.lab.train.folder import RunFolder
+    from spikeprune.record.whole import write_whole
 
     result = bench_run(options.run, batches=sizes, repeats=options.repeats, threads=options.threads, root=options.root)
     folder = RunFolder(Path(options.run))

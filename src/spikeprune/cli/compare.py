@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     from spikeprune.lab.study import tables
     from spikeprune.lab.study.compare import collect, compare
     from spikeprune.lab.study.page import comparison_page
-    from spikeprune.lab.train.folder import write_whole
+    from spikeprune.record.whole import write_whole
 
     runs, unfinished, reference = collect(options.runs)
     comparison = compare(runs, options.reference or reference, unfinished)

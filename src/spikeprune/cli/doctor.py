@@ -4,12 +4,12 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from spikeprune.cli._arguments import Parser, print_json
 from spikeprune.core.errors import RunFailed
+from spikeprune.core.machine import version
 
 _OPTIONAL = {
     "spikingjelly": "the zoo and most recipes: pip install 'spikeprune[demo]'",
@@ -40,14 +40,15 @@ def main(arguments: Sequence[str]) -> int:
 
 def examine() -> dict[str, Any]:
     """All findings, as plain values."""
-    found: dict[str, Any] = {"python": sys.version.split()[0], "spikeprune": _version("spikeprune")}
+    found: dict[str, Any] = {"python": sys.version.split()[0], "spikeprune": version("spikeprune")}
     found["core"] = _try_core()
     if found["core"] == "works":
         import torch
 
-        from spikeprune.lab.train.device import choose_precision, cpu_flags, cpu_name
+        from spikeprune.core.machine import cpu_features, cpu_name
+        from spikeprune.lab.train.device import choose_precision
 
-        flags = cpu_flags()
+        flags = cpu_features()
         told = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd")
         found |= {
             "torch": torch.__version__,
@@ -58,7 +59,7 @@ def examine() -> dict[str, Any]:
             "precision_auto": choose_precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         }
     found["compiler"] = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
-    found["packages"] = {name: _version(name) for name in _OPTIONAL}
+    found["packages"] = {name: version(name) for name in _OPTIONAL}
     root = os.environ.get("SPIKEPRUNE_DATA")
     found["data_root"] = root
     found["data_root_exists"] = bool(root) and Path(str(root)).is_dir()
@@ -80,13 +81,6 @@ def _try_core() -> str:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _lines(found: dict[str, Any]) -> list[str]:
     lines = [f"core         {found['core']}", f"spikeprune   {found['spikeprune']}", f"python       {found['python']}"]
     if "torch" in found:
@@ -97,8 +91,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
             f"precision    auto means {found['precision_auto']}",
         ]
     lines.append(f"compiler     {found['compiler'] or 'none: slower fallbacks are used'}")
-    for name, version in found["packages"].items():
-        lines.append(f"{name:<12} {version or f'not installed; needed for {_OPTIONAL[name]}'}")
+    for name, there in found["packages"].items():
+        lines.append(f"{name:<12} {there or f'not installed; needed for {_OPTIONAL[name]}'}")
     where = found["data_root"] or "SPIKEPRUNE_DATA is not set; --data.root gives it for one run"
     lines.append(
         f"data         {where}{'' if found['data_root_exists'] or not found['data_root'] else ' (no such folder)'}"

@@ -1,5 +1,6 @@
 """Score a finished run's network on the test split once more; changes nothing."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from spikeprune.cli._arguments import Parser, print_json
@@ -17,8 +18,8 @@ def main(arguments: Sequence[str]) -> int:
 
     result = evaluate(options.run, root=options.root, device=options.device)
     if options.json:
-        print_json(result)
+        print_json(dataclasses.asdict(result))
         return 0
-    print(f"accuracy {result['accuracy']:.2%} on {result['images']:,} test images (recorded: {result['recorded']:.2%})")
-    print(f"sparsity {result['sparsity']:.4f}, {result['alive']:,} {result['unit']} alive")
+    print(f"accuracy {result.accuracy:.2%} on {result.images:,} test images (recorded: {result.recorded:.2%})")
+    print(f"sparsity {result.sparsity:.4f}, {result.alive:,} {result.unit} alive")
     return 0

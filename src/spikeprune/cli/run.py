@@ -7,6 +7,7 @@ from spikeprune.core.errors import InvalidValue
 
 if TYPE_CHECKING:
     from spikeprune.lab.recipe.recipe import Recipe
+    from spikeprune.record.run import RunRecord
 
 _HELP = """usage: spikeprune run RECIPE [--key value ...] [--dry-run]
 
@@ -47,26 +48,23 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def summary(record: dict) -> list[str]:
+def summary(record: "RunRecord") -> list[str]:
     """A finished run in a few lines."""
     from spikeprune.prune.pattern import unit_of
 
-    dense, pruned = record["dense"], record["pruned"]
+    dense, pruned = record.dense, record.pruned
     lines = []
-    unit = unit_of(record["settings"]["pattern"])
-    if dense["accuracy"] is not None:
-        lines.append(f"dense   accuracy {dense['accuracy']:.2%}  {dense['synops']:,.0f} synaptic operations an image")
+    unit = unit_of(record.settings.pattern)
+    if dense.accuracy is not None:
+        lines.append(f"dense   accuracy {dense.accuracy:.2%}  {dense.synops:,.0f} synaptic operations an image")
     lines.append(
-        f"pruned  accuracy {pruned['accuracy']:.2%}  {pruned['synops']:,.0f} synaptic operations an image  "
-        f"sparsity {record['sparsity']:.4f} ({pruned['alive']:,} {unit} alive)"
+        f"pruned  accuracy {record.accuracy:.2%}  {pruned.synops:,.0f} synaptic operations an image  "
+        f"sparsity {record.sparsity:.4f} ({pruned.alive:,} {unit} alive)"
     )
-    regrown = sum(event["regrown"] > 0 for event in record["rounds"])
-    lines.append(f"events  {len(record['rounds'])}, {regrown} of them with regrowth  (test: {_images(record)} images)")
+    regrown = sum(update.regrown > 0 for update in record.rounds)
+    images = f"{record.data.counts['test']:,}"
+    lines.append(f"events  {len(record.rounds)}, {regrown} of them with regrowth  (test: {images} images)")
     return lines
-
-
-def _images(record: dict) -> str:
-    return f"{record['data']['counts']['test']:,}"
 
 
 def _dry_run(recipe: "Recipe") -> None:

@@ -1,5 +1,6 @@
 """Cut the dead channels out of a finished run's network: a plan, its weights, and what it saves."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from spikeprune.cli._arguments import Parser, print_json
@@ -17,22 +18,23 @@ def main(arguments: Sequence[str]) -> int:
 
     result = shrink_run(options.run, root=options.root, device=options.device)
     if options.json:
-        print_json(result)
+        print_json(dataclasses.asdict(result))
         return 0
-    before, after = result["before"], result["after"]
+    before, after = result.before, result.after
     rows = (
         ("parameters", "parameters", ",.0f"),
         ("MACs an image", "macs", ",.0f"),
         ("SynOps an image", "synops", ",.0f"),
-        (f"ms a batch of {result['batch']}", "latency_ms", ".2f"),
+        (f"ms a batch of {result.batch}", "latency_ms", ".2f"),
     )
     for label, key, form in rows:
-        factor = f"{before[key] / after[key]:.2f}x" if after[key] else "-"
-        print(f"{label:<20} {before[key]:>16{form}} -> {after[key]:>16{form}}   {factor}")
-    for name, (was, now) in result["layers"].items():
+        large, small = getattr(before, key), getattr(after, key)
+        factor = f"{large / small:.2f}x" if small else "-"
+        print(f"{label:<20} {large:>16{form}} -> {small:>16{form}}   {factor}")
+    for name, (was, now) in result.layers.items():
         print(f"channels {name}: {was} -> {now}")
-    for reason in result["blocked"]:
+    for reason in result.blocked:
         print(f"kept: {reason}")
-    print(result["plan"])
-    print(result["weights"])
+    print(result.plan)
+    print(result.weights)
     return 0

@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Int64, Shaped
@@ -118,19 +118,6 @@ class Dataset:
         """The same data with every split on `device`, so that no batch has to be copied there."""
         moved = {"train": self.train, "validation": self.validation, "test": self.test}
         return replace(self, **{name: split.to(device) for name, split in moved.items()})
-
-    def record(self) -> dict[str, Any]:
-        """For `record.json`."""
-        published = {True: "true", False: "false", None: "unknown"}[self.published]
-        return {
-            "name": self.name,
-            "counts": self.counts,
-            "shape": list(self.shape),
-            "classes": len(self.classes),
-            "checksum": self.checksum,
-            "published": published,
-            "notes": list(self.notes),
-        }
 
 
 def _kind(split: Split) -> str:

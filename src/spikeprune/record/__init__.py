@@ -1,6 +1,12 @@
-"""Everything that is written: dataclasses that read and write themselves, under one schema number.
+"""Everything that is written: records that read and write themselves.
 
-entry      how a dataclass is read from JSON, checked, and written
-round      one mask update
-whole      writing a file whole or not at all
+base        how a record is read from JSON, checked and written
+schema      the schema number of a run folder's files
+round       one mask update
+run         record.json
+epoch       a line of metrics.jsonl
+statistics  statistics.json
+bench       bench.json
+analysis    analysis.json
+whole       writing a file whole or not at all
 """

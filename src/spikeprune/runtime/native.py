@@ -14,13 +14,14 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from spikeprune.core.errors import InvalidValue, RunFailed, unknown
+from spikeprune.core.machine import cpu_features as cpu_features
+from spikeprune.core.machine import cpu_name as cpu_name
 from spikeprune.runtime import structs
 
 log = logging.getLogger("spikeprune")
@@ -51,38 +52,6 @@ NEEDED_FEATURES: dict[str, frozenset[str]] = {
 
 _lock = threading.Lock()
 _loaded: dict[tuple[str, str], ctypes.CDLL | None] = {}
-
-
-def cpu_name() -> str:
-    """The processor as the operating system names it, for the head of a table of timings."""
-    for line in _cpuinfo():
-        if line.lower().startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-@functools.cache  # asked at every kernel call
-def cpu_features() -> frozenset[str]:
-    """Lower-case instruction set flags of this machine's processor; every part of spikeprune asks here."""
-    for line in _cpuinfo():
-        key, _, value = line.partition(":")
-        if key.strip().lower() in ("flags", "features"):
-            return frozenset(value.lower().split())
-    if platform.machine().lower() in ("arm64", "aarch64"):
-        return frozenset({"asimd"})
-    if sys.platform == "darwin":
-        brand = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.features", "machdep.cpu.leaf7_features"], capture_output=True
-        )
-        return frozenset(brand.stdout.decode(errors="replace").lower().split())
-    return frozenset()
-
-
-def _cpuinfo() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return []
 
 
 def isa() -> str:

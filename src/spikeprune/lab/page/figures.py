@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from typing import final
 
 from spikeprune.lab.page import words
-from spikeprune.lab.page.read import Epoch, Neurons, Run, Timing
+from spikeprune.lab.page.read import ShownRun
+from spikeprune.record.bench import CLOCKS, EngineTime, TimedThreads
+from spikeprune.record.epoch import Epoch
+from spikeprune.record.round import Round
+from spikeprune.record.statistics import NetworkStatistics, NeuronStatistics
 
 
 @final
@@ -22,7 +26,7 @@ class Tick:
 
 @final
 @dataclass(frozen=True)
-class Curve:
+class Line:
     """A line in a box of 100 x 100, y downwards; `kind` is its class in the style sheet."""
 
     kind: str
@@ -44,7 +48,7 @@ class Panel:
     title: str
     tall: bool
     ticks: tuple[Tick, ...]
-    curves: tuple[Curve, ...]
+    curves: tuple[Line, ...]
     dots: tuple[Dot, ...] = ()
 
 
@@ -119,12 +123,12 @@ class Strip:
     total: str
 
 
-def timeline(run: Run) -> Timeline:
+def timeline(run: ShownRun) -> Timeline:
     """Accuracy of both runs and the sparsity of the pruned one, over epochs."""
     lines = {kind: [e for e in run.epochs if e.phase == kind] for kind in ("dense", "pruned")}
     last = max(e.epoch for e in run.epochs)
     per_epoch = max(e.step / e.epoch for e in run.epochs)
-    ticks, low, high = _accuracy_axis(list(lines.values()), last)
+    ticks, low, high = _accuracy_axis(run, list(lines.values()), last)
 
     def x(epoch: float) -> float:
         return 100 * epoch / last
@@ -132,17 +136,17 @@ def timeline(run: Run) -> Timeline:
     def y(accuracy: float) -> float:
         return 100 - 100 * (accuracy - low) / (high - low)
 
-    curves = [Curve(kind, _line((x(e.epoch), y(e.accuracy)) for e in es)) for kind, es in lines.items() if es]
-    best = run.record.get("best_epoch") if run.validated else None
+    curves = [Line(kind, _line((x(e.epoch), y(run.accuracy(e))) for e in es)) for kind, es in lines.items() if es]
+    best = run.record.best_epoch if run.validated else None
     chosen = [e for e in lines["pruned"] if e.epoch == best]
-    dots = [Dot("pruned", x(e.epoch), min(100.0, y(e.accuracy)), f"epoch {e.epoch}, kept") for e in chosen]
+    dots = [Dot("pruned", x(e.epoch), min(100.0, y(run.accuracy(e))), f"epoch {e.epoch}, kept") for e in chosen]
     events = [event.step / per_epoch for event in run.rounds]
     accuracy = Panel("accuracy", True, ticks, tuple(curves), tuple(dots))
     panels = [accuracy]
     if run.rounds:
         whole_axis = tuple(Tick(100 - 100 * s, f"{100 * s:.0f} %") for s in (0.0, 0.5, 1.0))
         stair = _line((x(at), 100 - 100 * s) for at, s in _stair(run, lines["pruned"], events, last))
-        panels.append(Panel("sparsity", False, whole_axis, (Curve("pruned", stair),)))
+        panels.append(Panel("sparsity", False, whole_axis, (Line("pruned", stair),)))
     return Timeline(
         tuple(panels),
         tuple(Tick(x(at), f"{at:g}") for at in _nice(0, last, 6, whole=True)),
@@ -152,7 +156,7 @@ def timeline(run: Run) -> Timeline:
     )
 
 
-def layer_bars(run: Run) -> list[Bar]:
+def layer_bars(run: ShownRun) -> list[Bar]:
     """The share of each layer's weights that is alive."""
     return [
         Bar(
@@ -169,14 +173,14 @@ def layer_bars(run: Run) -> list[Bar]:
     ]
 
 
-def layer_note(run: Run, name: str) -> str:
+def layer_note(run: ShownRun, name: str) -> str:
     """`first layer`, `classifier`, or nothing."""
     if run.layers and run.statistics and name == run.layers[0].name:
         return "first layer"
     return "classifier" if any(layer.name == name and layer.neuron is None for layer in run.layers) else ""
 
 
-def columns(run: Run) -> list[Column]:
+def columns(run: ShownRun) -> list[Column]:
     """Regrowth of each event, as shares of the largest."""
     most = max((max(r.regrown, r.rescued) for r in run.rounds), default=0) or 1
     return [
@@ -193,42 +197,50 @@ def columns(run: Run) -> list[Column]:
     ]
 
 
-def regrowth_strips(run: Run) -> list[Strip]:
+def regrowth_strips(run: ShownRun) -> list[Strip]:
     """What each event regrew in each layer or group of channels; empty where the record does not tell."""
     names = dict.fromkeys(layer.name for layer in run.layers)
     if run.unit == "channels":
-        names = dict.fromkeys(name for r in run.rounds for name in r.layers)
-    most = max((n for r in run.rounds for n in r.layers.values()), default=0)
+        names = dict.fromkeys(name for r in run.rounds for name in regrown_by_layer(r))
+    most = max((n for r in run.rounds for n in regrown_by_layer(r).values()), default=0)
     if not most:
         return []
 
     def strip(name: str) -> Strip:
-        counts = [r.layers.get(name, 0) for r in run.rounds]
+        counts = [regrown_by_layer(r).get(name, 0) for r in run.rounds]
         shades = tuple((math.sqrt(n / most), f"event {e}: {n:,}") for e, n in enumerate(counts, 1))
         return Strip(name, layer_note(run, name), shades, words.whole(sum(counts)))
 
     return [strip(name) for name in names]
 
 
-def criticality_rows(run: Run) -> list[tuple[str, list[Box]]]:
+def regrown_by_layer(update: Round) -> dict[str, int]:
+    """Layer, or group of channels -> regrown in it; empty where that was not recorded."""
+    return {name.removesuffix(".weight"): layer.regrown for name, layer in (update.layers or {}).items()}
+
+
+def _networks(run: ShownRun) -> list[tuple[str, NetworkStatistics]]:
+    """The networks that there are statistics of, the dense one first."""
+    if not run.statistics:
+        return []
+    both = (("dense", run.statistics.dense), ("pruned", run.statistics.pruned))
+    return [(kind, network) for kind, network in both if network]
+
+
+def criticality_rows(run: ShownRun) -> list[tuple[str, list[Box]]]:
     """Neuron layer -> boxes of the dense and the pruned network; the axis ends at the value that holds at threshold."""
+    networks = _networks(run)
     rows = []
-    for name, neurons in (run.statistics.neurons if run.statistics else {}).items():
-        boxes = [_box("pruned", neurons)] if neurons.criticality else []
-        dense = run.dense_statistics.neurons.get(name) if run.dense_statistics else None
-        if boxes and dense and dense.criticality:
-            boxes.insert(0, _box("dense", dense))
-        if boxes:
-            rows.append((name, boxes))
+    for name, neurons in networks[-1][1].neurons.items() if networks else ():
+        if neurons.criticality:
+            sides = [(kind, network.neurons[name]) for kind, network in networks if name in network.neurons]
+            rows.append((name, [_box(kind, side, side.criticality) for kind, side in sides if side.criticality]))
     return rows
 
 
-def rate_bars(run: Run) -> list[Bar]:
+def rate_bars(run: ShownRun) -> list[Bar]:
     """Spikes per neuron and time step, of both networks, in percent of the largest."""
-    if not run.statistics:
-        return []
-    both = [("dense", run.dense_statistics), ("pruned", run.statistics)]
-    sides = [(kind, side.neurons) for kind, side in both if side]
+    sides = [(kind, network.neurons) for kind, network in _networks(run)]
     most = max((n.firing_rate for _, side in sides for n in side.values()), default=0) or 1
 
     def row(name: str) -> Bar:
@@ -236,15 +248,12 @@ def rate_bars(run: Run) -> list[Bar]:
         parts = tuple((kind, 100 * rate / most) for kind, rate in rates)
         return Bar(name, "", parts, tuple(f"{rate:.4f}" for _, rate in rates))
 
-    return [row(name) for name in run.statistics.neurons]
+    return [row(name) for name in (sides[-1][1] if sides else {})]
 
 
-def operation_bars(run: Run) -> list[Bar]:
+def operation_bars(run: ShownRun) -> list[Bar]:
     """Synaptic operations an image, of both networks, in percent of the largest."""
-    if not run.statistics:
-        return []
-    both = [("dense", run.dense_statistics), ("pruned", run.statistics)]
-    sides = [(kind, side.operations) for kind, side in both if side]
+    sides = [(kind, network.layers) for kind, network in _networks(run)]
     most = max((o.acs + o.mac_ops for _, side in sides for o in side.values()), default=0) or 1
 
     def row(name: str) -> Bar:
@@ -253,10 +262,10 @@ def operation_bars(run: Run) -> list[Bar]:
         kinds = "multiply-accumulates" if counts[-1][1].mac_ops else "accumulates"
         return Bar(name, kinds, parts, tuple(words.short(o.acs + o.mac_ops) for _, o in counts))
 
-    return [row(name) for name in run.statistics.operations]
+    return [row(name) for name in (sides[-1][1] if sides else {})]
 
 
-def channel_bars(run: Run) -> list[Bar]:
+def channel_bars(run: ShownRun) -> list[Bar]:
     """Output channels of each layer before and after the physical cut."""
     most = max((before for before, _ in run.channels.values()), default=0) or 1
     return [
@@ -270,50 +279,51 @@ def channel_bars(run: Run) -> list[Bar]:
     ]
 
 
-def races(run: Run) -> list[Race]:
+def races(run: ShownRun) -> list[Race]:
     """Measured speed; bars are images a second in percent of the fastest engine's."""
-    rows = run.bench.timings if run.bench else ()
     return [
-        _race([row for row in rows if (row.threads, row.batch) == group])
-        for group in dict.fromkeys((row.threads, row.batch) for row in rows)
+        _race(timing, [row for row in timing.rows if row.batch == batch])
+        for timing in (run.bench.timings if run.bench else ())
+        for batch in dict.fromkeys(row.batch for row in timing.rows)
     ]
 
 
-def _race(rows: Sequence[Timing]) -> Race:
-    first, by_name = rows[0], {row.engine: row for row in rows}
+def _race(timing: TimedThreads, rows: Sequence[EngineTime]) -> Race:
+    by_name = {row.engine: row for row in rows}
     most = max(row.images_per_s for row in rows)
 
-    def bar(row: Timing) -> Bar:
-        over = by_name.get(row.over) if row.over else None
-        factor = words.times(over.milliseconds, row.milliseconds) if over else ""
-        part = ("pruned" if row.over else "dense", 100 * row.images_per_s / most)
-        cells = (words.milliseconds(row.milliseconds), words.short(row.images_per_s), factor)
+    def bar(row: EngineTime) -> Bar:
+        over = by_name.get(row.opponent) if row.opponent else None
+        factor = words.times(over.median_ms, row.median_ms) if over else ""
+        part = ("pruned" if row.opponent else "dense", 100 * row.images_per_s / most)
+        cells = (words.milliseconds(row.median_ms), words.short(row.images_per_s), factor)
         return Bar(row.engine, "", (part,), cells)
 
-    threads = f"{first.threads} thread{'s' if first.threads > 1 else ''}"
-    title = f"Batch {first.batch}, {threads}, {first.clock}"
-    ours = [row for row in rows if row.over in by_name]
+    threads = f"{timing.threads} thread{'s' if timing.threads > 1 else ''}"
+    title = f"Batch {rows[0].batch}, {threads}, {CLOCKS[timing.clock]}"
+    ours = [row for row in rows if row.opponent in by_name]
     finding = ""
     if ours:
-        best = min(ours, key=lambda row: row.milliseconds)
-        rival = by_name[best.over or ""]
+        best = min(ours, key=lambda row: row.median_ms)
+        rival = by_name[best.opponent or ""]
         finding = (
-            f"{words.compared(rival.milliseconds, best.milliseconds, 'faster', 'slower')}: {best.engine} takes "
-            f"{words.milliseconds(best.milliseconds)} ms where the fastest dense engine, {rival.engine}, takes "
-            f"{words.milliseconds(rival.milliseconds)} ms."
+            f"{words.compared(rival.median_ms, best.median_ms, 'faster', 'slower')}: {best.engine} takes "
+            f"{words.milliseconds(best.median_ms)} ms where the fastest dense engine, {rival.engine}, takes "
+            f"{words.milliseconds(rival.median_ms)} ms."
         )
     return Race(title, finding, tuple(bar(row) for row in rows))
 
 
-def _box(kind: str, neurons: Neurons) -> Box:
-    q = [max(0.0, min(100.0, 100 * value / neurons.peak)) for value in neurons.criticality]
-    return Box(kind, q[1], q[2], q[4], q[5], q[3], neurons.criticality[3])
+def _box(kind: str, neurons: NeuronStatistics, criticality: Sequence[float]) -> Box:
+    peak = 1.0 if neurons.peak is None else neurons.peak
+    q = [max(0.0, min(100.0, 100 * value / peak)) for value in criticality]
+    return Box(kind, q[1], q[2], q[4], q[5], q[3], criticality[3])
 
 
-def _accuracy_axis(lines: Sequence[Sequence[Epoch]], last: int) -> tuple[tuple[Tick, ...], float, float]:
+def _accuracy_axis(run: ShownRun, lines: Sequence[Sequence[Epoch]], last: int) -> tuple[tuple[Tick, ...], float, float]:
     """Ticks and ends. The first tenth of training may run below the axis, so that what follows can be told apart."""
-    settled = [e.accuracy for line in lines for e in line if e.epoch > 0.1 * last] or [0.0]
-    low, high = min(settled), max(e.accuracy for line in lines for e in line)
+    settled = [run.accuracy(e) for line in lines for e in line if e.epoch > 0.1 * last] or [0.0]
+    low, high = min(settled), max(run.accuracy(e) for line in lines for e in line)
     low = max(0.0, min(low, high - 0.01))
     at = _nice(low, high, 4)
     step = at[1] - at[0]
@@ -338,11 +348,11 @@ def _nice(low: float, high: float, about: int, *, whole: bool = False) -> list[f
     return [round((first + i) * step, 9) for i in range(max(1, count) + 1)]
 
 
-def _stair(run: Run, line: Sequence[Epoch], events: Sequence[float], last: float) -> list[tuple[float, float]]:
+def _stair(run: ShownRun, line: Sequence[Epoch], events: Sequence[float], last: float) -> list[tuple[float, float]]:
     """(epoch, sparsity) corners. Under a budget of costs the targets are shares of costs: there the epochs tell."""
-    if run.settings["budget"] == "weights":
+    if run.settings.budget == "weights":
         jumps = [(at, r.target) for at, r in zip(events, run.rounds, strict=True)]
-        start = run.rounds[0].target if run.settings["start"] == "random" else 0.0
+        start = run.rounds[0].target if run.settings.start == "random" else 0.0
     else:
         jumps, start = [(float(e.epoch), e.sparsity) for e in line], 0.0
     corners, now = [(0.0, start)], start

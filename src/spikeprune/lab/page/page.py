@@ -6,13 +6,14 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 from spikeprune.core.errors import UserError
 from spikeprune.lab.page import figures, words
-from spikeprune.lab.page.read import Run, read_run
+from spikeprune.lab.page.read import ShownRun, read_run
 from spikeprune.lab.recipe.recipe import complete, deciding, load, settings_hash, shipped
-from spikeprune.lab.train.folder import RunFolder, write_whole
+from spikeprune.lab.train.folder import RunFolder
+from spikeprune.record.whole import write_whole
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -76,7 +77,7 @@ def _environment() -> "Environment":
     return environment
 
 
-def render(run: Run) -> str:
+def render(run: ShownRun) -> str:
     """The page as text."""
     template = _environment().get_template("report.html.j2")
     return template.render(
@@ -101,8 +102,8 @@ def render(run: Run) -> str:
     )
 
 
-def _first_words(run: Run) -> Words:
-    accuracy, images = run.pruned.accuracy or 0.0, run.test_images
+def _first_words(run: ShownRun) -> Words:
+    accuracy, images = run.record.accuracy, run.test_images
     of_images = f"{round(accuracy * images):,} of {images:,} test images"
     chance = 100 * words.standard_error(accuracy, images)
     caution = (
@@ -124,7 +125,7 @@ def _first_words(run: Run) -> Words:
     return Words(f"{left}, {words.points(accuracy - run.dense.accuracy)} dense", result, caution)
 
 
-def _tiles(run: Run) -> list[Tile]:
+def _tiles(run: ShownRun) -> list[Tile]:
     pruned, dense = run.pruned, run.dense
     rows = (
         (f"{run.unit.capitalize()} alive", "alive", _exact_if_small, "fewer"),
@@ -146,19 +147,18 @@ def _exact_if_small(value: float) -> str:
     return words.whole(value) if value < 100_000 else words.short(value)
 
 
-def _ledger(run: Run) -> list[tuple[str, str, str, str]]:
+def _ledger(run: ShownRun) -> list[tuple[str, str, str, str]]:
     """(quantity, dense, pruned, factor), exact."""
     rows = []
-    if run.pruned.accuracy is not None:
-        dense = "not measured" if run.dense.accuracy is None else words.percent(run.dense.accuracy)
-        rows.append(("accuracy on the test split", dense, words.percent(run.pruned.accuracy), ""))
-    stages, latency = run.record.get("stages"), run.record["cost"].get("latency_ms")
+    accuracy = "not measured" if run.dense.accuracy is None else words.percent(run.dense.accuracy)
+    rows.append(("accuracy on the test split", accuracy, words.percent(run.record.accuracy), ""))
+    stages, latency = run.record.stages, run.record.cost.latency_ms
     if stages is not None:
-        rows.append(("accuracy before pruning", "", words.percent(stages["pretrained"]), ""))
-        rows.append(("accuracy pruned, before fine-tuning", "", words.percent(stages["pruned"]), ""))
+        rows.append(("accuracy before pruning", "", words.percent(stages.pretrained), ""))
+        rows.append(("accuracy pruned, before fine-tuning", "", words.percent(stages.pruned), ""))
     if latency is not None:
-        before, after = latency["before"], latency["after"]
-        label = f"milliseconds for {latency['batch']} images, measured in plain PyTorch"
+        before, after = latency.before, latency.after
+        label = f"milliseconds for {latency.batch} images, measured in plain PyTorch"
         rows.append((label, f"{before:,.1f}", f"{after:,.1f}", words.times(before, after)))
     for label, name, digits in (
         ("parameters, all", "parameters", 0),
@@ -174,7 +174,7 @@ def _ledger(run: Run) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def _survival(run: Run) -> str:
+def _survival(run: ShownRun) -> str:
     """How much of what was regrown outlived the next cut; that of the last event met none."""
     judged = [r for r in run.rounds if r.survived is not None]
     regrown, survived = sum(r.regrown for r in judged), sum(r.survived or 0 for r in judged)
@@ -184,21 +184,21 @@ def _survival(run: Run) -> str:
     return f"Of the {run.unit} that they regrew, {share} survived the next cut."
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _flat(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
+            rows += _flat(cast("Mapping[str, object]", value), f"{prefix}{key}.")
         else:
             rows.append((f"{prefix}{key}", _plain(value)))
     return rows
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _command(run: Run) -> str:
+def _command(run: ShownRun) -> str:
     """The shortest command that makes this run again: a shipped recipe and what differs from it.
 
     It counts only if it comes to the same hash of the settings; else the folder's own recipe.yaml is the command.
@@ -214,9 +214,9 @@ def _command(run: Run) -> str:
             if changed and recipe:
                 given |= changed
                 recipe = load(run.name, _options(given))
-        if recipe and settings_hash(recipe) == run.record["settings_hash"]:
-            if settings["data"]["root"] is not None:
-                given["data.root"] = settings["data"]["root"]
+        if recipe and settings_hash(recipe) == run.record.settings_hash:
+            if settings.data.root is not None:
+                given["data.root"] = settings.data.root
             return shlex.join(["spikeprune", "run", run.name, *_options(given)])
     except (UserError, KeyError, TypeError):
         pass  # the recipe, its keys or a file of weights are others by now: the folder's own recipe stands for itself

@@ -22,9 +22,10 @@ from spikeprune.lab.study.features import (
     observe,
 )
 from spikeprune.lab.train.device import choose_device, repeatable
-from spikeprune.lab.train.folder import RunFolder, read_safetensors, write_whole
+from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.lab.train.run import load_data, restore
 from spikeprune.lab.train.statistics import channel_criticality
+from spikeprune.record.whole import write_whole
 
 SCHEMA = 2
 FEATURES = ("rate", "inverted-min-max")
@@ -186,7 +187,7 @@ class _Analysed:
         there = self.folder.regrown.is_file()
         self.regrown = read_safetensors(self.folder.regrown) if there else None
         self.seed = int(self.record["seed"])
-        self.compared = compare.Run(self.folder.path, self.record, self.recipe.method, self.recipe.sparsity)
+        self.compared = compare.ComparedRun(self.folder.path, self.record, self.recipe.method, self.recipe.sparsity)
 
     def parts(self, features: str, images: int) -> dict[str, Any]:
         """The keys that contract and page name."""

@@ -13,6 +13,8 @@ from spikeprune.lab.study.statistics import Paired, Summary, holm, paired, summa
 from spikeprune.lab.sweep.sweep import DENSE, UNUSED_BY_DENSE
 from spikeprune.lab.train.folder import RunFolder
 from spikeprune.methods import settings_of
+from spikeprune.record.base import whole
+from spikeprune.record.run import Environment, RunRecord
 
 SCHEMA = 2
 MEASURED = ("accuracy", "synops", "macs", "energy_pj", "firing_rate", "bytes", "alive")
@@ -28,22 +30,22 @@ _ASIDE = ("seed", "baseline", *_BLOCK, "sparsity")
 
 @final
 @dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """A finished run. `label` and `target` are those of its sweep, or its method and its own sparsity."""
 
     path: Path
-    record: Mapping[str, Any]
+    record: RunRecord
     label: str
     target: float
 
     @property
     def seed(self) -> int:
-        return int(self.record["seed"])
+        return self.record.seed
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What can change a number of the result, without what its method takes no notice of."""
-        flat = deciding(self.record["settings"])
+        flat = deciding(self.record.settings)
         method = str(flat["method"])
         if method == DENSE:
             return {k: v for k, v in flat.items() if k not in UNUSED_BY_DENSE and not k.startswith("prune.")}
@@ -56,7 +58,7 @@ class Run:
 
 @final
 @dataclass(frozen=True)
-class Row:
+class Arm:
     """Runs that differ in the seed alone.
 
     Attributes:
@@ -82,7 +84,7 @@ class Row:
     survived: Summary | None
     versus: Paired | None
     equal_budget: bool | None
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     images: Mapping[str, int]
     machines: tuple[str, ...]
     runs: tuple[str, ...]
@@ -104,7 +106,7 @@ class Block:
     dataset: str
     model: str
     target: float | None
-    rows: tuple[Row, ...]
+    rows: tuple[Arm, ...]
 
     @property
     def title(self) -> str:
@@ -122,13 +124,13 @@ class Comparison:
     """All rows, block by block, and the reference: the arm compared with."""
 
     reference: str | None
-    rows: tuple[Row, ...]
+    rows: tuple[Arm, ...]
     unfinished: int
 
     @property
     def blocks(self) -> list[Block]:
         """The tables; dense rows stand on top of each of their data set and model."""
-        found: dict[tuple[str, str, float | None], list[Row]] = {}
+        found: dict[tuple[str, str, float | None], list[Arm]] = {}
         for row in self.rows:
             found.setdefault((row.dataset, row.model, row.target), []).append(row)
         dense = {(d, m): rows for (d, m, target), rows in found.items() if target is None}
@@ -164,16 +166,16 @@ def from_dict(found: Mapping[str, Any]) -> Comparison:
         ) from error
 
 
-def _row_from(row: dict[str, Any]) -> Row:
+def _row_from(row: dict[str, Any]) -> Arm:
     versus, survived = row["versus"], row["survived"]
     read: dict[str, Any] = {key: tuple(row[key]) for key in ("seeds", "accuracies", "machines", "runs")}
     read["values"] = {name: Summary(**summary) for name, summary in row["values"].items()}
     read["survived"] = None if survived is None else Summary(**survived)
     read["versus"] = None if versus is None else Paired(**versus | {"difference": Summary(**versus["difference"])})
-    return Row(**row | read)
+    return Arm(**row | read)
 
 
-def collect(paths: Sequence[str | Path]) -> tuple[list[Run], int, str | None]:
+def collect(paths: Sequence[str | Path]) -> tuple[list[ComparedRun], int, str | None]:
     """The finished runs under the paths, the number of unfinished ones, and the reference that a sweep's file names.
 
     Args:
@@ -229,24 +231,16 @@ def _listed(path: Path) -> Any:
         ) from error
 
 
-def _run(folder: RunFolder, labels: Mapping[str, tuple[str, float]]) -> Run:
+def _run(folder: RunFolder, labels: Mapping[str, tuple[str, float]]) -> ComparedRun:
     record = folder.read_record()
-    try:
-        settings = record["settings"]
-        label, target = labels.get(record["settings_hash"], (settings["method"], settings["sparsity"]))
-        found = Run(folder.path, record, str(label), float(target))
-        values = [record["pruned"][name] for name in MEASURED] + [record["cost"][name] for name in COST]
-        if not all(isinstance(value, int | float) for value in values) or not found.settings:
-            raise TypeError("a number is missing")
-        _machine(record["environment"])
-        if not record["data"]["counts"] or not all("survived" in event for event in record["rounds"]):
-            raise TypeError("its images or events are missing")
+    with whole(folder.record):
+        label, target = labels.get(record.settings_hash, (record.settings.method, record.settings.sparsity))
+        found = ComparedRun(folder.path, record, label, float(target))
+        _block(found)  # the settings that tell comparisons apart are there
         return found
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{folder.record} is damaged ({error}); restore it or make the run again") from error
 
 
-def compare(runs: Sequence[Run], reference: str | None = None, unfinished: int = 0) -> Comparison:
+def compare(runs: Sequence[ComparedRun], reference: str | None = None, unfinished: int = 0) -> Comparison:
     """Group the runs and test each group against the reference at its sparsity.
 
     Runs that differ in the seed alone are one row. Rows of one data set, model and target sparsity are a block; in it
@@ -266,7 +260,7 @@ def compare(runs: Sequence[Run], reference: str | None = None, unfinished: int =
         reference in (label, group[0].label) for label, group in zip(labels, rows, strict=True)
     ):
         raise unknown("reference", reference, named, f"(the rows are {', '.join(named)[:120]})")
-    families: dict[Any, list[Row]] = {}
+    families: dict[Any, list[Arm]] = {}
     for group, label in zip(rows, labels, strict=True):
         row = _row(group, label, _reference(group, rows, labels, reference))
         families.setdefault((_block(group[0]), row.target), []).append(row)
@@ -274,7 +268,7 @@ def compare(runs: Sequence[Run], reference: str | None = None, unfinished: int =
     return Comparison(reference, tuple(corrected), unfinished)
 
 
-def _corrected(family: Sequence[Row]) -> list[Row]:
+def _corrected(family: Sequence[Arm]) -> list[Arm]:
     """The rows of one table with Holm's p for the tests of this table, the most accurate first."""
     p_values = holm([row.versus.t_p if row.versus else None for row in family])
     rows = [
@@ -284,7 +278,7 @@ def _corrected(family: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: -row.values["accuracy"].mean)
 
 
-def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def grouped(runs: Sequence[ComparedRun]) -> dict[str, list[ComparedRun]]:
     """Runs that differ in the seed alone, by the name of their arm and what sets it apart."""
     groups = _groups(runs)
     names = _labels(groups)
@@ -295,8 +289,8 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     }
 
 
-def _groups(runs: Sequence[Run]) -> list[list[Run]]:
-    groups: dict[str, list[Run]] = {}
+def _groups(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
+    groups: dict[str, list[ComparedRun]] = {}
     for run in runs:
         key = json.dumps(
             [run.label, None if _dense(run) else run.target, run.settings | {"seed": 0, "baseline": False}]
@@ -305,22 +299,22 @@ def _groups(runs: Sequence[Run]) -> list[list[Run]]:
     return sorted(groups.values(), key=_order)
 
 
-def _dense(run: Run) -> bool:
-    return run.record["settings"]["method"] == DENSE
+def _dense(run: ComparedRun) -> bool:
+    return run.record.settings.method == DENSE
 
 
-def _order(group: Sequence[Run]) -> tuple[Any, ...]:
+def _order(group: Sequence[ComparedRun]) -> tuple[Any, ...]:
     run = group[0]
-    flat = deciding(run.record["settings"])
+    flat = deciding(run.record.settings)
     return flat["data.name"], flat["data.limit"] or 0, flat["model"], -1.0 if _dense(run) else run.target
 
 
-def _block(run: Run) -> tuple[Any, ...]:
-    flat = deciding(run.record["settings"])
+def _block(run: ComparedRun) -> tuple[Any, ...]:
+    flat = deciding(run.record.settings)
     return tuple(flat[key] for key in _BLOCK)
 
 
-def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+def _labels(groups: Sequence[Sequence[ComparedRun]]) -> list[str]:
     """The arm's name, and where groups of one arm stand in one block the keys in which they differ."""
     names = []
     for group in groups:
@@ -338,8 +332,8 @@ def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _reference(
-    group: Sequence[Run], groups: Sequence[Sequence[Run]], labels: Sequence[str], reference: str | None
-) -> Sequence[Run] | None:
+    group: Sequence[ComparedRun], groups: Sequence[Sequence[ComparedRun]], labels: Sequence[str], reference: str | None
+) -> Sequence[ComparedRun] | None:
     """The reference's runs in the group's block; where several would do, those with the nearest settings."""
     if reference is None:
         return None
@@ -357,21 +351,21 @@ def _reference(
     return min(able, key=lambda other: sum(mine.get(k) != v for k, v in other[0].settings.items()), default=None)
 
 
-def _row(group: Sequence[Run], label: str, reference: Sequence[Run] | None) -> Row:
+def _row(group: Sequence[ComparedRun], label: str, reference: Sequence[ComparedRun] | None) -> Arm:
     group = sorted(group, key=lambda run: (run.seed, str(run.path)))
     once = {run.seed: run for run in reversed(group)}  # the same run made in two places counts once
     group = [once[seed] for seed in sorted(once)]
     first = group[0]
-    values = {name: summarize([run.record["pruned"][name] for run in group]) for name in MEASURED}
-    values["sparsity"] = summarize([run.record["sparsity"] for run in group])
-    values |= {name: summarize([run.record["cost"][name] for run in group]) for name in COST}
+    values = {name: summarize([getattr(run.record.pruned, name) for run in group]) for name in MEASURED}
+    values["sparsity"] = summarize([run.record.sparsity for run in group])
+    values |= {name: summarize([getattr(run.record.cost, name) for run in group]) for name in COST}
     versus, equal = None, None
     if reference is not None:
         versus = paired(_accuracies(group), _accuracies(reference))
         theirs, mine = reference[0].settings, first.settings
         equal = all(mine.get(key) == theirs.get(key) for key in _BUDGET)
-    flat = deciding(first.record["settings"])
-    return Row(
+    flat = deciding(first.record.settings)
+    return Arm(
         label=label,
         method=str(flat["method"]),
         dataset=str(flat["data.name"]) + (f" ({flat['data.limit']:,} images)" if flat["data.limit"] else ""),
@@ -384,29 +378,28 @@ def _row(group: Sequence[Run], label: str, reference: Sequence[Run] | None) -> R
         versus=versus,
         equal_budget=equal,
         settings={key: value for key, value in first.settings.items() if key not in ("seed", "baseline")},
-        images=dict(first.record["data"]["counts"]),
-        machines=tuple(sorted({_machine(run.record["environment"]) for run in group})),
+        images=dict(first.record.data.counts),
+        machines=tuple(sorted({_machine(run.record.environment) for run in group})),
         runs=tuple(run.path.name for run in group),
     )
 
 
-def _accuracies(group: Iterable[Run]) -> dict[int, float]:
-    return {run.seed: float(run.record["pruned"]["accuracy"]) for run in group}
+def _accuracies(group: Iterable[ComparedRun]) -> dict[int, float]:
+    return {run.seed: run.record.accuracy for run in group}
 
 
-def _survived(group: Iterable[Run]) -> Summary | None:
+def _survived(group: Iterable[ComparedRun]) -> Summary | None:
     """Over seeds, of regrown / survived of all events that a later cut judged."""
     shares = []
     for run in group:
-        judged = [event for event in run.record["rounds"] if event["survived"] is not None]
-        regrown = sum(event["regrown"] for event in judged)
+        judged = [(update.regrown, update.survived) for update in run.record.rounds if update.survived is not None]
+        regrown = sum(came_back for came_back, _ in judged)
         if regrown:
-            shares.append(sum(event["survived"] for event in judged) / regrown)
+            shares.append(sum(survived for _, survived in judged) / regrown)
     return summarize(shares) if shares else None
 
 
-def _machine(environment: Mapping[str, Any]) -> str:
-    threads = environment["threads"]
-    versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("spikeprune", "torch"))
-    plural = "s" * (threads != 1)
-    return f"{environment['device']}, {threads} thread{plural}, {environment['precision']}; {versions}"
+def _machine(environment: Environment) -> str:
+    threads = environment.threads
+    versions = ", ".join(f"{name} {environment.versions.get(name)}" for name in ("spikeprune", "torch"))
+    return f"{environment.device}, {threads} thread{'s' * (threads != 1)}, {environment.precision}; {versions}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import final
 
 from spikeprune.lab.study import claims, tables
-from spikeprune.lab.study.compare import Comparison, Row
+from spikeprune.lab.study.compare import Arm, Comparison
 from spikeprune.lab.study.plots import COLOURS, Series, front, legend, plot
 
 
@@ -52,7 +52,7 @@ def comparison_page(comparison: Comparison) -> str:
     return render("Comparison", lead, sections, tables.notes(comparison))
 
 
-def _pareto(title: str, rows: Sequence[Row]) -> Section:
+def _pareto(title: str, rows: Sequence[Arm]) -> Section:
     """The dense rows are told in the captions: they lie so far off that all others would fall together."""
     dense = [f"{row.label} {tables.percent(row.values['accuracy'])} %" for row in rows if row.target is None]
     rows = [row for row in rows if row.target is not None] or rows

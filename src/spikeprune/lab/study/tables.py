@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from spikeprune.lab.study.compare import COST, MEASURED, Block, Comparison, Row
+from spikeprune.lab.study.compare import COST, MEASURED, Arm, Block, Comparison
 from spikeprune.lab.study.statistics import Summary
 
 NONE = "-"
@@ -15,7 +15,7 @@ def percent(summary: Summary) -> str:
     return f"{100 * summary.mean:.2f}" + (f" ± {100 * summary.half:.2f}" if summary.half is not None else "")
 
 
-def difference(row: Row) -> str:
+def difference(row: Arm) -> str:
     """To the reference, in points: +0.22 ± 0.20."""
     if row.versus is None:
         return NONE
@@ -28,11 +28,11 @@ def p_value(p: float | None) -> str:
     return NONE if p is None else "<.001" if p < 0.001 else f"{p:.3f}"
 
 
-def budget(row: Row) -> str:
+def budget(row: Arm) -> str:
     return {None: NONE, True: "equal", False: "UNEQUAL"}[row.equal_budget]
 
 
-def cells(row: Row) -> list[str]:
+def cells(row: Arm) -> list[str]:
     """The row of the main table, below `heads`."""
     sd = row.values["accuracy"].sd
     return [
@@ -59,7 +59,7 @@ def heads(comparison: Comparison) -> list[str]:
     ]  # fmt: skip
 
 
-def main_table(comparison: Comparison, rows: Sequence[Row]) -> list[list[str]]:
+def main_table(comparison: Comparison, rows: Sequence[Arm]) -> list[list[str]]:
     """Heads and rows; a column in which no row has anything to say is left out, the budget where all are equal."""
     table = [heads(comparison), *map(cells, rows)]
     told = [any(cell not in (NONE, "equal") for cell in column[1:]) for column in zip(*table, strict=True)]
@@ -80,7 +80,7 @@ COST_HEADS = [
 ]  # fmt: skip
 
 
-def cost_cells(row: Row) -> list[str]:
+def cost_cells(row: Arm) -> list[str]:
     """The row of the table of costs: search and total side by side."""
     v = row.values
     return [

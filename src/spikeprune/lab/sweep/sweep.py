@@ -17,7 +17,8 @@ import yaml
 
 from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.lab.recipe.recipe import Recipe, from_values, read_values, settings_hash
-from spikeprune.lab.train.folder import RunFolder, write_whole
+from spikeprune.lab.train.folder import RunFolder
+from spikeprune.record.whole import write_whole
 
 SCHEMA = 1
 DENSE = "dense"

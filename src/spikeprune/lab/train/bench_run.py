@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue, UserError
+from spikeprune.core.machine import version
 from spikeprune.data import batches as batches_of
 from spikeprune.lab.train.finished import Finished, finished
 from spikeprune.lab.train.folder import read_safetensors
@@ -145,10 +145,4 @@ def _share(expected: Tensor, found: Tensor) -> float:
 
 
 def _versions() -> dict[str, str | None]:
-    def version(package: str) -> str | None:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
-
     return {name: version(name) for name in ("spikeprune", "torch", "spikingjelly", "onnxruntime", "openvino")}

@@ -4,7 +4,6 @@ import contextlib
 import os
 import platform
 import random
-import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,8 @@ import numpy as np
 import torch
 
 from spikeprune.core.errors import InvalidValue
+from spikeprune.core.machine import cpu_features, cpu_name, version
+from spikeprune.record.run import Environment
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,51 +39,23 @@ def choose_precision(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     native = (
-        torch.cuda.is_bf16_supported() if device.type == "cuda" else bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+        torch.cuda.is_bf16_supported() if device.type == "cuda" else bool({"avx512_bf16", "amx_bf16"} & cpu_features())
     )
     return "bf16" if native else "fp32"
 
 
-def cpu_flags() -> set[str]:
-    """The processor's feature flags, as Linux spells them; empty where they cannot be read."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return set()
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
-    return set(found[1].split()) if found else set()
-
-
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    found = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def environment(device: torch.device, precision: str) -> dict[str, Any]:
+def environment(device: torch.device, precision: str) -> Environment:
     """What a reader needs to judge or repeat a number: versions, device, threads, git revision."""
-    from importlib import metadata
-
-    def version(package: str) -> str | None:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
-
     packages = ("spikeprune", "torch", "numpy", "safetensors", "spikingjelly", "snntorch", "norse")
-    return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
-        "device_type": device.type,
-        "threads": torch.get_num_threads(),
-        "precision": precision,
-        "git": git_revision(),
-    }
+    return Environment(
+        versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
+        platform=platform.platform(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        device_type=device.type,
+        threads=torch.get_num_threads(),
+        precision=precision,
+        git=git_revision(),
+    )
 
 
 def git_revision() -> str | None:

@@ -1,7 +1,8 @@
 """Score a finished run once more: the same number as in its record."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import final
 
 from spikeprune.lab.recipe.recipe import load
 from spikeprune.lab.train.device import choose_device, repeatable
@@ -10,7 +11,22 @@ from spikeprune.lab.train.run import load_data, restore, score_test
 from spikeprune.prune.pattern import unit_of
 
 
-def evaluate(path: str | Path, root: str | None = None, device: str | None = None) -> dict[str, Any]:
+@final
+@dataclass(frozen=True)
+class Evaluation:
+    """The accuracy found now, beside what the record says: `recorded`, `sparsity`, and `alive` of `unit`s."""
+
+    accuracy: float
+    recorded: float
+    loss: float
+    images: int
+    sparsity: float
+    alive: int
+    unit: str
+    run: str
+
+
+def evaluate(path: str | Path, root: str | None = None, device: str | None = None) -> Evaluation:
     """Accuracy of the run's network on the whole test split, from model.safetensors.
 
     The sums of a network depend on device and number of threads, and a spike more or less may follow; so the run's own
@@ -25,16 +41,16 @@ def evaluate(path: str | Path, root: str | None = None, device: str | None = Non
     recipe = load(str(folder.recipe), [] if root is None else ["--data.root", root])
     data = load_data(recipe)
     where = choose_device(device or recipe.device)
-    with repeatable(record["environment"]["threads"]):
+    with repeatable(record.environment.threads):
         network = restore(folder, recipe, data.to(where), where)
         result = score_test(network, data, recipe, where)
-    return {
-        "accuracy": result.accuracy,
-        "recorded": record["pruned"]["accuracy"],
-        "loss": result.loss,
-        "images": len(data.test),
-        "sparsity": record["sparsity"],
-        "alive": record["pruned"]["alive"],
-        "unit": unit_of(recipe.pattern),
-        "run": str(path),
-    }
+    return Evaluation(
+        accuracy=result.accuracy,
+        recorded=record.accuracy,
+        loss=result.loss,
+        images=len(data.test),
+        sparsity=record.sparsity,
+        alive=record.pruned.alive,
+        unit=unit_of(recipe.pattern),
+        run=str(path),
+    )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from spikeprune.lab.recipe.recipe import Recipe, load
 from spikeprune.lab.train.folder import RunFolder
 from spikeprune.lab.train.network import Network
 from spikeprune.lab.train.run import load_data, restore
+from spikeprune.record.run import RunRecord
 
 _RANDOM = 256
 
@@ -30,7 +31,7 @@ class Finished:
     """
 
     folder: RunFolder
-    record: dict[str, Any]
+    record: RunRecord
     recipe: Recipe
     network: Network
     data: Dataset
@@ -51,8 +52,6 @@ def finished(path: str | Path, root: str | None = None) -> Finished:
     """
     folder = RunFolder.existing(path)
     record = folder.read_record()
-    if not {"name", "sparsity", "data"} <= set(record):
-        raise UserError(f"{folder.record} lacks parts that `spikeprune run` writes; restore it or run again")
     recipe = load(str(folder.recipe), [] if root is None else ["--data.root", root])
     why = None
     try:
@@ -66,14 +65,11 @@ def finished(path: str | Path, root: str | None = None) -> Finished:
     return Finished(folder, record, recipe, network, data, "random inputs" if why else "test images", why)
 
 
-def _random(recipe: Recipe, record: dict[str, Any]) -> Dataset:
+def _random(recipe: Recipe, record: RunRecord) -> Dataset:
     """Noise in place of the data: normalised inputs have mean 0 and standard deviation 1, as it has."""
-    try:
-        shape, classes = [int(size) for size in record["data"]["shape"]], int(record["data"]["classes"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"record.json in {recipe.name}'s folder does not tell the shape of its data; run again"
-        ) from error
+    shape, classes = record.data.shape, record.data.classes
+    if shape is None or classes is None:
+        raise UserError(f"record.json in {recipe.name}'s folder does not tell the shape of its data; run again")
     facts = facts_of(recipe.data.name)
     recorded = facts is not None and facts.time_first
     count = max(_RANDOM, 2 * recipe.T + 2)

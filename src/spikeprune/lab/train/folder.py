@@ -19,6 +19,11 @@ from torch import Tensor
 
 from spikeprune.core.errors import UserError
 from spikeprune.lab.recipe.recipe import deciding
+from spikeprune.record.base import whole
+from spikeprune.record.epoch import Epoch
+from spikeprune.record.run import RunRecord
+from spikeprune.record.statistics import StatisticsRecord
+from spikeprune.record.whole import write_whole
 
 try:
     import fcntl
@@ -31,16 +36,6 @@ class Busy(UserError):
 
 
 _MAGIC = b"spikeprune checkpoint 1\n"
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is seen with all of `content` or as it was before."""
-    beside = path.with_name(f".{path.name}.part")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 @final
@@ -174,10 +169,10 @@ class RunFolder:
             with self.metrics.open("r+b") as file:
                 file.truncate(length)
 
-    def add_metrics(self, line: Mapping[str, Any]) -> int:
+    def add_metrics(self, line: Epoch) -> int:
         """Append one line; returns the length of the file in bytes, which the next checkpoint keeps."""
         with self.metrics.open("ab") as file:
-            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            file.write(line.as_json().encode() + b"\n")
             return file.tell()
 
     def save_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -190,15 +185,15 @@ class RunFolder:
         """Write plan.json: what makes the small network of model.safetensors out of the recipe's."""
         write_whole(self.plan, text.encode())
 
-    def save_record(self, record: Mapping[str, Any]) -> None:
+    def save_record(self, record: RunRecord) -> None:
         """Write record.json: the run is finished from here on."""
-        write_whole(self.record, json.dumps(record, indent=2, allow_nan=False).encode() + b"\n")
+        write_whole(self.record, record.as_json(indent=2).encode() + b"\n")
 
-    def save_statistics(self, statistics: Mapping[str, Any]) -> None:
+    def save_statistics(self, statistics: StatisticsRecord) -> None:
         """Write statistics.json: what the layers do, for the report."""
-        write_whole(self.statistics, json.dumps(statistics, indent=1, allow_nan=False).encode() + b"\n")
+        write_whole(self.statistics, statistics.as_json(indent=1).encode() + b"\n")
 
-    def read_record(self) -> dict[str, Any]:
+    def read_record(self) -> RunRecord:
         """Raises: UserError if record.json is damaged or not ours."""
         try:
             record = json.loads(self.record.read_text(encoding="utf-8"))
@@ -206,7 +201,8 @@ class RunFolder:
             raise UserError(f"{self.record} cannot be read; run the same command with another --out") from error
         if not isinstance(record, dict) or not {"schema", "settings", "pruned"} <= set(record):
             raise UserError(f"{self.record} is not a record of spikeprune; give a folder that `spikeprune run` made")
-        return record
+        with whole(self.record):
+            return RunRecord.read(record)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

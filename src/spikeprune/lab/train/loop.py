@@ -26,6 +26,7 @@ from spikeprune.lab.train.network import Network
 from spikeprune.lab.train.score import Score, score
 from spikeprune.methods.registry import hints_of
 from spikeprune.prune.pruner import Pruner
+from spikeprune.record.epoch import Epoch
 from spikeprune.zoo.readout import LOSSES, predict
 
 _ET_EPOCHS = 2  # Early-Time chooses its time steps after so many epochs, as its authors' code
@@ -205,27 +206,27 @@ class Phase:
             if scale.grad is not None:
                 scale.grad.add_(scale.detach().sign(), alpha=pull)
 
-    def end_epoch(self) -> dict[str, Any]:
+    def end_epoch(self) -> Epoch:
         """Score the epoch and go on to the next; returns its line for metrics.jsonl."""
         setting, began = self._setting, time.perf_counter()
         self._set_time()
         held = self.validate("validation")
         seen = self.validate("train", len(setting.data.validation)) if held else None
-        line = {
-            "phase": self.name,
-            "epoch": self.first + self.epoch + 1,
-            "step": self.first * setting.plan.steps_per_epoch + self.step,
-            "lr": self._optimizer.param_groups[0]["lr"],
-            "train_loss": float(self._loss) / self._seen,
-            "train_accuracy": int(self._right) / self._seen,
-            "seen_loss": seen.loss if seen else None,
-            "seen_accuracy": seen.accuracy if seen else None,
-            "val_loss": held.loss if held else None,
-            "val_accuracy": held.accuracy if held else None,
-            "sparsity": self.pruner.sparsity if self.pruner is not None else self._sparsity,
-        }
         for part in (held, seen):
             self._check(part.loss if part else 0.0, "loss of the validation")
+        line = Epoch(
+            phase=self.name,
+            epoch=self.first + self.epoch + 1,
+            step=self.first * setting.plan.steps_per_epoch + self.step,
+            lr=self._optimizer.param_groups[0]["lr"],
+            train_loss=float(self._loss) / self._seen,
+            train_accuracy=int(self._right) / self._seen,
+            seen_loss=seen.loss if seen else None,
+            seen_accuracy=seen.accuracy if seen else None,
+            val_loss=held.loss if held else None,
+            val_accuracy=held.accuracy if held else None,
+            sparsity=self.pruner.sparsity if self.pruner is not None else self._sparsity,
+        )
         self.epoch, self._batch, self._seen = self.epoch + 1, 0, 0
         self._loss.zero_()
         self._right.zero_()

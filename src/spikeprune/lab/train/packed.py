@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spikeprune.core.errors import UserError
 from spikeprune.core.mask import pack, unpack
-from spikeprune.lab.train.folder import write_whole
+from spikeprune.record.whole import write_whole
 
 FORMAT = "spikeprune packed 1"
 

@@ -20,20 +20,24 @@ from spikeprune.count.counts import Counts, count
 from spikeprune.lab.recipe.plan import Plan, plan
 from spikeprune.lab.recipe.recipe import Recipe, complete, make_method, settings_hash
 from spikeprune.lab.train.device import choose_device, choose_precision, environment, repeatable
+from spikeprune.lab.train.done import CutPhase, DensePhase, PhasesDone, network_record
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.lab.train.loop import Phase, Setting
 from spikeprune.lab.train.network import Network, build, connect, load_weights
 from spikeprune.lab.train.progress import ProgressBar
 from spikeprune.lab.train.score import Score, score
-from spikeprune.lab.train.statistics import layer_statistics, statistics_record
+from spikeprune.lab.train.statistics import layer_statistics
 from spikeprune.lab.train.structured import Pruned, cut_out, example_of, latencies, prune_once
 from spikeprune.prune.pruner import Pruner
+from spikeprune.record.epoch import Epoch
+from spikeprune.record.run import ChannelsRecord, Cost, DataRecord, Latency, RunRecord, RunSettings, Stages
+from spikeprune.record.schema import SCHEMA
+from spikeprune.record.statistics import QUANTILES, NetworkStatistics, StatisticsRecord
 from spikeprune.runtime.fuse import fuse, unfuse
 from spikeprune.shrink.plan import ChannelPlan
 
 PhaseName = Literal["dense", "pretrain", "pruned"]
 
-SCHEMA = 1
 # A step of the backward pass costs two passes: gradients for the inputs and for the weights.
 _PASSES = 3
 # Between two checkpoints at most so much work is lost, in seconds.
@@ -205,16 +209,17 @@ class _Job:
             self.phases.insert(0, "dense")
         self.check_model()
 
-    def make_phase(self, name: PhaseName, done: Mapping[str, Any]) -> Phase:
+    def make_phase(self, name: PhaseName, done: PhasesDone) -> Phase:
         """A phase from the initial weights, or from those of the network that was shrunk before it."""
         setting = dataclasses.replace(self.setting, plan=self.setting.plan.of(name))
         network = make_network(self.recipe, setting.data, setting.device)
-        cut = done.get("pretrain") if name == "pruned" else None
+        cut = done.pretrain if name == "pruned" else None
         pruner = None
         if cut is not None:
-            ChannelPlan.from_json(cut["plan"]).apply(network.model)
-            if "model" in cut:  # a checkpoint of this phase has the weights instead
-                network.model.load_state_dict(cut.pop("model"))
+            ChannelPlan.from_json(cut.plan).apply(network.model)
+            if cut.model is not None:  # a checkpoint of this phase has the weights instead
+                network.model.load_state_dict(dict(cut.model))
+                done.pretrain = dataclasses.replace(cut, model=None)
             network.model.to(setting.device)
         elif name == "pruned":
             pruner = make_pruner(self.recipe, setting.plan.schedule, network.model)
@@ -223,7 +228,7 @@ class _Job:
             if setting.device.type == "cpu":  # the layout that the fused kernels are fastest in
                 _lay_out(network.model, torch.channels_last)
         first = 0 if cut is None else self.recipe.epochs - setting.plan.epochs
-        return Phase(name, setting, network, pruner, first, 0.0 if cut is None else cut["pruned"]["sparsity"])
+        return Phase(name, setting, network, pruner, first, 0.0 if cut is None else cut.pruned.sparsity)
 
     def check_model(self) -> None:
         """A model that cannot be pruned, or a weight whose neuron cannot be told, shows before anything is written."""
@@ -235,7 +240,7 @@ class _Job:
     def work(self) -> None:
         """All phases, from the last checkpoint on, to the finished record."""
         state = self.folder.load_checkpoint("last", hash=self.hash)
-        done: dict[str, Any] = {}  # phase -> what the record will say of it
+        done = PhasesDone()
         threads, remaining = torch.get_num_threads(), self.phases
         if state:
             if state["checksum"] != self.setting.data.checksum:
@@ -243,7 +248,8 @@ class _Job:
                     f"the run in {self.folder.path} began with other data than {self.recipe.data.name} is now; "
                     "bring that data back, or use another --out"
                 )
-            threads, done, self.metrics = state["threads"], state["done"], state["metrics"]
+            threads, self.metrics = state["threads"], state["metrics"]
+            done = PhasesDone.from_state(state["done"])
             remaining = self.phases[self.phases.index(state["phase"]["name"]) :]
             self.setting = dataclasses.replace(self.setting, precision=state["precision"])
         self.folder.cut_metrics(self.metrics)
@@ -257,13 +263,13 @@ class _Job:
                 state = None
                 self.train(phase, done, bar)
                 if name == "dense":
-                    done[name] = self.finish_dense(phase)
+                    done.dense = self.finish_dense(phase)
                 elif name == "pretrain":
-                    done[name] = self.cut(phase)
+                    done.pretrain = self.cut(phase)
                 else:
                     self.finish(phase, done)
 
-    def train(self, phase: Phase, done: Mapping[str, Any], bar: ProgressBar) -> None:
+    def train(self, phase: Phase, done: PhasesDone, bar: ProgressBar) -> None:
         """The rest of a phase, with a checkpoint after every epoch and every minute."""
         epochs = self.setting.plan.of(phase.name).epochs
         while phase.epoch < epochs:
@@ -283,7 +289,7 @@ class _Job:
             if self.recipe.tensorboard:
                 _to_tensorboard(self.folder, line)
 
-    def save(self, phase: Phase, done: Mapping[str, Any]) -> None:
+    def save(self, phase: Phase, done: PhasesDone) -> None:
         """Write the last checkpoint. Raises: RunFailed rather than keep weights that are not numbers."""
         phase.check_weights()
         self.folder.save_checkpoint(
@@ -294,7 +300,7 @@ class _Job:
                 "precision": self.setting.precision,
                 "threads": torch.get_num_threads(),
                 "metrics": self.metrics,
-                "done": dict(done),
+                "done": done.state_dict(),
                 "phase": phase.state_dict(),
             },
         )
@@ -320,16 +326,16 @@ class _Job:
         unfuse(network.model)
         return accuracy
 
-    def finish_dense(self, phase: Phase) -> dict[str, Any]:
+    def finish_dense(self, phase: Phase) -> DensePhase:
         """What the record says of the dense run; its weights are kept beside."""
         self.settle(phase)
         result = self.score_test(phase.network)
         self.folder.save_tensors(self.folder.dense, phase.network.model.state_dict())
         counts, statistics = self.count(phase.network, None)
-        figures = {"accuracy": result.accuracy, **_figures(counts.dense)}
-        return {"figures": figures, "statistics": statistics, "seconds": phase.seconds}
+        figures = network_record(counts.dense, result.accuracy)
+        return DensePhase(figures=figures, statistics=statistics, seconds=phase.seconds)
 
-    def cut(self, phase: Phase) -> dict[str, Any]:
+    def cut(self, phase: Phase) -> CutPhase:
         """Prunes the trained network and shrinks it: what the next phase starts from and what the record says of it."""
         setting, network = self.setting, phase.network
         self.settle(phase)
@@ -337,21 +343,22 @@ class _Job:
         counts, _ = self.count(network, None)
         pruner = make_pruner(self.recipe, setting.plan.schedule, network.model)
         pruned = prune_once(pruner, network, setting.data, self.recipe.batch, setting.device)
-        pruned = dataclasses.replace(pruned, rounds=[{**event, "step": phase.step} for event in pruned.rounds])
+        pruned = dataclasses.replace(pruned, rounds=[dataclasses.replace(u, step=phase.step) for u in pruned.rounds])
         small, plan = cut_out(network, pruned.masks, example_of(network, setting.data, setting.device))
-        return {
-            "plan": plan.to_json(),
-            "model": small.model.state_dict(),
-            "pruned": dataclasses.asdict(pruned),
-            "figures": _figures(counts.dense),
-            "accuracy": {"pretrained": accuracy, "pruned": self.score_between(small)},
-            "seconds": phase.seconds + pruned.seconds,
-            "samples": phase.samples,
-        }
+        return CutPhase(
+            plan=plan.to_json(),
+            model=small.model.state_dict(),
+            pruned=pruned,
+            figures=network_record(counts.dense),
+            pretrained=accuracy,
+            cut=self.score_between(small),
+            seconds=phase.seconds + pruned.seconds,
+            samples=phase.samples,
+        )
 
-    def finish(self, phase: Phase, done: Mapping[str, Any]) -> None:
+    def finish(self, phase: Phase, done: PhasesDone) -> None:
         """Masks, weights and record of the pruned run, and the report."""
-        pruner, network, dense, cut = phase.pruner, phase.network, done.get("dense"), done.get("pretrain")
+        pruner, network, dense, cut = phase.pruner, phase.network, done.dense, done.pretrain
         if pruner is not None:
             pruner.finish()
             missed = len(self.setting.plan.schedule.steps()) - len(pruner.rounds)
@@ -361,62 +368,65 @@ class _Job:
                     "let prune.end come earlier"
                 )
         self.settle(phase)
-        plan = None if cut is None else ChannelPlan.from_json(cut["plan"])
-        pruned = (
-            Pruned.by(pruner, phase.pruning_seconds) if pruner is not None else Pruned(**done["pretrain"]["pruned"])
-        )
+        plan = None if cut is None else ChannelPlan.from_json(cut.plan)
+        if cut is not None:
+            pruned = cut.pruned
+        else:
+            assert pruner is not None
+            pruned = Pruned.by(pruner, phase.pruning_seconds)
         counts, statistics = self.count(network, None if plan else pruned.masks)
-        whole = cut["figures"] if cut is not None else _figures(counts.dense)
+        whole = cut.figures if cut is not None else network_record(counts.dense)
         cost = self.cost(phase, counts, pruned.masks) if cut is None else self.cost_of_two(phase, counts, cut)
         if pruned.channels and plan is None:
             network, plan = cut_out(network, pruned.masks, example_of(network, self.setting.data, self.setting.device))
             counts, statistics = self.count(network, None)
         result = self.score_test(network)
-        structured, units = {}, {}
+        channels: ChannelsRecord | None = None
         if plan is not None:
             self.folder.save_plan(plan.to_json())
-            structured = {"channels": pruned.record(plan)}
+            channels = pruned.record(plan)
             whole_network = make_network(self.recipe, self.setting.data, self.setting.device)
             images, times = latencies([whole_network, network], self.setting.data, self.setting.device)
-            cost["latency_ms"] = {"batch": images, "before": times[0], "after": times[1]}
-            units = {
-                "dense": {"alive": structured["channels"]["before"]},
-                "pruned": {"alive": structured["channels"]["after"]},
-            }
-        if cut is not None:
-            structured["stages"] = {**cut["accuracy"], "finetuned": result.accuracy}
+            cost = dataclasses.replace(cost, latency_ms=Latency(batch=images, before=times[0], after=times[1]))
         self.folder.save_tensors(self.folder.model, network.model.state_dict())
         self.folder.save_tensors(self.folder.masks, pruned.masks)
-        if any(event["regrown"] for event in pruned.rounds):
+        if any(update.regrown for update in pruned.rounds):
             self.folder.save_tensors(self.folder.regrown, pruned.regrown)
-        self.folder.save_statistics(statistics_record(dense["statistics"] if dense else None, statistics))
-        if dense is None:
-            # Without a dense run there is no accuracy of it; its size and operations are those of the same spikes.
-            accuracy = result.accuracy if self.recipe.method == "dense" else None
-            dense = {"figures": {"accuracy": accuracy, **whole}, "seconds": None}
+        self.folder.save_statistics(
+            StatisticsRecord(
+                schema=SCHEMA, quantiles=QUANTILES, dense=dense.statistics if dense else None, pruned=statistics
+            )
+        )
+        # Without a dense run there is no accuracy of it; its size and operations are those of the same spikes.
+        accuracy = result.accuracy if self.recipe.method == "dense" else None
+        figures = dense.figures if dense else dataclasses.replace(whole, accuracy=accuracy)
+        stages = None
+        if cut is not None:
+            stages = Stages(pretrained=cut.pretrained, pruned=cut.cut, finetuned=result.accuracy)
         self.folder.save_record(
-            {
-                "schema": SCHEMA,
-                "name": self.recipe.name,
-                "settings": complete(self.recipe),
-                "settings_hash": self.hash,
-                "seed": self.recipe.seed,
-                "environment": environment(self.setting.device, self.setting.precision),
-                "data": {**self.setting.data.record(), "counted": min(_COUNTED, len(self.setting.data.test))},
-                "dense": dense["figures"] | units.get("dense", {}),
-                "pruned": {"accuracy": result.accuracy, **_figures(counts.pruned), **units.get("pruned", {})},
-                "sparsity": pruned.sparsity,
-                "density": 1.0 - pruned.sparsity,
-                "rounds": pruned.rounds,
-                "best_epoch": phase.first + phase.best["epoch"] if phase.best else self.recipe.epochs,
-                "cost": cost | {"dense_seconds": dense["seconds"]},
-                "status": "finished",
-                **structured,
-            }
+            RunRecord(
+                schema=SCHEMA,
+                name=self.recipe.name,
+                settings=RunSettings.read(complete(self.recipe), "settings"),
+                settings_hash=self.hash,
+                seed=self.recipe.seed,
+                environment=environment(self.setting.device, self.setting.precision),
+                data=data_record(self.setting.data),
+                dense=figures if channels is None else dataclasses.replace(figures, alive=channels.before),
+                pruned=network_record(counts.pruned, result.accuracy, channels.after if channels else None),
+                sparsity=pruned.sparsity,
+                density=1.0 - pruned.sparsity,
+                rounds=tuple(pruned.rounds),
+                best_epoch=phase.first + phase.best["epoch"] if phase.best else self.recipe.epochs,
+                cost=dataclasses.replace(cost, dense_seconds=dense.seconds if dense else None),
+                status="finished",
+                channels=channels,
+                stages=stages,
+            )
         )
         self.folder.drop_older_checkpoints()
 
-    def cost(self, phase: Phase, counts: Counts, masks: Mapping[str, Tensor]) -> dict[str, Any]:
+    def cost(self, phase: Phase, counts: Counts, masks: Mapping[str, Tensor]) -> Cost:
         """What the pruned run took; see contract: search is up to the last change of a mask, the others are totals.
 
         Zeros are credited in all passes, but where the method needed the gradients of dead weights (to regrow by them,
@@ -432,30 +442,30 @@ class _Job:
                 effective += layer.dense.macs * passes / masks[weight].numel()
             else:
                 effective += _PASSES * layer.dense.macs * samples
-        return {
-            "epochs": self.recipe.epochs,
-            "seconds": phase.seconds,
-            "train_macs": _PASSES * counts.dense.macs * samples,
-            "train_macs_effective": effective,
-            "pruning_seconds": phase.pruning_seconds,
-            "search_epochs": phase.search_step / layout.steps_per_epoch,
-            "search_seconds": phase.search_seconds,
-        }
+        return Cost(
+            epochs=self.recipe.epochs,
+            seconds=phase.seconds,
+            train_macs=_PASSES * counts.dense.macs * samples,
+            train_macs_effective=effective,
+            pruning_seconds=phase.pruning_seconds,
+            search_epochs=phase.search_step / layout.steps_per_epoch,
+            search_seconds=phase.search_seconds,
+        )
 
-    def cost_of_two(self, phase: Phase, counts: Counts, cut: Mapping[str, Any]) -> dict[str, Any]:
+    def cost_of_two(self, phase: Phase, counts: Counts, cut: CutPhase) -> Cost:
         """The same where the network was pruned between two trainings; `counts` are of the small one."""
-        whole, small, after = cut["figures"]["macs"], counts.dense.macs, phase.samples
-        return {
-            "epochs": self.recipe.epochs,
-            "seconds": cut["seconds"] + phase.seconds,
-            "train_macs": _PASSES * whole * (cut["samples"] + after),
-            "train_macs_effective": _PASSES * (whole * cut["samples"] + small * after),
-            "pruning_seconds": cut["pruned"]["seconds"],
-            "search_epochs": float(self.recipe.epochs - self.setting.plan.of("pruned").epochs),
-            "search_seconds": cut["seconds"],
-        }
+        whole, small, after = cut.figures.macs, counts.dense.macs, phase.samples
+        return Cost(
+            epochs=self.recipe.epochs,
+            seconds=cut.seconds + phase.seconds,
+            train_macs=_PASSES * whole * (cut.samples + after),
+            train_macs_effective=_PASSES * (whole * cut.samples + small * after),
+            pruning_seconds=cut.pruned.seconds,
+            search_epochs=float(self.recipe.epochs - self.setting.plan.of("pruned").epochs),
+            search_seconds=cut.seconds,
+        )
 
-    def count(self, network: Network, masks: Mapping[str, Tensor] | None) -> tuple[Counts, dict[str, Any]]:
+    def count(self, network: Network, masks: Mapping[str, Tensor] | None) -> tuple[Counts, NetworkStatistics]:
         """MACs, SynOps, energy and firing rates on the first test images, and what each layer does on them."""
         return counted(network, self.setting.data, self.recipe, self.setting.device, masks)
 
@@ -466,7 +476,7 @@ def counted(
     recipe: Recipe,
     device: torch.device,
     masks: Mapping[str, Tensor] | None,
-) -> tuple[Counts, dict[str, Any]]:
+) -> tuple[Counts, NetworkStatistics]:
     """Counts and layer statistics on the first test images."""
     size, recorded = recipe.batch, data.time_first
     batches = datasets.batches(data, "test", size, device=device)
@@ -500,16 +510,24 @@ def restore(
     return connect(model, example, recipe.T, len(data.classes), recipe.loss, data.time_first)
 
 
-def _figures(part: Any) -> dict[str, Any]:
-    """One side of the counts, under the names that record.json uses."""
-    names = ("parameters", "alive", "bytes", "macs", "synops", "energy_pj", "firing_rate")
-    return {name: getattr(part, name) for name in names}
+def data_record(data: datasets.Dataset) -> DataRecord:
+    """What record.json says of the data."""
+    return DataRecord(
+        name=data.name,
+        counts=data.counts,
+        shape=data.shape,
+        classes=len(data.classes),
+        checksum=data.checksum,
+        published={True: "true", False: "false", None: "unknown"}[data.published],
+        notes=tuple(data.notes),
+        counted=min(_COUNTED, len(data.test)),
+    )
 
 
-def _to_tensorboard(folder: RunFolder, line: Mapping[str, Any]) -> None:
+def _to_tensorboard(folder: RunFolder, line: Epoch) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(folder.path / "tensorboard" / line["phase"]), purge_step=line["epoch"]) as writer:
+    with SummaryWriter(str(folder.path / "tensorboard" / line.phase), purge_step=line.epoch) as writer:
         for key, value in line.items():
             if isinstance(value, float):
-                writer.add_scalar(key, value, line["epoch"])
+                writer.add_scalar(key, value, line.epoch)

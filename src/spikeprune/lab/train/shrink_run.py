@@ -1,18 +1,47 @@
 """Shrink a finished run: its small network beside what is there, and what the cut saves."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import final
 
 from spikeprune.core.errors import UserError
+from spikeprune.count.counts import Figures
 from spikeprune.lab.recipe.recipe import load
 from spikeprune.lab.train.device import choose_device, repeatable
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.lab.train.run import counted, load_data, make_network, restore
 from spikeprune.lab.train.structured import cut_out, example_of, latencies
+from spikeprune.record.run import NetworkRecord
 from spikeprune.shrink.plan import ChannelPlan
 
 
-def shrink_run(path: str | Path, root: str | None = None, device: str | None = None) -> dict[str, Any]:
+@final
+@dataclass(frozen=True)
+class ShrunkSize:
+    """What a network takes for an image, and milliseconds of a batch."""
+
+    parameters: int
+    macs: float
+    synops: float
+    latency_ms: float
+
+
+@final
+@dataclass(frozen=True)
+class ShrunkRun:
+    """What the cut saves. `layers`: channels before and after; `blocked`: why a layer kept its channels."""
+
+    before: ShrunkSize
+    after: ShrunkSize
+    batch: int
+    layers: Mapping[str, tuple[int, int]]
+    blocked: tuple[str, ...]
+    plan: str
+    weights: str
+
+
+def shrink_run(path: str | Path, root: str | None = None, device: str | None = None) -> ShrunkRun:
     """Cuts the dead channels out of a run's network: `plan.json` and `small.safetensors` are written into its folder.
 
     A run of a channel pattern is small already: its plan.json and model.safetensors stand, and nothing is written.
@@ -26,12 +55,12 @@ def shrink_run(path: str | Path, root: str | None = None, device: str | None = N
     recipe = load(str(folder.recipe), [] if root is None else ["--data.root", root])
     where = choose_device(device or recipe.device)
     data = load_data(recipe).to(where)
-    with repeatable(record["environment"]["threads"]):
+    with repeatable(record.environment.threads):
         network = restore(folder, recipe, data, where)
-        if "channels" in record:
+        if record.channels is not None:
             plan, small, weights = ChannelPlan.load(folder.plan), network, folder.model
             network = make_network(recipe, data, where)
-            before = {key: record["dense"][key] for key in ("parameters", "macs", "synops")}
+            before = _sizes(record.dense)
         else:
             masks = {name: mask.to(where) for name, mask in read_safetensors(folder.masks).items()}
             small, plan = cut_out(network, masks, example_of(network, data, where))
@@ -43,20 +72,19 @@ def shrink_run(path: str | Path, root: str | None = None, device: str | None = N
             weights = folder.small
             folder.save_plan(plan.to_json())
             folder.save_tensors(weights, small.model.state_dict())
-            before = _figures(counted(network, data, recipe, where, masks)[0].dense)
-        after = _figures(counted(small, data, recipe, where, None)[0].dense)
+            before = _sizes(counted(network, data, recipe, where, masks)[0].dense)
+        after = _sizes(counted(small, data, recipe, where, None)[0].dense)
         images, times = latencies([network, small], data, where)
-        before["latency_ms"], after["latency_ms"] = times
-    return {
-        "before": before,
-        "after": after,
-        "batch": images,
-        "layers": {name: list(pair) for name, pair in plan.layers.items()},
-        "blocked": list(plan.blocked),
-        "plan": str(folder.plan),
-        "weights": str(weights),
-    }
+    return ShrunkRun(
+        before=ShrunkSize(*before, times[0]),
+        after=ShrunkSize(*after, times[1]),
+        batch=images,
+        layers=plan.layers,
+        blocked=tuple(plan.blocked),
+        plan=str(folder.plan),
+        weights=str(weights),
+    )
 
 
-def _figures(side: Any) -> dict[str, Any]:
-    return {"parameters": side.parameters, "macs": side.macs, "synops": side.synops}
+def _sizes(side: NetworkRecord | Figures) -> tuple[int, float, float]:
+    return side.parameters, side.macs, side.synops

@@ -1,7 +1,7 @@
 """What a trained network's layers do on a few images: operations, firing rates, and how near neurons are to firing."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,11 +12,10 @@ from spikeprune.lab.train.network import Network
 from spikeprune.methods.criticality import Criticality
 from spikeprune.model.prunable import prunable
 from spikeprune.prune.evidence import Observer
+from spikeprune.record.statistics import QUANTILES, LayerOperations, NetworkStatistics, NeuronStatistics
 
-QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
-
-def layer_statistics(network: Network, inputs: Sequence[Tensor], counts: Counts) -> dict[str, Any]:
+def layer_statistics(network: Network, inputs: Sequence[Tensor], counts: Counts) -> NetworkStatistics:
     """One network's part of `statistics.json`: what differs from layer to layer.
 
     A neuron channel's criticality is that of `Criticality()`: the surrogate's derivative at v_pre - v_threshold, mean
@@ -26,31 +25,21 @@ def layer_statistics(network: Network, inputs: Sequence[Tensor], counts: Counts)
         inputs: the batches that `counts` was made on, as the model takes them.
         counts: of this network.
 
-    Returns: `layers`: name of each Conv and Linear layer, in the order of the model -> its operations per image and the
-        `neuron` that it feeds (None: none); `neurons`: name -> `firing_rate`, and where a layer feeds it `criticality`,
-        the `QUANTILES` over its channels, and `peak`, the derivative at the threshold itself.
+    Returns: the layers in the order of the model; neurons that no layer feeds have no criticality.
     """
-    neurons: dict[str, dict[str, Any]] = {name: {"firing_rate": rate} for name, rate in counts.firing_rates.items()}
+    neurons = {name: NeuronStatistics(firing_rate=rate) for name, rate in counts.firing_rates.items()}
     feeds, criticality = channel_criticality(network, inputs)
     modules = network.adapter.neurons(network.model)
     for name, score in criticality.items():
-        at_threshold = network.adapter.derivative(modules[name], torch.zeros(1, device=score.device))
-        neurons[name] |= {"criticality": _quantiles(score), "peak": float(at_threshold)}
+        peak = float(network.adapter.derivative(modules[name], torch.zeros(1, device=score.device)))
+        neurons[name] = dataclasses.replace(neurons[name], criticality=_quantiles(score), peak=peak)
     layers = {
-        name: {
-            "neuron": feeds.get(name),
-            "macs": sides.pruned.macs,
-            "acs": sides.pruned.acs,
-            "mac_ops": sides.pruned.mac_ops,
-        }
+        name: LayerOperations(
+            neuron=feeds.get(name), macs=sides.pruned.macs, acs=sides.pruned.acs, mac_ops=sides.pruned.mac_ops
+        )
         for name, sides in counts.layers.items()
     }
-    return {"images": counts.samples, "layers": layers, "neurons": neurons}
-
-
-def statistics_record(dense: Mapping[str, Any] | None, pruned: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of `statistics.json`. `dense` is None where no dense network was trained beside."""
-    return {"schema": 1, "quantiles": list(QUANTILES), "dense": dense, "pruned": pruned}
+    return NetworkStatistics(images=counts.samples, layers=layers, neurons=neurons)
 
 
 def channel_criticality(network: Network, inputs: Sequence[Tensor]) -> tuple[dict[str, str | None], dict[str, Tensor]]:
@@ -74,6 +63,6 @@ def channel_criticality(network: Network, inputs: Sequence[Tensor]) -> tuple[dic
     return feeds, {pairs[name].neuron or "": score for name, score in scores.items()}
 
 
-def _quantiles(score: Tensor) -> list[float]:
+def _quantiles(score: Tensor) -> tuple[float, ...]:
     levels = torch.tensor(QUANTILES, dtype=torch.float64)
-    return [float(value) for value in torch.quantile(score.double().cpu().flatten(), levels)]
+    return tuple(float(value) for value in torch.quantile(score.double().cpu().flatten(), levels))

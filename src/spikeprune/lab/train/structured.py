@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from torch import Tensor
 from spikeprune.data import Dataset, batches
 from spikeprune.lab.train.network import Network
 from spikeprune.prune.pruner import Pruner
+from spikeprune.record.round import Round
+from spikeprune.record.run import ChannelsRecord
 from spikeprune.shrink.plan import ChannelPlan
 from spikeprune.shrink.shrink import shrink
 from spikeprune.zoo.readout import LOSSES
@@ -36,7 +38,7 @@ class Pruned:
     masks: dict[str, Tensor]
     regrown: dict[str, Tensor]
     channels: dict[str, Tensor]
-    rounds: list[dict[str, Any]]
+    rounds: list[Round]
     sparsity: float
     seconds: float
 
@@ -44,14 +46,15 @@ class Pruned:
     def by(cls, pruner: Pruner, seconds: float) -> "Pruned":
         """What a Pruner did."""
         masks, regrown = dict(pruner.masks), dict(pruner.regrown_alive)
-        return cls(masks, regrown, pruner.channels, list(pruner.rounds), pruner.sparsity, seconds)
+        return cls(
+            masks, regrown, pruner.channels, [Round.read(update) for update in pruner.rounds], pruner.sparsity, seconds
+        )
 
-    def record(self, plan: ChannelPlan) -> dict[str, Any]:
+    def record(self, plan: ChannelPlan) -> ChannelsRecord:
         """What record.json says of channels: how many are counted and alive, per group and as layers became."""
-        groups = {name: [len(alive), int(alive.sum())] for name, alive in self.channels.items()}
+        groups = {name: (len(alive), int(alive.sum())) for name, alive in self.channels.items()}
         before, after = (sum(pair[i] for pair in groups.values()) for i in (0, 1))
-        layers = {name: list(pair) for name, pair in plan.layers.items()}
-        return {"before": before, "after": after, "groups": groups, "layers": layers}
+        return ChannelsRecord(before=before, after=after, groups=groups, layers=dict(plan.layers))
 
 
 def prune_once(pruner: Pruner, network: Network, data: Dataset, batch: int, device: torch.device) -> Pruned:

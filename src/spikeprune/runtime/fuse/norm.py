@@ -15,10 +15,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_map
 
-from spikeprune.model.fusing import Fusing
-from spikeprune.runtime.fuse.call import Norm
-from spikeprune.runtime.fuse.kernel import statistics
-from spikeprune.runtime.fuse.reference import normalised
+from spikeprune.runtime.fuse.kernel import Norm, normalised, statistics
 
 
 @dataclass
@@ -30,7 +27,6 @@ class NormState:
 
     name: str
     per_step: bool
-    fusing: Fusing
     proven: bool = False
     neuron: str = ""
     shared: bool = False  # something besides the neuron reads the result

@@ -1,16 +1,17 @@
-"""How a dataclass is read from JSON and written: every value is checked, and unknown keys are kept.
+"""How a record is read from JSON and written: every value is checked, and unknown keys are kept.
 
-A class names its keys by its fields. The annotation says what a value may be, and `Annotated[kind, check]` bounds it:
+A record is a dataclass whose fields are the keys of a JSON object. The annotation says what a value may be, and
+`Annotated[kind, Within(...)]` bounds it:
 
-    @final
-    @dataclass(frozen=True)
-    class Cut(Entry):
-        step: Count                       # a whole number of at least 0
-        share: Share | None               # null: not measured
+    @recorded
+    class Cut(Record):
+        step: Count                           # a whole number of at least 0
+        share: Share | None                   # null: not measured
         layers: Mapping[str, Count]
         seconds: Number | None = optional()   # the key is left out where it is None
 
-Numbers are kept as they stand in the file: an int stays an int where a float is expected.
+A record is also the dict of its keys, so that `record["step"]`, `dict(record)` and `json.dumps(record)` work as they
+did when records were plain dicts. Numbers stay as they stand in the file: an int stays an int where a float may stand.
 """
 
 import dataclasses
@@ -18,11 +19,24 @@ import functools
 import json
 import math
 import types
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    NoReturn,
+    Self,
+    TypeVar,
+    Union,
+    cast,
+    dataclass_transform,
+    final,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from spikeprune.core.errors import UserError
 
@@ -34,10 +48,11 @@ class Damaged(UserError):
     """A file that is not what it should be. The message names the file and the key."""
 
 
-class _Bad(ValueError):
+class Impossible(ValueError):
     """A value that a key may not have; `Damaged` adds the file."""
 
 
+@final
 @dataclass(frozen=True)
 class Within:
     """Bounds of a number, both included."""
@@ -57,54 +72,76 @@ def optional() -> Any:
     return field(default=None, metadata={"optional": True})
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A dataclass that is a JSON object. `extra` holds the keys of later versions, which are written back as they are.
+@dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False, field_specifiers=(field, optional))
+def recorded(cls: type[T]) -> type[T]:
+    """Makes a subclass of `Record` a frozen dataclass that compares and prints as its dict."""
+    return dataclass(frozen=True, eq=False, repr=False, kw_only=True)(cls)
 
-    Abstract: a subclass adds its fields and is final.
+
+@recorded
+class Record(dict[str, object]):
+    """A JSON object with typed keys. `extra` holds the keys of later versions, which are written back as they are.
+
+    Neither a field nor a key can be set: `dataclasses.replace` makes another record. Abstract.
     """
 
-    extra: Mapping[str, object] = field(default_factory=dict[str, object], kw_only=True)
+    extra: Mapping[str, object] = field(default_factory=dict[str, object])
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if f.name != "extra" and not (value is None and "optional" in f.metadata):
+                dict.__setitem__(self, f.name, list(value) if isinstance(value, tuple) else value)
+        for key, value in self.extra.items():
+            dict.setdefault(self, key, value)
 
     @classmethod
     def read(cls, values: object, key: str = "") -> Self:
-        """The object from parsed JSON.
+        """The record from parsed JSON; its keys keep the order that they have there.
 
         Args:
             key: where the object stands in its file, for messages.
-        Raises: ValueError naming the key, for a value that it may not have or a key that is missing.
+        Raises: Impossible naming the key, for a value that it may not have or a key that is missing.
         """
         if not isinstance(values, Mapping):
-            raise _Bad(f"{key or 'the whole'} is {_shown(values)}, must be an object")
-        found: dict[str, object] = {}
+            raise Impossible(f"{key or 'the whole'} is {_shown(values)}, must be an object")
         rest = dict(cast("Mapping[str, object]", values))
+        order, found = list(rest), dict[str, object]()
         for name, (parse, needed) in _fields(cls).items():
             place = f"{key}.{name}" if key else name
             if name in rest:
                 found[name] = parse(rest.pop(name), place)
             elif needed:
-                raise _Bad(f"{place} is missing")
-        return cast("Any", cls)(**found, extra=rest)  # each value was checked for its own field
+                raise Impossible(f"{place} is missing")
+        made = cast("Any", cls)(**found, extra=rest)  # each value was checked for its own field
+        ordered = {name: dict.get(made, name) for name in order}
+        dict.clear(made)
+        dict.update(made, ordered)
+        return made
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """The object that a file holds. Raises: Damaged in one line that names the file and the key."""
+    def of_file(cls, path: Path) -> Self:
+        """The record that a file holds. Raises: Damaged in one line that names the file and the key."""
         return loaded(path, cls.read)
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values for JSON, keys in the order of the fields, unknown ones last."""
-        own = dict(self._own())
-        return own | {key: value for key, value in self.extra.items() if key not in own}
-
-    def _own(self) -> Iterator[tuple[str, object]]:
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if f.name != "extra" and not (value is None and "optional" in f.metadata):
-                yield f.name, plain(value)
+        """Plain values all the way down."""
+        return {key: plain(value) for key, value in self.items()}
 
     def as_json(self, indent: int | None = None) -> str:
-        """The object as text. Raises: ValueError for a number that is not finite."""
-        return json.dumps(self.as_dict(), indent=indent, allow_nan=False)
+        """The record as text. Raises: ValueError for what could not be read again, such as nan."""
+        self.read(self.as_dict())
+        return json.dumps(self, indent=indent, allow_nan=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).read, (self.as_dict(),)
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} stays as it is; dataclasses.replace gives another one, dict(...) a copy"
+        )
+
+    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse  # pyright: ignore
 
 
 def loaded(path: Path, read: Callable[[object], T]) -> T:
@@ -121,14 +158,12 @@ def whole(path: Path) -> Generator[None]:
     except OSError as error:
         raise Damaged(f"cannot read {path}: {error.strerror}; a finished run has this file") from error
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        what = str(error) if isinstance(error, _Bad) else f"{type(error).__name__}: {error}"
+        what = str(error) if isinstance(error, Impossible) else f"{type(error).__name__}: {error}"
         raise Damaged(f"{path} is damaged ({what[:110]}); restore it, or run again with another --out") from error
 
 
 def plain(value: object) -> object:
-    """A field's value as JSON has it."""
-    if isinstance(value, Entry):
-        return value.as_dict()
+    """A value as JSON has it."""
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in cast("Mapping[object, object]", value).items()}
     if isinstance(value, tuple | list):
@@ -137,7 +172,7 @@ def plain(value: object) -> object:
 
 
 @functools.cache
-def _fields(cls: type[Entry]) -> dict[str, tuple[Read, bool]]:
+def _fields(cls: type[Record]) -> dict[str, tuple[Read, bool]]:
     """Field -> how its value is read, and whether the key must be there."""
     hints = get_type_hints(cls, include_extras=True)
     return {
@@ -153,12 +188,12 @@ def _reader(kind: object) -> Read:
     if origin is Annotated:
         return _bounded(_reader(parts[0]), parts[1])
     if origin in (Union, types.UnionType):
-        return _nullable(_reader(next(part for part in parts if part is not type(None))))
+        return _either([part for part in parts if part is not type(None)], null=type(None) in parts)
     if origin is tuple:
         return _each(_reader(parts[0])) if parts[-1] is Ellipsis else _fixed([_reader(part) for part in parts])
     if origin is Mapping:
         return _values(_reader(parts[1]))
-    if isinstance(kind, type) and issubclass(kind, Entry):
+    if isinstance(kind, type) and issubclass(kind, Record):
         return kind.read
     return _scalar(cast("type", kind))
 
@@ -173,7 +208,7 @@ def _scalar(kind: type) -> Read:
         if (isinstance(value, bool) and kind is not bool) or (isinstance(value, float) and not math.isfinite(value)):
             right = False
         if not right:
-            raise _Bad(f"{key} is {_shown(value)}, must be {words[kind]}")
+            raise Impossible(f"{key} is {_shown(value)}, must be {words[kind]}")
         return value
 
     return read
@@ -186,14 +221,30 @@ def _bounded(read: Read, bounds: Within) -> Read:
             limit = (
                 f"{bounds.least:g} or more" if bounds.most == math.inf else f"in [{bounds.least:g}, {bounds.most:g}]"
             )
-            raise _Bad(f"{key} is {_shown(found)}, must be {limit}")
+            raise Impossible(f"{key} is {_shown(found)}, must be {limit}")
         return found
 
     return bounded
 
 
-def _nullable(read: Read) -> Read:
-    return lambda value, key: None if value is None else read(value, key)
+def _either(kinds: list[object], *, null: bool) -> Read:
+    """A record if the value is an object and one of the kinds is a record, else the other kind; null where allowed."""
+    records: list[type[Record]] = []
+    others: list[Read] = []
+    for kind in kinds:
+        if isinstance(kind, type) and issubclass(kind, Record):
+            records.append(kind)
+        else:
+            others.append(_reader(kind))
+    of_objects = records[0].read if records else others[0]
+    of_others = others[0] if others else of_objects
+
+    def either(value: object, key: str) -> object:
+        if value is None and null:
+            return None
+        return (of_objects if isinstance(value, Mapping) else of_others)(value, key)
+
+    return either
 
 
 def _each(read: Read) -> Read:
@@ -207,7 +258,7 @@ def _fixed(readers: list[Read]) -> Read:
     def fixed(value: object, key: str) -> object:
         found = _list(value, key)
         if len(found) != len(readers):
-            raise _Bad(f"{key} has {len(found)} entries, must have {len(readers)}")
+            raise Impossible(f"{key} has {len(found)} entries, must have {len(readers)}")
         return tuple(read(part, f"{key}[{at}]") for at, (read, part) in enumerate(zip(readers, found, strict=True)))
 
     return fixed
@@ -216,7 +267,7 @@ def _fixed(readers: list[Read]) -> Read:
 def _values(read: Read) -> Read:
     def values(value: object, key: str) -> object:
         if not isinstance(value, Mapping):
-            raise _Bad(f"{key} is {_shown(value)}, must be an object")
+            raise Impossible(f"{key} is {_shown(value)}, must be an object")
         return {name: read(part, f"{key}.{name}") for name, part in cast("Mapping[str, object]", value).items()}
 
     return values
@@ -224,7 +275,7 @@ def _values(read: Read) -> Read:
 
 def _list(value: object, key: str) -> list[object]:
     if not isinstance(value, list | tuple):
-        raise _Bad(f"{key} is {_shown(value)}, must be a list")
+        raise Impossible(f"{key} is {_shown(value)}, must be a list")
     return list(cast("list[object]", value))
 
 

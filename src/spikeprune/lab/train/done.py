@@ -1,0 +1,114 @@
+"""What the finished phases of a run left for its record; a part of every checkpoint."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import Tensor
+
+from spikeprune.count.counts import Figures
+from spikeprune.lab.train.structured import Pruned
+from spikeprune.record.base import Positive, Record, recorded
+from spikeprune.record.round import Round
+from spikeprune.record.run import NetworkRecord
+from spikeprune.record.statistics import NetworkStatistics
+
+
+def network_record(figures: Figures, accuracy: float | None = None, alive: int | None = None) -> NetworkRecord:
+    """One side of the counts as record.json has it; `alive` is given where channels are counted."""
+    return NetworkRecord(
+        accuracy=accuracy,
+        parameters=figures.parameters,
+        alive=figures.alive if alive is None else alive,
+        bytes=figures.bytes,
+        macs=figures.macs,
+        synops=figures.synops,
+        energy_pj=figures.energy_pj,
+        firing_rate=figures.firing_rate,
+    )
+
+
+@final
+@recorded
+class DensePhase(Record):
+    """What the dense training left; its weights are dense.safetensors."""
+
+    figures: NetworkRecord
+    statistics: NetworkStatistics
+    seconds: Positive
+
+
+@final
+@dataclass(frozen=True)
+class CutPhase:
+    """What the training before a single cut left, and the cut.
+
+    Attributes:
+        plan: of the cut, as plan.json has it.
+        model: the small network's weights, until the next phase has taken them up.
+        figures: of the whole network.
+        pretrained, cut: test accuracy before and right after the cut.
+        seconds: training and cut.
+        samples: trained on.
+    """
+
+    plan: str
+    model: Mapping[str, Tensor] | None
+    pruned: Pruned
+    figures: NetworkRecord
+    pretrained: float
+    cut: float
+    seconds: float
+    samples: float
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types and tensors."""
+        pruned = {f.name: getattr(self.pruned, f.name) for f in dataclasses.fields(self.pruned)}
+        state: dict[str, Any] = {
+            "plan": self.plan,
+            "pruned": pruned | {"rounds": [update.as_dict() for update in self.pruned.rounds]},
+            "figures": self.figures.as_dict(),
+            "accuracy": {"pretrained": self.pretrained, "pruned": self.cut},
+            "seconds": self.seconds,
+            "samples": self.samples,
+        }
+        return state if self.model is None else {**state, "model": dict(self.model)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "CutPhase":
+        """What `state_dict` returned, here or in version 0.1."""
+        rounds = [Round.read(update) for update in state["pruned"]["rounds"]]
+        return cls(
+            plan=state["plan"],
+            model=state.get("model"),
+            pruned=Pruned(**{**state["pruned"], "rounds": rounds}),
+            figures=NetworkRecord.read({"accuracy": None, **state["figures"]}, "figures"),
+            pretrained=state["accuracy"]["pretrained"],
+            cut=state["accuracy"]["pruned"],
+            seconds=state["seconds"],
+            samples=state["samples"],
+        )
+
+
+@final
+@dataclass
+class PhasesDone:
+    """The phases that are over; None for those that are not, or that the run does not have."""
+
+    dense: DensePhase | None = None
+    pretrain: CutPhase | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types and tensors, for a checkpoint."""
+        found: dict[str, Any] = {} if self.dense is None else {"dense": self.dense.as_dict()}
+        return found if self.pretrain is None else {**found, "pretrain": self.pretrain.state_dict()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "PhasesDone":
+        """What `state_dict` returned, here or in version 0.1."""
+        dense, pretrain = state.get("dense"), state.get("pretrain")
+        return cls(
+            None if dense is None else DensePhase.read(dense),
+            None if pretrain is None else CutPhase.from_state(pretrain),
+        )

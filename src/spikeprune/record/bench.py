@@ -1,0 +1,98 @@
+"""bench.json: measured speed of a run's network on every engine at hand."""
+
+from collections.abc import Mapping
+from typing import Annotated, Self, final
+
+from spikeprune.record import schema
+from spikeprune.record.base import Count, Impossible, Positive, Record, Share, Within, optional, recorded
+
+CLOCKS = {"cpu": "CPU time", "wall": "wall clock"}
+Time = Annotated[float, Within(1e-12)]
+
+
+@final
+@recorded
+class EngineTime(Record):
+    """One engine at one batch size. `speedup` is over `opponent`, the fastest dense engine; both None for those."""
+
+    batch: Count
+    engine: str
+    median_ms: Time
+    low_ms: Positive
+    high_ms: Positive
+    images_per_s: Positive
+    speedup: Positive | None
+    opponent: str | None
+
+
+@final
+@recorded
+class TimedThreads(Record):
+    """All engines with one number of threads. `clock` is a key of `CLOCKS`."""
+
+    threads: Count
+    clock: str
+    rows: tuple[EngineTime, ...]
+
+    @classmethod
+    def read(cls, values: object, key: str = "") -> Self:
+        """As for every record; the clock is known."""
+        found = super().read(values, key)
+        if found.clock not in CLOCKS:
+            raise Impossible(f"{key}.clock is {found.clock!r}, must be {' or '.join(CLOCKS)}")
+        return found
+
+
+@final
+@recorded
+class BenchInputs(Record):
+    """What the engines were fed. `why_random`: what was wrong with the data, None if nothing was."""
+
+    kind: str
+    count: Count
+    shape: tuple[Count, ...]
+    why_random: str | None
+
+
+@final
+@recorded
+class BenchRecord(Record):
+    """The whole of bench.json.
+
+    Args:
+        multiplies_kept: share of the multiplies of conv and linear layers.
+        cpu, flags, isa: processor, its vector extensions, and the kernels that were used.
+        load: of the machine over a minute; None where the system does not tell.
+        same_class: engine -> share of the inputs that it puts in the model's class.
+        accuracy: engine -> share of the whole test split that is right; None on random inputs.
+        int16_flipped: share of the spikes that differ.
+        not_shrunk: why there is no smaller network to time; None if there is one.
+    """
+
+    schema: Count | None = optional()
+    name: str | None = optional()
+    model: str | None = optional()
+    T: Count | None = optional()
+    sparsity: Share | None = optional()
+    multiplies_kept: Share
+    inputs: BenchInputs | None = optional()
+    cpu: str
+    flags: tuple[str, ...] = ()
+    isa: str
+    load: Positive | None = None
+    versions: Mapping[str, str | None] | None = optional()
+    repeats: Count
+    same_class: Mapping[str, Share] | None = optional()
+    accuracy: Mapping[str, Share] | None = None
+    int16_flipped: Share
+    not_shrunk: str | None = None
+    timings: tuple[TimedThreads, ...]
+
+    @classmethod
+    def read(cls, values: object, key: str = "") -> Self:
+        """As for every record; there are times in it."""
+        found = super().read(values, key)
+        schema.check(found.schema or 0, "schema")
+        if not any(timing.rows for timing in found.timings):
+            raise Impossible("timings holds no times")
+        return found

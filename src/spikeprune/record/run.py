@@ -1,0 +1,198 @@
+"""record.json: what a finished run was asked for, where it ran, what came out and what it cost."""
+
+from collections.abc import Mapping
+from typing import Self, final
+
+from spikeprune.record import schema
+from spikeprune.record.base import Count, Impossible, Number, Positive, Record, Share, optional, recorded
+from spikeprune.record.round import Round
+
+SPLITS = ("train", "validation", "test")
+
+
+@final
+@recorded
+class DataSettings(Record):
+    """The group `data` of the settings, as far as code reads it; the other keys stand in `extra`."""
+
+    name: str
+    root: str | None
+    limit: Count | None = optional()
+
+
+@final
+@recorded
+class RunSettings(Record):
+    """The recipe of a run, complete. Keys that code reads have fields; those of its method are in `extra`."""
+
+    method: str
+    model: str
+    sparsity: Number
+    regrow: Number
+    allocate: str
+    pattern: str
+    budget: str
+    start: str
+    T: Count
+    epochs: Count
+    data: DataSettings
+
+
+@final
+@recorded
+class Environment(Record):
+    """What a reader needs to judge or repeat a number. `versions`: package -> version, None if it is not installed."""
+
+    versions: Mapping[str, str | None]
+    platform: str
+    device: str
+    device_type: str | None = optional()
+    threads: Count
+    precision: str
+    git: str | None
+
+    @classmethod
+    def read(cls, values: object, key: str = "") -> Self:
+        """As for every record; the versions must name this package."""
+        found = super().read(values, key)
+        if not found.versions.get("spikeprune"):
+            raise Impossible(f"{key}.versions.spikeprune is missing")
+        return found
+
+
+@final
+@recorded
+class DataRecord(Record):
+    """The data that a run learned from. `counted`: test images that operations were counted on."""
+
+    name: str
+    counts: Mapping[str, Count]
+    shape: tuple[Count, ...] | None = optional()
+    classes: Count | None = optional()
+    checksum: str
+    published: str | None = optional()
+    notes: tuple[str, ...]
+    counted: Count
+
+    @classmethod
+    def read(cls, values: object, key: str = "") -> Self:
+        """As for every record; each split has its number of images."""
+        found = super().read(values, key)
+        missing = [split for split in SPLITS if split not in found.counts]
+        if missing:
+            raise Impossible(f"{key}.counts.{missing[0]} is missing")
+        return found
+
+
+@final
+@recorded
+class NetworkRecord(Record):
+    """The dense or the pruned network; operations are per image.
+
+    Args:
+        accuracy: on the test split; None where it was not measured.
+        parameters: all of the network, normalisation and biases included.
+        alive: prunable weights (or channels) whose mask is True.
+        bytes: stored size.
+    """
+
+    accuracy: Share | None
+    parameters: Count
+    alive: Count
+    bytes: Count
+    macs: Positive
+    synops: Positive
+    energy_pj: Positive
+    firing_rate: Positive
+
+
+@final
+@recorded
+class Latency(Record):
+    """Milliseconds of one batch in plain PyTorch, of the whole and of the smaller network."""
+
+    batch: Count
+    before: Positive
+    after: Positive
+
+
+@final
+@recorded
+class Cost(Record):
+    """What a run took. `search` is up to the last change of a mask, the others are totals of the pruned run."""
+
+    epochs: Count
+    seconds: Positive
+    train_macs: Positive
+    train_macs_effective: Positive
+    pruning_seconds: Positive
+    search_epochs: Positive
+    search_seconds: Positive
+    latency_ms: Latency | None = optional()
+    dense_seconds: Positive | None = None
+
+
+@final
+@recorded
+class ChannelsRecord(Record):
+    """Channels before and after: in all, of each group, and of each layer of the smaller network."""
+
+    before: Count
+    after: Count
+    groups: Mapping[str, tuple[Count, Count]]
+    layers: Mapping[str, tuple[Count, Count]]
+
+
+@final
+@recorded
+class Stages(Record):
+    """Accuracy where a trained network was pruned once: before pruning, after it, and after fine-tuning."""
+
+    pretrained: Share
+    pruned: Share
+    finetuned: Share
+
+
+@final
+@recorded
+class RunRecord(Record):
+    """The whole of record.json.
+
+    Args:
+        sparsity: 1 - alive / prunable, as achieved.
+        rounds: the mask updates, in their order.
+        best_epoch: the epoch whose weights were kept.
+    """
+
+    schema: Count
+    name: str
+    settings: RunSettings
+    settings_hash: str
+    seed: Count
+    environment: Environment
+    data: DataRecord
+    dense: NetworkRecord
+    pruned: NetworkRecord
+    sparsity: Share
+    density: Share
+    rounds: tuple[Round, ...]
+    best_epoch: Count | None = optional()
+    cost: Cost
+    status: str
+    channels: ChannelsRecord | None = optional()
+    stages: Stages | None = optional()
+
+    @classmethod
+    def read(cls, values: object, key: str = "") -> Self:
+        """As for every record; the pruned network has an accuracy."""
+        found = super().read(values, key)
+        schema.check(found.schema, "schema")
+        if found.pruned.accuracy is None:
+            raise Impossible("pruned.accuracy is null, must be a finite number")
+        return found
+
+    @property
+    def accuracy(self) -> float:
+        """Of the pruned network on the test split."""
+        assert self.pruned.accuracy is not None  # `read` has seen to it
+        return self.pruned.accuracy
