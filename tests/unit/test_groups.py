@@ -106,7 +106,7 @@ class Written(nn.Module):
 
     def forward(self, x):
         out = torch.zeros(len(x), 3)
-        out[:] = self.lif(self.conv(x)).mean((-1, -2))  # leaves no result to follow
+        out[:] = self.lif(self.conv(x)).mean((-1, -2))
         return self.head(out + x.mean())
 
 
@@ -114,7 +114,7 @@ class Written(nn.Module):
     ("model", "shape", "named"),
     [
         (nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 2, 1)), (1, 2, 3, 3), "groups=2"),
-        (Written(), (1, 2, 3, 3), "indexed write"),
+        (Written(), (1, 2, 3, 3), "joins channels with the model's input"),
         (nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4), nn.Linear(4, 2)), (1, 2), "(LayerNorm)"),
         (nn.Sequential(nn.Linear(3, 4), nn.AvgPool1d(2), nn.Linear(2, 2)), (2, 3), "pools over channels"),
     ],

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from norse.torch.functional.threshold import threshold
-from norse.torch.module.snn import SNN, SNNCell
+from norse.torch.module.leaky_integrator import LILinearCell
+from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
@@ -22,7 +23,18 @@ class Norse(Adapter):
     name = "norse"
 
     def is_neuron(self, module: nn.Module) -> bool:
-        return isinstance(module, (SNN, SNNCell))
+        """A cell or module whose step function has the threshold in it; leaky integrators fire no spikes.
+
+        Recurrent cells and those that call another file's step are found by their spike function instead.
+        """
+        if not isinstance(module, (SNN, SNNCell)):
+            return False
+        return "threshold" in getattr(module.activation, "__globals__", {})
+
+    def weights(self, module: nn.Module) -> tuple[str, ...]:
+        if isinstance(module, (SNNRecurrent, SNNRecurrentCell)):
+            return "input_weights", "recurrent_weights"
+        return ("input_weights",) if isinstance(module, LILinearCell) else ()
 
     def reset(self, model: nn.Module) -> None:
         pass

@@ -88,6 +88,10 @@ class Adapter(abc.ABC):
     def restore(self, model: nn.Module, states: Any) -> None:
         """Puts back what `states` returned."""
 
+    def weights(self, module: nn.Module) -> tuple[str, ...]:
+        """Names of the module's own parameters that are weights, though it is no Conv or Linear layer."""
+        return ()
+
     def neurons(self, model: nn.Module) -> dict[str, nn.Module]:
         """Name -> neuron, in the order of `named_modules`."""
         return {name: module for name, module in model.named_modules() if self.is_neuron(module)}
@@ -95,6 +99,52 @@ class Adapter(abc.ABC):
     def derivative(self, neuron: nn.Module, u: Tensor) -> Tensor:
         """The surrogate's derivative at u = v_pre - v_threshold, from the neuron's own backward; same shape as u."""
         return surrogate_derivative(self.surrogate(neuron), u)
+
+
+class Mixed(Adapter):
+    """Neurons of several kinds in one model: each is handed to the adapter that knows it."""
+
+    def __init__(self, adapters: list[Adapter]) -> None:
+        self.adapters = adapters
+        self.name = " and ".join(adapter.name for adapter in adapters)
+
+    def _of(self, neuron: nn.Module) -> Adapter:
+        return next(adapter for adapter in self.adapters if adapter.is_neuron(neuron))
+
+    def is_neuron(self, module: nn.Module) -> bool:
+        return any(adapter.is_neuron(module) for adapter in self.adapters)
+
+    def reset(self, model: nn.Module) -> None:
+        for adapter in self.adapters:
+            adapter.reset(model)
+
+    def begins(self, neuron: nn.Module, args: tuple[Any, ...]) -> bool:
+        return self._of(neuron).begins(neuron, args)
+
+    def drive(self, neuron: nn.Module, args: tuple[Any, ...]) -> Iterator[Tensor]:
+        return self._of(neuron).drive(neuron, args)
+
+    def surrogate(self, neuron: nn.Module) -> Any:
+        return self._of(neuron).surrogate(neuron)
+
+    def smooth(self, neuron: nn.Module, u: Tensor) -> Tensor:
+        return self._of(neuron).smooth(neuron, u)
+
+    def describe(self, neuron: nn.Module) -> NeuronParams | None:
+        return self._of(neuron).describe(neuron)
+
+    def multi_step(self, module: nn.Module) -> bool:
+        return any(adapter.is_neuron(module) and adapter.multi_step(module) for adapter in self.adapters)
+
+    def states(self, model: nn.Module) -> Any:
+        return [adapter.states(model) for adapter in self.adapters]
+
+    def restore(self, model: nn.Module, states: Any) -> None:
+        for adapter, saved in zip(self.adapters, states, strict=True):
+            adapter.restore(model, saved)
+
+    def derivative(self, neuron: nn.Module, u: Tensor) -> Tensor:
+        return self._of(neuron).derivative(neuron, u)
 
 
 def surrogate_derivative(spike_function: Any, u: Tensor) -> Tensor:
@@ -136,12 +186,32 @@ def _adapters() -> Iterator[Adapter]:
             yield getattr(importlib.import_module(module), name)()
 
 
+def weights_of_neurons(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of the weights that neuron modules hold themselves, such as recurrent weights."""
+    adapters = list(_adapters())
+    return {
+        f"{name}.{local}".removeprefix("."): parameter
+        for name, module in model.named_modules()
+        for adapter in adapters
+        for local in adapter.weights(module)
+        if isinstance(parameter := getattr(module, local, None), nn.Parameter)
+    }
+
+
 def find_adapter(model: nn.Module) -> Adapter | None:
-    """The adapter that knows a neuron of this model, None if there is none."""
-    for adapter in _adapters():
-        if any(adapter.is_neuron(module) for module in model.modules()):
-            return adapter
-    return None
+    """The adapter that knows the neurons of this model, None if there are none.
+
+    Each neuron belongs to the first adapter that knows it. If that makes several, one adapter stands for all.
+    """
+    found: dict[type[Adapter], Adapter] = {}
+    adapters = list(_adapters())
+    for module in model.modules():
+        adapter = next((a for a in adapters if a.is_neuron(module)), None)
+        if adapter is not None:
+            found.setdefault(type(adapter), adapter)
+    if len(found) < 2:
+        return next(iter(found.values()), None)
+    return Mixed([a for a in adapters if a in found.values()])
 
 
 def adapter_for(model: nn.Module) -> Adapter:

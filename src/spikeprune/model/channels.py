@@ -7,7 +7,7 @@ removed: filter rows, biases, normalisation, per-channel neuron parameters, and 
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -153,6 +153,8 @@ class ChannelMap:
             return inputs[0]
         if is_elementwise(node):
             return self._elementwise(node, inputs)
+        if node.kind == "write":
+            return self._write(node, inputs)
         if node.kind in ("reshape", "select", "stack", "cat", "reduce"):
             return self._moved(node, inputs)
         self._refuse(node, inputs, "is not known to keep channels apart")
@@ -201,7 +203,6 @@ class ChannelMap:
         layout = self._united(node, inputs)
         if layout is None:
             return None
-        assert node.module is not None
         varying = [d for d, size in enumerate(layout.shape) if size > 1]
         if len(varying) > 1:
             self._refuse(node, [layout], "sees its channels spread over several dimensions")
@@ -210,6 +211,8 @@ class ChannelMap:
         axis = varying[0] - layout.dim() if varying else None
         atoms = layout.flatten()
         (self.neurons if node.kind == "neuron" else self.norms)[node.name] = atoms
+        if node.module is None:  # a neuron that was found by its spike function
+            return layout
         for local, tensor in [*node.module.named_parameters(), *node.module.named_buffers()]:
             if tensor.numel() < 2 or axis is None:
                 continue
@@ -265,6 +268,29 @@ class ChannelMap:
             return None
         return self._united(node, inputs)
 
+    def _write(self, node: Node, inputs: Sequence[Tensor | None]) -> Tensor | None:
+        """What a tensor holds after a write: the value's channels, which those written before must be."""
+        value = inputs[-1]
+        index = node.arguments[0][1] if node.name == "__setitem__" else slice(None)
+        if node.name not in ("__setitem__", "copy_") or value is None or _holds_none(index):
+            self._refuse(node, inputs, "is not known to keep channels apart")
+            return None
+        values = self.roots(value)
+        filled = torch.full(node.shape, -1)
+        filled[index] = values.expand(self.graph.nodes[node.inputs[-1]].shape)
+        layout = filled
+        for dim in range(filled.dim()):  # entries that were not written now are as free as can be
+            known = layout.amax(dim, keepdim=True)
+            if bool(((layout == known) | (layout < 0)).all()):
+                layout = known
+        if bool((layout < 0).any()):
+            self._refuse(node, inputs, "writes a part of the channels only")
+            return None
+        before = inputs[0] if len(inputs) > 1 else None
+        if before is not None:
+            self._unite(layout, before)
+        return layout
+
     def _moved(self, node: Node, inputs: Sequence[Tensor | None]) -> Tensor | None:
         result = None
         if all(layout is not None for layout in inputs):
@@ -277,6 +303,11 @@ class ChannelMap:
         if result is None:
             self._refuse(node, inputs, "rearranges channels in a way that cannot be followed")
         return result
+
+
+def _holds_none(index: Any) -> bool:
+    """Whether an index holds a tensor (which the trace does not keep) or a new axis."""
+    return any(part is None for part in (index if isinstance(index, tuple) else (index,)))
 
 
 def _before_layers(graph: Graph) -> set[int]:

@@ -1,11 +1,13 @@
 """The kinds of operations that a network is made of, told once: of leaf modules, and of tensor functions."""
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
+from torch.overrides import resolve_name
 
 from spikeprune.model.adapter import Adapter
 
@@ -30,6 +32,7 @@ FUNCTIONS = {
     "chunk": "select", "split": "select", "select": "select", "stack": "stack", "cat": "cat", "concat": "cat",
     "mean": "reduce", "sum": "reduce", "avg_pool2d": "pool", "max_pool2d": "pool", "adaptive_avg_pool2d": "pool",
     "conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "linear": "linear", "batch_norm": "norm",
+    "conv_transpose1d": "conv", "conv_transpose2d": "conv", "conv_transpose3d": "conv",
 }  # fmt: skip
 
 
@@ -42,6 +45,69 @@ ELEMENTWISE = {
     "__and__", "__or__", "__gt__", "__ge__", "__lt__", "__le__", "gt", "ge", "lt", "le",
 }  # fmt: skip
 REDUCTIONS = {"mean", "sum", "amax", "amin"}
+
+# Functions that only move values around: on index numbers they tell where each value came from.
+MOVES = {
+    "t", "T", "mT", "transpose", "swapaxes", "permute", "movedim", "view", "reshape", "flatten", "unflatten", "squeeze",
+    "unsqueeze", "contiguous", "clone", "detach", "__getitem__", "narrow", "chunk", "split", "unbind", "select",
+}  # fmt: skip
+
+# Functions that write into their first argument and return it, or nothing.
+WRITES = {"__setitem__", "copy_", "index_copy_", "index_put_", "index_add_", "scatter_", "masked_scatter_"}
+
+
+def short_name(func: Callable[..., Any]) -> str:
+    """The last part of a function's name; of a property such as `Tensor.T`, the property's."""
+    full = resolve_name(func) or getattr(func, "__name__", "function")
+    parts = full.rsplit(".", 2)
+    return parts[-2] if parts[-1] == "__get__" and len(parts) > 1 else parts[-1]
+
+
+def multiplied(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, int, int], ...]:
+    """The operands of a function that may be a weight, each with two dimensions; empty if it does not multiply.
+
+    Returns: (operand, its dimension that counts outputs, the dimension of the result that counts them), the last one
+        counted from the end, and the middle one too where the operand's rank is not fixed.
+    """
+
+    def argument(place: int, keyword: str) -> Any:
+        return args[place] if len(args) > place else kwargs.get(keyword)
+
+    if name in ("conv1d", "conv2d", "conv3d"):
+        return ((argument(1, "weight"), 0, -1 - int(name[4])),)
+    if name in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
+        return ((argument(1, "weight"), 1, -1 - int(name[14])),)
+    if name == "linear":
+        return ((argument(1, "weight"), 0, -1),)
+    if name in ("matmul", "__matmul__", "mm", "bmm"):
+        return _product(argument(0, "input"), argument(1, "other" if name == "matmul" else "mat2"))
+    if name == "__rmatmul__":
+        return _product(args[1], args[0])
+    if name in ("addmm", "baddbmm", "addbmm"):
+        return _product(args[1] if len(args) > 1 else None, args[2] if len(args) > 2 else None)
+    if name == "einsum":
+        return _einsum(args)
+    return ()
+
+
+def _product(left: Any, right: Any) -> tuple[tuple[Any, int, int], ...]:
+    """Of `left @ right`: a weight on the right gives the last axis, one on the left the last but one."""
+    vector = isinstance(right, Tensor) and right.dim() == 1
+    return ((right, -1, -1), (left, -2, -1 if vector else -2))
+
+
+def _einsum(args: Sequence[Any]) -> tuple[tuple[Any, int, int], ...]:
+    if not args or not isinstance(args[0], str) or "->" not in args[0] or "." in args[0]:
+        return ()
+    operands = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
+    left, right = args[0].replace(" ", "").split("->")
+    terms, found = left.split(","), []
+    for i, (term, operand) in enumerate(zip(terms, operands, strict=False)):
+        rest = set("".join(terms[:i] + terms[i + 1 :]))
+        own = [letter for letter in term if letter in right and letter not in rest]
+        if len(own) == 1:  # the one letter that this operand alone brings into the result counts its outputs
+            found.append((operand, term.index(own[0]), right.index(own[0]) - len(right)))
+    return tuple(found)
 
 
 @runtime_checkable

@@ -4,23 +4,32 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from spikeprune.core.errors import InvalidValue
+from spikeprune.model.discover import SpikeNeuron
 from spikeprune.model.trace import Graph, Node
+from spikeprune.model.weights import Use
 
 
 @dataclass(frozen=True)
 class Pairing:
     """Which neuron a prunable weight feeds; `neuron` is None for a layer that feeds none, such as the classifier.
 
-    `joined`: on the way other channels are put beside the layer's own, so that its channels are not the neuron's.
+    Attributes:
+        joined: on the way other channels are put beside the layer's own, so that its channels are not the neuron's.
+        found: the neuron itself, if it is no module but was found by its spike function.
+        use: how the weight is multiplied with, if that does not happen in the call of its own module.
+        inner: whether the weight is multiplied with inside the neuron, as recurrent weights are.
     """
 
     weight: str
     layer: str
     neuron: str | None
     joined: bool = False
+    found: SpikeNeuron | None = None
+    use: Use | None = None
+    inner: bool = False
 
 
-_TRANSPARENT = {"norm", "pool", "add", "reshape", "identity", "select", "stack", "cat", "reduce", "other"}
+_TRANSPARENT = {"norm", "pool", "add", "reshape", "identity", "select", "stack", "cat", "reduce", "write", "other"}
 
 
 def pair(graph: Graph, weights: Collection[str] | None = None) -> dict[str, Pairing]:
@@ -41,12 +50,17 @@ def pair(graph: Graph, weights: Collection[str] | None = None) -> dict[str, Pair
         neuron, joined = _first_neuron(graph, users, node.index)
         known = pairs.get(node.weight)
         if known is None or known.neuron is None:
-            pairs[node.weight] = Pairing(node.weight, node.name, neuron, joined)
+            layer = node.name if node.use is None else node.weight.removesuffix(".weight")
+            found = graph.spikes.get(neuron or "")
+            pairs[node.weight] = Pairing(node.weight, layer, neuron, joined, found, node.use)
         elif neuron is not None and neuron != known.neuron:
             raise InvalidValue(
                 f"{node.weight!r} is used more than once and feeds both {known.neuron!r} and {neuron!r}; "
                 f"its neuron cannot be told: pass exclude=[{node.weight!r}]"
             )
+    for weight, (neuron, use) in graph.inner.items():
+        if weights is None or weight in weights:
+            pairs[weight] = Pairing(weight, weight.removesuffix(".weight"), neuron, use=use, inner=True)
     return pairs
 
 

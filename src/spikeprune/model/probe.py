@@ -1,6 +1,7 @@
 """The Probe: hooks that feed statistics during a few forwards, and are always taken away again."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -13,7 +14,10 @@ from spikeprune.core.errors import InvalidValue
 from spikeprune.core.statistic import ChannelMean, Statistic, SynapseMean, as_channels
 from spikeprune.methods.base import Method, Site
 from spikeprune.model.adapter import Adapter
+from spikeprune.model.discover import Discovered, SpikeCall, SpikeNeuron
 from spikeprune.model.pairing import Pairing
+from spikeprune.model.trace import Graph, Tracer, batch_of
+from spikeprune.model.weights import Operation, Use
 
 
 @final
@@ -22,17 +26,24 @@ class ProbeSite(Site):
     """A weight layer and the neuron it feeds: where a statistic is recorded, and with what."""
 
     weight: str
-    layer: nn.Module
+    parameter: nn.Parameter
+    layer: nn.Module | None
     neuron: nn.Module
     adapter: Adapter
+    use: Use | None = None
+    operation: Operation | None = None  # of the latest use, where the weight is not used by its own module
 
     @property
     def channels(self) -> int:
+        if self.use is not None:
+            return self.parameter.shape[self.use.outputs]
         outputs = getattr(self.layer, "out_channels", None)
         return int(self.layer.out_features if outputs is None else outputs)  # type: ignore[arg-type]
 
     @property
     def channels_last(self) -> bool:
+        if self.use is not None:
+            return self.use.axis == -1
         return isinstance(self.layer, nn.Linear)
 
     def derivative(self, u: Tensor) -> Tensor:
@@ -58,6 +69,8 @@ class ProbeSite(Site):
 
     def per_synapse(self, curve: Callable[[Tensor], Tensor]) -> Statistic:
         layer = self.layer
+        if self.use is not None:
+            return self._per_used_synapse(curve)
         if isinstance(layer, nn.Linear):
             return SynapseMean(curve, _correlate_linear, lambda x: (x.shape[0], layer.out_features, *x.shape[1:-1]))
         if not isinstance(layer, _ConvNd) or layer.transposed:
@@ -66,6 +79,28 @@ class ProbeSite(Site):
                 f"pass exclude=[{self.weight!r}] or unit='neuron'"
             )
         return SynapseMean(curve, lambda d, x: correlate_conv(layer, d, x), lambda x: conv_shape(layer, x))
+
+    def _per_used_synapse(self, curve: Callable[[Tensor], Tensor]) -> Statistic:
+        assert self.use is not None
+        axis = self.use.axis
+
+        def ran(x: Tensor) -> tuple[Tensor, Tensor]:
+            assert self.operation is not None
+            with torch.enable_grad():
+                weight = self.operation.weight.detach().requires_grad_()
+                return weight, self.operation.run(x, weight)
+
+        def correlate(d: Tensor, x: Tensor) -> Tensor:
+            weight, result = ran(x)
+            (gradient,) = torch.autograd.grad(result, weight, d.movedim(1, axis).reshape(result.shape).to(result.dtype))
+            if gradient.shape != self.parameter.shape:
+                raise InvalidValue(
+                    f"{self.weight!r} is rearranged before it is used, so its single synapses cannot be told; pass "
+                    f"exclude=[{self.weight!r}] or unit='neuron'"
+                )
+            return gradient
+
+        return SynapseMean(curve, correlate, lambda x: tuple(ran(x)[1].detach().movedim(axis, 1).shape))
 
 
 def _correlate_linear(d: Tensor, x: Tensor) -> Tensor:
@@ -117,8 +152,11 @@ class Probe:
         method: Method,
         *,
         needs_grad: bool,
+        graph: Graph | None = None,
     ) -> None:
-        """`needs_grad`: skip forwards without gradient, such as the user's validation between two steps.
+        """`graph` is the traced forward.
+
+        `needs_grad`: skip forwards without gradient, such as the user's validation between two steps.
 
         Raises: InvalidValue if a weight's channels cannot be told at its neuron.
         """
@@ -126,13 +164,17 @@ class Probe:
         self.needs_grad = needs_grad
         self.calls = 0
         self.begun = 0
+        self._model, self._graph = model, graph
         self._handles: list[Any] = []
-        modules = dict(model.named_modules())
-        self.sites = {
-            name: ProbeSite(name, modules[pair.layer], modules[pair.neuron], adapter)
-            for name, pair in pairs.items()
-            if pair.neuron is not None and pair.layer in modules
-        }
+        self._tracer: Tracer | None = None  # sees the neurons that are no modules
+        self._live = True  # whether the present forward is recorded
+        modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+        self.sites: dict[str, ProbeSite] = {}
+        for name, pair in pairs.items():
+            if pair.neuron is not None:
+                neuron = modules[pair.neuron] if pair.found is None else pair.found
+                known = adapter if pair.found is None else Discovered()
+                self.sites[name] = ProbeSite(name, parameters[name], modules.get(pair.layer), neuron, known, pair.use)
         joined = [name for name in self.sites if pairs[name].joined]
         if joined:
             raise InvalidValue(
@@ -143,6 +185,7 @@ class Probe:
         self._by_neuron: dict[nn.Module, list[str]] = {}  # neuron -> weights whose statistic its potential feeds
         self._shared: dict[str, str] = {}  # weight -> weight whose statistic it shares
         self._inputs: dict[str, Tensor] = {}
+        self._reused: dict[str, Tensor] = {}  # of this sequence, the latest input of each layer
         first: dict[nn.Module, str] = {}
         for name, site in self.sites.items():
             statistic = method.statistic(site)
@@ -166,24 +209,35 @@ class Probe:
     @property
     def installed(self) -> bool:
         """Whether hooks are on the model now."""
-        return bool(self._handles)
+        return bool(self._handles) or self._tracer is not None
 
     def install(self) -> None:
         """Puts the hooks on. Does nothing if they are on."""
-        if self._handles:
+        if self.installed:
             return
         for neuron in self._by_neuron:
-            self._handles.append(neuron.register_forward_pre_hook(self._fires, with_kwargs=True))
+            if not isinstance(neuron, SpikeNeuron):
+                self._handles.append(neuron.register_forward_pre_hook(self._fires, with_kwargs=True))
+        found = any(isinstance(neuron, SpikeNeuron) for neuron in self._by_neuron)
+        if found or (self._synapses and any(site.use is not None for site in self.sites.values())):
+            self._tracer = Tracer(
+                self._model, self.adapter, lambda _: None, listener=self, known=self._graph, once=False
+            )
         if self._synapses:
             for name, site in self.sites.items():
-                self._handles.append(site.layer.register_forward_pre_hook(self._keeps(name), with_kwargs=True))
+                if site.use is None and site.layer is not None:
+                    self._handles.append(site.layer.register_forward_pre_hook(self._keeps(name), with_kwargs=True))
 
     def remove(self) -> None:
         """Takes every hook off and forgets inputs in flight; what was recorded stays."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._tracer is not None:
+            self._tracer.remove()
+            self._tracer = None
         self._inputs.clear()
+        self._reused.clear()
 
     def _keeps(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -198,7 +252,8 @@ class Probe:
         if self.needs_grad and not torch.is_grad_enabled():
             return
         args = (*args, *kwargs.values())  # a state may be passed by name: lif(x, mem=mem)
-        with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False):
+        hidden = nullcontext() if self._tracer is None else self._tracer.watch.hidden()
+        with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False), hidden:
             self._record(neuron, args)
 
     def _record(self, neuron: nn.Module, args: tuple[Any, ...]) -> None:
@@ -206,8 +261,9 @@ class Probe:
         if self.adapter.begins(neuron, args):
             self.begun += 1
             for name in names:
+                self._reused.pop(name, None)
                 self.statistics[name].begin()
-        inputs = {name: self._inputs.pop(name) for name in names if name in self._inputs}
+        inputs = self._inputs_of(names)
         steps = args[0].shape[0] if self.adapter.multi_step(neuron) else 1
         for t, u in enumerate(self.adapter.drive(neuron, args)):
             u = u.float()
@@ -216,11 +272,80 @@ class Probe:
                 value = as_channels(u, site.channels, last=site.channels_last)
                 self.statistics[name].step(value, None if x is None else _at_step(x, t, steps, u.shape[0]))
 
+    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Called if the model was already called when the hooks were put on: this forward is recorded too."""
+        if self._tracer is not None:
+            self._tracer.enter(self._model, args, kwargs)
+
+    # -- what no hook on a module sees: see model.watch.Listener -----------------------------------------------------
+
+    def began(self) -> None:
+        """A forward begins: a new sequence for every neuron that is no module."""
+        self._live = not self.needs_grad or torch.is_grad_enabled()
+        found = [names for neuron, names in self._by_neuron.items() if isinstance(neuron, SpikeNeuron)]
+        if self._live and found:
+            self.begun += 1
+            for name in (name for names in found for name in names):
+                self._reused.pop(name, None)
+                self.statistics[name].begin()
+
+    def used(self, use: Use, operation: Operation) -> None:
+        """Keeps the input of a weight that a function multiplied with."""
+        site = self.sites.get(use.weight)
+        if self._live and site is not None and site.use is not None and self._synapses:
+            site.operation = operation
+            self._inputs[use.weight] = operation.x.detach()
+
+    def spike(self, neuron: SpikeNeuron) -> None:
+        """Records a call of a spike function."""
+        self.calls += 1
+        if not self._live or neuron not in self._by_neuron or neuron.call is None:
+            return
+        names = self._by_neuron[neuron]
+        inputs = self._inputs_of(names)
+        with torch.no_grad(), torch.autocast(neuron.call.u.device.type, enabled=False):
+            steps = self._steps(neuron, self.sites[names[0]])
+            for t, call in enumerate(steps):
+                for name in names:
+                    site, x = self.sites[name], inputs.get(name)
+                    neuron.call = _by_channels(call, site)
+                    value = as_channels(call.u.float(), site.channels, last=site.channels_last)
+                    x = None if x is None else _at_step(x, t, len(steps), call.u.shape[0])
+                    # Recurrent weights have no input yet at the first step, so there is nothing to sum.
+                    if x is not None or site.use is None or not isinstance(self.statistics[name], SynapseMean):
+                        self.statistics[name].step(value, x)
+
+    def _inputs_of(self, names: list[str]) -> dict[str, Tensor]:
+        """The inputs of these layers at this call of their neuron.
+
+        A first layer outside of the time loop is called once, and its input counts for every step.
+        """
+        fresh = {name: self._inputs.pop(name) for name in names if name in self._inputs}
+        self._reused.update(fresh)
+        return {name: self._reused[name] for name in names if name in self._reused}
+
+    def _steps(self, neuron: SpikeNeuron, site: ProbeSite) -> list[SpikeCall]:
+        """The call's time steps: one, unless a whole sequence is in it."""
+        call = neuron.call
+        assert call is not None
+        rank = 2 if site.channels_last else site.parameter.dim()
+        if neuron.calls != 1 or call.u.dim() != rank + 1:
+            return [call]
+        samples = None if self._graph is None else batch_of(self._graph)
+        first = samples == call.u.shape[0] != call.u.shape[1]  # [N, T, ...]: samples first
+        count = call.u.shape[1 if first else 0]
+
+        def at(value: Any, t: int) -> Any:
+            whole = isinstance(value, Tensor) and value.dim() == call.u.dim() and value.shape[int(first)] == count
+            return value.select(int(first), t) if whole else value
+
+        return [SpikeCall(call.apply, at(call.u, t), tuple(at(v, t) for v in call.rest)) for t in range(count)]
+
     def add(self, totals: Mapping[str, tuple[Tensor | None, float]]) -> None:
         """Goes on from (sum, count) of each weight's statistic, as `totals` gives them."""
         for name, (total, count) in totals.items():
             if total is not None and name in self.statistics:
-                self.statistics[name].add(total.to(next(self.sites[name].layer.parameters()).device), count)
+                self.statistics[name].add(total.to(self.sites[name].parameter.device), count)
 
     def totals(self) -> dict[str, tuple[Tensor | None, float]]:
         """Weight name -> (sum, count) recorded so far, for saving."""
@@ -242,6 +367,17 @@ class Probe:
                 statistic.count = float(count)
             results[name] = statistic.result()
         return {name: results[owner] for name, owner in self._shared.items()}
+
+
+def _by_channels(call: SpikeCall, site: ProbeSite) -> SpikeCall:
+    """The call as a function of u as `as_channels` lays it out: what else it reads lies as u did."""
+    shape, moved = call.u.shape, site.channels_last and call.u.dim() > 2 and call.u.shape[-1] == site.channels
+
+    def apply(value: Tensor) -> Tensor:
+        u = value.movedim(1, -1) if moved else value.reshape(shape)
+        return as_channels(call(u), site.channels, last=site.channels_last)
+
+    return SpikeCall(apply, call.u)
 
 
 def _at_step(x: Tensor, t: int, steps: int, batch: int) -> Tensor:

@@ -1,12 +1,13 @@
 """Which parameters may be pruned."""
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from spikeprune.core.errors import InvalidValue
+from spikeprune.model.adapter import weights_of_neurons
+from spikeprune.model.weights import is_computed, keeps_zeros, layer_modules, stored_weight
 
 Names = Sequence[str] | str | None
 
@@ -21,17 +22,35 @@ def prunable(
     Args:
         include, exclude: names or patterns (`*`) of parameters or of their modules.
         pattern: (n, m), if the layers must be divisible by m.
-    Raises: InvalidValue if nothing is left, or a name matches nothing.
+    Raises: InvalidValue if nothing is left, or a name matches nothing, or naming a layer whose weight is computed so
+        that zeros do not stay.
     """
-    weights = {id(m.weight) for m in model.modules() if isinstance(m, (_ConvNd, nn.Linear))}
-    candidates = {n: p for n, p in model.named_parameters() if id(p) in weights and p.requires_grad}
+    layers = layer_modules(model)
+    held = {id(p) for p in weights_of_neurons(model).values()} | {id(stored_weight(m)) for m in layers.values()}
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    computed = _computed(model, layers)
+    candidates = {n: p for n, p in trained.items() if id(p) in held and n not in computed}
     if not candidates:
         raise InvalidValue(
             f"{type(model).__name__} has no prunable layer: no Conv or Linear weight that requires a gradient"
         )
-    chosen = set(candidates) if include is None else _matching(candidates, include, "include")
+    # Other matrices, such as recurrent weights in a model's own forward, are pruned if they are asked for by name.
+    asked = candidates if include is None else {n: p for n, p in trained.items() if p.dim() >= 2}
+    chosen = set(candidates) if include is None else _matching(candidates, include, "include", asked)
+    candidates = {n: p for n, p in trained.items() if n in candidates or n in chosen}
     if exclude is not None:
-        chosen -= _matching(candidates, exclude, "exclude")
+        chosen -= _matching(candidates | computed, exclude, "exclude")
+        computed = {n: m for n, m in computed.items() if not _hits(n, exclude)}
+    if include is not None:
+        computed = {n: m for n, m in computed.items() if n in chosen}
+    if computed:
+        names = [_owner(name) for name in computed]
+        kind = type(next(iter(computed.values()))).__name__
+        raise InvalidValue(
+            f"the weight that acts in {', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''} ({kind}) is "
+            f"computed from the stored one, and a pruned 0 or row of 0 does not stay; pass exclude={names[:3]}, or "
+            "make them plain layers (remove_parametrizations)"
+        )
     if pattern is not None:
         chosen = {n for n in chosen if candidates[n].shape[1] % pattern[1] == 0}
     if not chosen:
@@ -39,15 +58,46 @@ def prunable(
     return {n: p for n, p in candidates.items() if n in chosen}
 
 
-def _matching(candidates: dict[str, nn.Parameter], wanted: Sequence[str] | str, setting: str) -> set[str]:
+def _computed(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Name of a weight -> layer, where a 0 in the stored weight is no 0 in the one that acts."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    known: dict[type, bool] = {}  # of layers whose weight is their own, the class decides
+    found: dict[str, nn.Module] = {}
+    for name, layer in layers.items():
+        stored = stored_weight(layer)
+        if is_computed(layer):
+            keeps = keeps_zeros(layer)
+        else:
+            keeps = known[type(layer)] if type(layer) in known else known.setdefault(type(layer), keeps_zeros(layer))
+        if not keeps:
+            found[names.get(id(stored), f"{name}.weight")] = layer
+    return found
+
+
+def _owner(name: str) -> str:
+    """The layer that a parameter belongs to."""
+    return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+
+
+def _hits(name: str, wanted: Sequence[str] | str) -> bool:
+    texts = [wanted] if isinstance(wanted, str) else wanted
+    return any(fnmatch.fnmatchcase(x, text) for text in texts for x in (name, _owner(name)))
+
+
+def _matching(
+    candidates: Mapping[str, object],
+    wanted: Sequence[str] | str,
+    setting: str,
+    others: Mapping[str, object] | None = None,
+) -> set[str]:
     found: set[str] = set()
     for text in [wanted] if isinstance(wanted, str) else wanted:
-        hits = {n for n in candidates if any(fnmatch.fnmatchcase(x, text) for x in (n, n.rpartition(".")[0]))}
+        hits = {n for n in candidates if _hits(n, text)} or {n for n in others or () if n == text}
         if not hits:
             raise InvalidValue(f"0 of {len(candidates)} layers matched {setting}={text!r}: {_some(candidates)}")
         found |= hits
     return found
 
 
-def _some(candidates: dict[str, nn.Parameter]) -> str:
+def _some(candidates: Mapping[str, object]) -> str:
     return ", ".join(list(candidates)[:4]) + (", ..." if len(candidates) > 4 else "")

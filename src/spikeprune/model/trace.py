@@ -5,19 +5,21 @@ channels belong together (shrink), what to compile (runtime). Nothing of the mod
 through hooks, what stands between them through a `TorchFunctionMode`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils.weak import WeakIdKeyDictionary
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import Adapter
+from spikeprune.model.discover import SpikeNeuron, functions_watched
 from spikeprune.model.examples import undisturbed
-from spikeprune.model.operations import FUNCTIONS, leaf_kind
+from spikeprune.model.operations import leaf_kind
+from spikeprune.model.watch import Listener, Watch
+from spikeprune.model.weights import Use, stored_weight
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class Node:
 
     Attributes:
         index: place in execution order; `inputs` are indices of the nodes whose results went in.
-        kind: input, conv, linear, norm, pool, neuron, add, cat, stack, select, reduce, reshape, identity or other.
+        kind: input, conv, linear, norm, pool, neuron, add, cat, stack, select, reduce, reshape, identity, write or
+            other. A neuron without a module was found by its spike function.
         name: the module's name as in `named_modules`, or the function's.
         module: the leaf module, None for a function.
         weight: name of the prunable parameter that the call multiplied with, if any.
         shape: shape of the (first) result.
         arguments: positional and keyword arguments of a function, with tensors replaced by None.
+        use: how a function multiplied with the weight; None for modules.
     """
 
     index: int
@@ -42,6 +46,7 @@ class Node:
     shape: tuple[int, ...]
     weight: str | None = None
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+    use: Use | None = None
 
 
 @dataclass
@@ -50,11 +55,43 @@ class Graph:
 
     `constants`: node index -> tensors that its function read beside the traced ones, such as a mask or a gate's index;
     only where the Tracer was told to keep them.
+    `spikes`: name -> neuron that is no module but was found by its spike function.
+    `inner`: weight -> the neuron module that multiplies with it inside, and how.
+    `renamed`: names of found neurons that are the same as another one, for later forwards.
     """
 
     nodes: list[Node] = field(default_factory=list[Node])
     outputs: tuple[int, ...] = ()
     constants: dict[int, list[Tensor]] = field(default_factory=dict[int, list[Tensor]])
+    spikes: dict[str, SpikeNeuron] = field(default_factory=dict[str, SpikeNeuron])
+    inner: dict[str, tuple[str, Use]] = field(default_factory=dict[str, tuple[str, Use]])
+    renamed: dict[str, str] = field(default_factory=dict[str, str])
+
+    def append(
+        self,
+        kind: str,
+        name: str,
+        module: nn.Module | None,
+        inputs: tuple[int, ...],
+        results: list[Tensor],
+        weight: str | None = None,
+        arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {}),
+        use: Use | None = None,
+    ) -> int:
+        """Adds a node; returns its index."""
+        shape = tuple(results[0].shape) if results else ()
+        self.nodes.append(Node(len(self.nodes), kind, name, module, inputs, shape, weight, arguments, use))
+        return len(self.nodes) - 1
+
+    def cut(self, length: int) -> None:
+        """Forgets the nodes from index `length` on."""
+        del self.nodes[length:]
+        for index in [i for i in self.constants if i >= length]:
+            del self.constants[index]
+
+    def relabel_last(self, kind: str, name: str) -> None:
+        """Gives the last node another kind and name."""
+        self.nodes[-1] = replace(self.nodes[-1], kind=kind, name=name)
 
     def users(self) -> dict[int, list[int]]:
         """Index -> indices of the nodes that read it, in execution order."""
@@ -65,91 +102,32 @@ class Graph:
         return table
 
 
-class _Recorder(TorchFunctionMode):
-    """Sees every tensor function outside of leaf modules; leaf modules report themselves through hooks."""
-
-    def __init__(self, graph: Graph, weights: dict[int, str], constants: bool = False) -> None:
-        super().__init__()
-        self.graph = graph
-        self.constants = constants
-        self.weights = weights  # id of a parameter -> its name
-        self.depth = 0  # how many leaf modules we are inside of
-        self.source: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensor -> index of the node it came from
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        inputs = () if self.depth else self.sources((args, kwargs))
-        # Looked up before the call: an in-place function's result is one of its arguments.
-        constants = [t for t in _tensors((args, kwargs)) if t not in self.source] if self.constants and inputs else []
-        result = func(*args, **kwargs)
-        if inputs and any(True for _ in _tensors(result)):
-            if self.constants:
-                self.graph.constants[len(self.graph.nodes)] = constants
-            short = (resolve_name(func) or getattr(func, "__name__", "function")).rsplit(".", 1)[-1]
-            kind = FUNCTIONS.get(short, "other")
-            used = (self.weights[id(t)] for t in _tensors((args, kwargs)) if id(t) in self.weights)
-            weight = next(used, None) if kind in ("conv", "linear") else None
-            plain = (tuple(_without_tensors(args)), {k: _without_tensors(v) for k, v in kwargs.items()})
-            self.add(kind, short, None, inputs, result, weight, plain)
-        return result
-
-    def sources(self, values: Any) -> tuple[int, ...]:
-        return tuple(self.source[t] for t in _tensors(values) if t in self.source)
-
-    def add(
-        self,
-        kind: str,
-        name: str,
-        module: nn.Module | None,
-        inputs: tuple[int, ...],
-        result: Any,
-        weight: str | None = None,
-        arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {}),
-    ) -> None:
-        tensors = list(_tensors(result))
-        shape = tuple(tensors[0].shape) if tensors else ()
-        node = Node(len(self.graph.nodes), kind, name, module, inputs, shape, weight, arguments)
-        self.graph.nodes.append(node)
-        for tensor in tensors:
-            self.source[tensor] = node.index
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (tuple, list)):
-        for value in values:  # pyright: ignore[reportUnknownVariableType]
-            yield from _tensors(value)
-    elif isinstance(values, dict):
-        for value in values.values():  # pyright: ignore[reportUnknownVariableType]
-            yield from _tensors(value)
-
-
-def _without_tensors(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return None
-    if isinstance(value, (tuple, list)):
-        return tuple(_without_tensors(v) for v in value)  # pyright: ignore[reportUnknownVariableType]
-    return value
-
-
 class Tracer:
     """Records the next forward of `model`, then takes its hooks away again.
 
     Use `trace` for a forward of our own; the Pruner uses this to read the user's first forward. With `constants` the
-    graph keeps those too.
+    graph keeps those too. A `listener` is told about spike functions and weights in use while the forward runs;
+    `known` is the graph of an earlier forward, so that neurons keep their names. Without `once` it records every
+    forward until it is removed.
     """
 
     def __init__(
-        self, model: nn.Module, adapter: Adapter | None, done: Callable[[Graph], None], constants: bool = False
+        self,
+        model: nn.Module,
+        adapter: Adapter | None,
+        done: Callable[[Graph], None],
+        constants: bool = False,
+        listener: Listener | None = None,
+        known: Graph | None = None,
+        once: bool = True,
     ) -> None:
-        self.graph = Graph()
-        self.recorder = _Recorder(self.graph, {id(p): name for name, p in model.named_parameters()}, constants)
+        self.model, self.constants, self.listener, self.known, self.once = model, constants, listener, known, once
+        self.graph, self.watch = self._fresh()
         self.done = done
         self.handles: list[Any] = []
-        self.handles.append(model.register_forward_pre_hook(self._enter, with_kwargs=True))
+        self._functions = ExitStack()
+        self._running = False
+        self.handles.append(model.register_forward_pre_hook(self.enter, with_kwargs=True))
         # always_call: if the user's forward raises, the mode must still be left.
         self.handles.append(model.register_forward_hook(self._leave, always_call=True))
         for name, module in model.named_modules():
@@ -157,40 +135,90 @@ class Tracer:
             if kind is not None and module is not model:
                 self._watch(name, module, kind)
 
+    def _fresh(self) -> tuple[Graph, Watch]:
+        graph = Graph() if self.known is None else Graph(spikes=self.known.spikes, renamed=self.known.renamed)
+        return graph, Watch(graph, self.model, self.constants, self.listener)
+
     def _watch(self, name: str, module: nn.Module, kind: str) -> None:
-        pending: list[tuple[int, ...]] = []
-        weight = self.recorder.weights.get(id(getattr(module, "weight", None)))
+        pending: list[tuple[tuple[int, ...], Any, str | None]] = []
+        stored = stored_weight(module) if kind in ("conv", "linear") else None
+        weight = self.watch.weights.get(id(stored))
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            pending.append(self.recorder.sources((args, kwargs)))
-            self.recorder.depth += 1
+            watch = self.watch
+            pending.append((watch.sources((args, kwargs)), (args, kwargs), watch.inside))
+            watch.depth += 1
+            if kind == "neuron" and watch.depth == 1:
+                watch.inside = name
 
         def after(_: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-            self.recorder.depth -= 1
-            inputs = pending.pop()
-            if inputs and self.recorder.depth == 0:
-                self.recorder.add(kind, name, module, inputs, result, weight if kind in ("conv", "linear") else None)
+            watch = self.watch
+            watch.depth -= 1
+            inputs, values, watch.inside = pending.pop()
+            if watch.depth == 0:
+                watch.leaf(kind, name, weight, values, result)
+                if inputs:
+                    watch.add(kind, name, module, inputs, result, weight)
 
         self.handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         self.handles.append(module.register_forward_hook(after, always_call=True))
 
-    def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.recorder.depth = 0
-        self.recorder.add("input", "input", None, (), (args, kwargs))
-        self.recorder.__enter__()
+    def enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward begins. Called by a hook, or by who installs the tracer inside of the model's own first hook."""
+        if self._running:
+            return
+        self._running = True
+        self.graph, self.watch = self._fresh()
+        if self.listener is not None:
+            self.listener.began()
+        self.watch.add("input", "input", None, (), (args, kwargs))
+        self._functions.enter_context(functions_watched(self.watch.function))
+        self._functions.enter_context(self.watch)
 
     def _leave(self, _: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-        self.recorder.__exit__(None, None, None)
-        self.graph.outputs = self.recorder.sources(result)
-        self.remove()
+        if not self._running:
+            return
+        self._running = False
+        self._functions.close()
+        self.graph.outputs = self.watch.sources(result)
+        if self.once:
+            self.remove()
         if self.graph.outputs:  # nothing came out when the user's forward raised: say nothing, record nothing
+            if self.known is None:
+                unite_first_steps(self.graph)
             self.done(self.graph)
 
     def remove(self) -> None:
         """Takes every hook off the model."""
+        self._functions.close()
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
+
+
+def batch_of(graph: Graph) -> int | None:
+    """N, read from what the model returned: [N, classes]; None if it returned something else."""
+    shapes = {graph.nodes[i].shape for i in graph.outputs}
+    shape = shapes.pop() if len(shapes) == 1 else ()
+    return shape[0] if len(shape) == 2 else None
+
+
+def unite_first_steps(graph: Graph) -> None:
+    """Makes one neuron of two that are a recurrent layer's first step, without its recurrent weights, and the others.
+
+    The first step of a loop may leave the recurrent weights out, since there are no spikes yet; its neuron then is fed
+    by fewer weights than that of the later steps. Told by the calls: one, and all others of the loop.
+    """
+    steps = max((neuron.calls for neuron in graph.spikes.values()), default=0)
+    weights = {title: set(title.partition(" of ")[2].split(", ")) for title in graph.spikes}
+    for first in [t for t, neuron in graph.spikes.items() if neuron.calls == 1]:
+        for later, neuron in list(graph.spikes.items()):
+            same_function = first.partition(" of ")[0] == later.partition(" of ")[0]
+            if same_function and weights[first] < weights[later] and neuron.calls + 1 >= steps and neuron.calls > 1:
+                graph.renamed[first] = later
+                neuron.calls += graph.spikes.pop(first).calls
+                graph.nodes = [replace(n, name=later) if n.name == first else n for n in graph.nodes]
+                break
 
 
 def trace(

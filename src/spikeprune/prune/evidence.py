@@ -10,6 +10,7 @@ from spikeprune.core.errors import InvalidValue, MissingEvidence, UserError
 from spikeprune.count.costs import InputRates
 from spikeprune.methods.base import Method
 from spikeprune.model.adapter import Adapter
+from spikeprune.model.discover import NOT_FOUND
 from spikeprune.model.examples import undisturbed
 from spikeprune.model.pairing import Pairing, pair
 from spikeprune.model.probe import Probe
@@ -92,6 +93,8 @@ class Observer:
         self.pairs = pair(graph, self._parameters)
         self.graph = graph
         if {"membrane", "spikes"} & self._method.needs:
+            if not any(node.kind == "neuron" for node in graph.nodes):
+                raise InvalidValue(NOT_FOUND)
             if not any(map(self.feeds_neuron, self._parameters)):
                 raise InvalidValue(
                     "no prunable layer feeds a spiking neuron, so criticality has nothing to rank; "
@@ -104,7 +107,7 @@ class Observer:
     def _new_probe(self, *, needs_grad: bool) -> Probe:
         assert self._adapter is not None
         assert self.pairs is not None
-        probe = Probe(self._model, self._adapter, self.pairs, self._method, needs_grad=needs_grad)
+        probe = Probe(self._model, self._adapter, self.pairs, self._method, needs_grad=needs_grad, graph=self.graph)
         probe.add(self._carried)
         return probe
 
@@ -127,6 +130,8 @@ class Observer:
                 return
             self._watch()
             self._record()
+            if self._probe is not None:
+                self._probe.enter(args, kwargs)
         if self._probe is not None and torch.is_grad_enabled():
             self._calls.append((args, kwargs, self._probe.begun))
 

@@ -12,7 +12,8 @@ from spikeprune.core.mask import Masks, count
 from spikeprune.core.schedule import MaskUpdate, Schedule
 from spikeprune.methods.base import Method
 from spikeprune.methods.registry import name_of
-from spikeprune.model.adapter import adapter_for, find_adapter
+from spikeprune.model.adapter import find_adapter
+from spikeprune.model.discover import spiking_adapter
 from spikeprune.model.prunable import Names, prunable
 from spikeprune.model.trace import Graph
 from spikeprune.model.wrappers import eager
@@ -85,7 +86,7 @@ class Pruner:
         channels = self.choices.by_channel
         self._space: Space = Channels(parts, pattern) if channels else Weights(parts, self.choices.nm)
         self._plan = UpdatePlan.of(self.method, schedule, self.choices.nm)
-        adapter = adapter_for(inner) if self.method.needs & MEMBRANE else find_adapter(inner)
+        adapter = spiking_adapter(inner) if self.method.needs & MEMBRANE else find_adapter(inner)
         self._observer = Observer(model, inner, adapter, self.method, self._parameters, self._learn)
         self._updater = Updater(self.method, self._plan, self._space, self._observer, KeptGradients(), seed)
         self._history = History()

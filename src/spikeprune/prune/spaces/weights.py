@@ -13,6 +13,7 @@ from spikeprune.core.mask import Outcome, unpack
 from spikeprune.count.costs import weight_costs
 from spikeprune.methods.shared.authors import authors_update
 from spikeprune.model.trace import Graph
+from spikeprune.model.weights import along_outputs
 from spikeprune.prune.evidence import Observer
 from spikeprune.prune.spaces.space import Parts, Space, Tensors
 from spikeprune.prune.update import Bools, Rules, Target, prune_and_regrow
@@ -80,7 +81,11 @@ class Weights(Space):
         return None
 
     def statistics(self, found: Tensors, observer: Observer) -> Tensors:
-        return found
+        pairs, modules = observer.pairs or {}, dict(self.parts.model.named_modules())
+        return {
+            n: along_outputs(v, self.parts.parameters[n], modules.get(pairs[n].layer), pairs[n].use)
+            for n, v in found.items()
+        }
 
     def may_regrow(self, observer: Observer) -> set[str]:
         return {n for n in self.parts.parameters if observer.feeds_neuron(n)}

@@ -1,0 +1,238 @@
+"""Where a weight is stored, and how a call multiplies with it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from spikeprune.model.operations import MOVES, multiplied, short_name
+
+
+def layer_modules(model: nn.Module) -> dict[str, _ConvNd | nn.Linear]:
+    """Name -> module of every Conv and Linear layer."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))}
+
+
+def stored_weight(layer: nn.Module) -> nn.Parameter | None:
+    """The parameter behind a layer's `weight`: itself, or the original of its shape that it is computed from."""
+    # Asked first: the weight of a parametrised layer is computed anew each time it is looked at.
+    if parametrize.is_parametrized(layer, "weight"):
+        weight, originals = layer.weight, layer.parametrizations["weight"].parameters(recurse=False)  # type: ignore[index]
+        return next((p for p in originals if p.shape == weight.shape), None)  # pyright: ignore
+    weight = getattr(layer, "weight", None)
+    if isinstance(weight, nn.Parameter):
+        return weight
+    if not isinstance(weight, Tensor):
+        return None
+    # torch.nn.utils.weight_norm, spectral_norm and prune of older code keep the original beside the weight.
+    named = dict(layer.named_parameters(recurse=False))
+    return next((named[n] for n in ("weight_v", "weight_orig") if n in named and named[n].shape == weight.shape), None)
+
+
+def is_computed(layer: nn.Module) -> bool:
+    """Whether the layer's `weight` is computed from parameters (weight_norm, spectral_norm, parametrisations)."""
+    return parametrize.is_parametrized(layer, "weight") or (
+        "weight" not in layer._parameters and isinstance(layer.__dict__.get("weight"), Tensor)
+    )
+
+
+def keeps_zeros(layer: nn.Module) -> bool:
+    """Whether a 0 in the stored weight is a 0 in the weight that acts, rows of zeros included.
+
+    Tried on a weight of random numbers with zeros, without changing the layer. A layer of PyTorch's own is known; of a
+    subclass its forward is run on one input channel. True where it cannot be tried.
+    """
+    stored = stored_weight(layer)
+    if stored is None:
+        return not is_computed(layer)
+    if not is_computed(layer) and type(layer).__module__.startswith("torch.nn."):
+        return True
+    values = torch.rand(stored.shape, generator=torch.Generator().manual_seed(0)).to(stored) + 0.5
+    values[:, 0].mul_((torch.arange(len(values), device=values.device) % 2).view(-1, *[1] * (values.dim() - 2)))
+    values[0] = 0
+    name = next(n for n, p in layer.named_parameters() if p is stored)
+    saved = {n: b.clone() for n, b in layer.named_buffers()}
+    try:
+        with torch.no_grad():
+            acting = functional_call(_Acting(layer), {f"layer.{name}": values})
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+        return True
+    finally:
+        for n, buffer in saved.items():
+            layer.get_buffer(n).copy_(buffer)
+    return acting is None or bool(acting.isfinite().all() and (acting[values.view_as(acting) == 0] == 0).all())
+
+
+class _Acting(nn.Module):
+    """The weight that acts in a layer: as it is computed, or as its forward hands it to a convolution or product."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self) -> Tensor | None:
+        layer = self.layer
+        if is_computed(layer):
+            return layer.weight  # type: ignore[return-value]
+        if isinstance(layer, _ConvNd):
+            sizes = zip(layer.kernel_size, layer.dilation, strict=True)
+            x = layer.weight.new_zeros(1, layer.in_channels, *(d * (k - 1) + 2 for k, d in sizes))
+        else:
+            x = layer.weight.new_zeros(1, layer.in_features)  # type: ignore[arg-type]
+        with _Operands(layer.weight.shape) as seen:  # type: ignore[arg-type]
+            try:
+                layer.forward(x)
+            except ValueError:  # a multi-step layer wants time as well
+                layer.forward(x.unsqueeze(0))
+        return seen.weight
+
+
+class _Operands(TorchFunctionMode):
+    """Keeps the first operand of a shape that something is multiplied with."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape = shape
+        self.weight: Tensor | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        for operand, _, _ in multiplied(short_name(func), args, kwargs or {}):
+            if self.weight is None and isinstance(operand, Tensor) and operand.shape == self.shape:
+                self.weight = operand
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class Use:
+    """How one call multiplies with a parameter.
+
+    Attributes:
+        weight: the parameter's name.
+        outputs: dimension of the parameter that counts the outputs.
+        axis: dimension of the result that counts them, from the end.
+        direct: whether the call got the parameter itself, not something computed from it.
+    """
+
+    weight: str
+    outputs: int
+    axis: int
+    direct: bool
+
+
+def along_outputs(channel: Tensor, weight: Tensor, layer: nn.Module | None, use: Use | None) -> Tensor:
+    """A value per output channel laid along the weight's dimension of outputs; [C] as it is where that is the first.
+
+    A transposed convolution has [inputs, outputs / groups, *kernel], and a matrix may be multiplied from either side.
+    """
+    groups = layer.groups if isinstance(layer, _ConvTransposeNd) else 1
+    outputs = use.outputs if use is not None else int(isinstance(layer, _ConvTransposeNd))
+    if channel.dim() != 1 or outputs == 0:
+        return channel
+    if outputs == 1:
+        rows = channel.view(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1)
+        return rows.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2)).expand_as(weight)
+    return channel.view(-1, *[1] * (weight.dim() - 1 - outputs)).expand_as(weight)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One call of a function that multiplies an input `x` with a weight, to be run again on others of their shapes."""
+
+    x: Tensor
+    weight: Tensor
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def run(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The function's result for another input and weight."""
+        others = {id(self.x): x, id(self.weight): weight}
+        return self.function(*_exchanged(self.args, others), **_exchanged(dict(self.kwargs), others))
+
+
+def _exchanged(value: Any, others: Mapping[int, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return others.get(id(value), value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_exchanged(v, others) for v in value)  # pyright: ignore
+    if isinstance(value, dict):
+        return {k: _exchanged(v, others) for k, v in value.items()}  # pyright: ignore
+    return value
+
+
+class Derived:
+    """What was computed from which parameter alone, and which of the parameter's values went where."""
+
+    def __init__(self, model: nn.Module) -> None:
+        parameters = [(n, p) for n, p in model.named_parameters() if p.dim() >= 2]
+        self.names = {id(p): n for n, p in parameters}
+        self.shapes = {n: tuple(p.shape) for n, p in parameters}
+        self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensor -> (parameter, place of each value or None)
+
+    def origin(self, tensor: Any) -> str | None:
+        """The parameter that a tensor is, or was computed from."""
+        if not isinstance(tensor, Tensor):
+            return None
+        return self.names.get(id(tensor)) or self._known.get(tensor, (None,))[0]
+
+    def follow(
+        self, function: Callable[..., Any], name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
+    ) -> None:
+        """Notes that `result` was computed from the parameters among the arguments, and from nothing of the input."""
+        if not isinstance(result, Tensor) or id(result) in self.names:
+            return
+        sources = [t for t in args if self.origin(t) is not None]
+        if not sources:
+            return
+        first = max(sources, key=lambda t: (t.numel() == result.numel(), t.numel()))
+        places = self._places(first)
+        if name in MOVES and places is not None:
+            moved = function(places, *args[1:], **kwargs) if args and args[0] is first else None
+            places = moved if isinstance(moved, Tensor) else None
+        if places is not None and places.shape != result.shape:
+            places = None
+        self._known[result] = (self.origin(first), places)
+
+    def _places(self, tensor: Tensor) -> Tensor | None:
+        if id(tensor) in self.names:
+            return torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
+        return self._known[tensor][1]
+
+    def use(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
+        """How a function multiplies with a parameter, None if it does not."""
+        for operand, outputs, axis in multiplied(name, args, kwargs):
+            origin = self.origin(operand)
+            if origin is not None and operand.dim() >= 2:
+                direct = id(operand) in self.names
+                dim = outputs % operand.dim() if direct else self._dimension(operand, outputs, origin)
+                return Use(origin, dim, axis, direct)
+        return None
+
+    def operation(
+        self, function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Operation | None:
+        """The call that `use` described, to be run again; None where its input cannot be told."""
+        operand = next(t for t, _, _ in multiplied(name, args, kwargs) if self.origin(t) is not None and t.dim() >= 2)
+        values = args[1:] if name in ("addmm", "baddbmm", "addbmm") else (*args, *kwargs.values())
+        flat = [t for v in values for t in (v if isinstance(v, (tuple, list)) else (v,)) if isinstance(t, Tensor)]
+        x = next((t for t in flat if t is not operand), None)
+        return None if x is None else Operation(x, operand, function, args, kwargs)
+
+    def _dimension(self, operand: Tensor, outputs: int, origin: str) -> int:
+        """The dimension of the parameter along which `operand` runs in its dimension `outputs`."""
+        places, shape = self._known[operand][1], self.shapes[origin]
+        size = operand.shape[outputs]
+        if places is not None and size > 1:
+            one, two = (torch.unravel_index(places.movedim(outputs, 0)[i].flatten()[0], shape) for i in (0, 1))
+            return next(dim for dim, (a, b) in enumerate(zip(one, two, strict=True)) if a != b)
+        fitting = [dim for dim, length in enumerate(shape) if length == size]
+        return fitting[0] if fitting else 0
