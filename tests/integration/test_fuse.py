@@ -299,7 +299,7 @@ def test_nothing_outlives_a_step(monkeypatch, last):
         seen.append(weakref.ref(y))
         return fire(y, *args)
 
-    monkeypatch.setattr("spikeprune.runtime.fuse.model.fire", spy)
+    monkeypatch.setattr("spikeprune.runtime.fuse.forwards.fire", spy)
     net = fuse(build("fashion-conv", T=2, size=8))
     net.to(memory_format=torch.channels_last if last else torch.contiguous_format)
     gc.collect()

@@ -136,7 +136,7 @@ def test_networks_use_it(monkeypatch):
         return y
 
     convolution = events.convolution
-    monkeypatch.setattr("spikeprune.runtime.fuse.model.convolution", spy)
+    monkeypatch.setattr("spikeprune.runtime.fuse.forwards.convolution", spy)
     net = fuse(build("fashion-conv-large", T=3, size=16))
     net(torch.rand(4, 1, 16, 16))
     assert calls == [False, True, True, True]

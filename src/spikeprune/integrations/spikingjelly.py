@@ -8,15 +8,16 @@ IF, LIF and PLIF neurons are integrated in closed form, which is faster.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
-from spikingjelly.activation_based import base, neuron
+from spikingjelly.activation_based import base, layer, neuron
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import Adapter, NeuronParams
+from spikeprune.model.fusing import Fusing, LearnedLeak
 
 _BASES = tuple(cls for name in ("BaseNode", "SimpleBaseNode") if (cls := getattr(neuron, name, None)) is not None)
 
@@ -138,6 +139,9 @@ class SpikingJelly(Adapter):
             detach_reset=neuron.detach_reset,
         )
 
+    def fusing(self) -> Fusing:
+        return _FUSING
+
     def states(self, model: nn.Module) -> Any:
         return [(m, dict(m._memories)) for m in model.modules() if isinstance(m, base.MemoryModule)]
 
@@ -183,3 +187,73 @@ _IF, _LIF, _PLIF = neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode
 def _parameters(function: Any) -> dict[str, Any]:
     # 0.0.0.0.14 keeps a single parameter, alpha, on most surrogates and has no list of them.
     return {"alpha": function.alpha}
+
+
+_POOLS: dict[Any, Literal["max", "avg"]] = {layer.MaxPool2d: "max", layer.AvgPool2d: "avg"}
+_NORMS = tuple(
+    getattr(layer, f"{name}{d}d")
+    for name in ("BatchNorm", "ThresholdDependentBatchNorm")
+    for d in (1, 2, 3)
+    if hasattr(layer, f"{name}{d}d")
+)
+_CONVOLUTIONS = (layer.Conv1d, layer.Conv2d, layer.Conv3d)
+
+
+class SpikingJellyFusing(Fusing):
+    """IF, LIF and PLIF in multi-step mode, and the step-mode layers between them."""
+
+    def carried(self, neuron: Any, N: int, shape: tuple[int, ...]) -> Tensor | float:
+        v = neuron.v
+        if not isinstance(v, Tensor):
+            return float(v)
+        if v.shape == (N, *shape):
+            return v
+        # SpikingJelly starts afresh when the batch has another shape.
+        return 0.0 if neuron.v_reset is None else float(neuron.v_reset)
+
+    def carry(self, neuron: Any, v: Tensor) -> None:
+        neuron.v = v
+
+    def usual(self, neuron: Any) -> bool:
+        return not getattr(neuron, "store_v_seq", False) and getattr(neuron, "_neuron_precision", None) is None
+
+    def steepness(self, neuron: Any) -> float | None:
+        function = neuron.surrogate_function
+        value = getattr(function, "alpha", getattr(function, "k", None))
+        return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+    def smooth(self, neuron: Any) -> bool:
+        return not getattr(neuron.surrogate_function, "spiking", True)
+
+    def leak(self, neuron: Any) -> LearnedLeak | None:
+        if type(neuron) is not _PLIF:
+            return None
+        # decay = 1 - q, gain = q or 1, offset = v_rest * q
+        v_rest = 0.0 if neuron.v_reset is None else neuron.v_reset
+        return LearnedLeak(neuron.w.sigmoid(), (-1.0, 1.0 if neuron.decay_input else 0.0, v_rest))
+
+    def sequence(self, module: Any) -> bool:
+        return getattr(module, "step_mode", "s") == "m"
+
+    def batch_norm(self, module: Any) -> Literal["", "merged", "per step"]:
+        if type(module) in _NORMS:
+            return "merged"
+        kind = type(module)  # of the zoo, which stands above this folder
+        return "per step" if (kind.__module__, kind.__name__) == _PER_STEP else ""
+
+    def pooling(self, module: Any) -> Literal["", "max", "avg"]:
+        kind = _POOLS.get(type(module), "")
+        if not kind or any(value not in (2, (2, 2)) for value in (module.kernel_size, module.stride)):
+            return ""
+        if module.padding not in (0, (0, 0)) or module.ceil_mode:
+            return ""
+        if kind == "max":
+            return "max" if module.dilation in (1, (1, 1)) and not module.return_indices else ""
+        return "avg" if module.divisor_override is None else ""
+
+    def convolution(self, module: Any) -> bool:
+        return type(module) in _CONVOLUTIONS
+
+
+_PER_STEP = ("spikeprune.zoo.paper", "BatchNorm2dPerStep")
+_FUSING = SpikingJellyFusing()

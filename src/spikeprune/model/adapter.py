@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
+from spikeprune.model.fusing import Fusing
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,10 @@ class Adapter(abc.ABC):
     def derivative(self, neuron: nn.Module, u: Tensor) -> Tensor:
         """The surrogate's derivative at u = v_pre - v_threshold, from the neuron's own backward; same shape as u."""
         return surrogate_derivative(self.surrogate(neuron), u)
+
+    def fusing(self) -> Fusing | None:
+        """How `sp.fuse` may run these neurons in its kernel, None if it may not."""
+        return None
 
 
 class Mixed(Adapter):

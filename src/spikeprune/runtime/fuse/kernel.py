@@ -11,60 +11,19 @@ Shapes: T steps, N samples, C channels; y is [T * N, C, *space], or [N, C, *spac
 
 import ctypes
 import math
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spikeprune.runtime import native
+from spikeprune.runtime.fuse.call import Call, Neuron, Norm
+from spikeprune.runtime.fuse.reference import Recomputed, reference
 from spikeprune.runtime.structs import ELEMENTS, POOLS, SURROGATES, FuseStruct, pointer, run
 
 # Starting a thread costs some 20 microseconds; this many elements are worth one.
 _ELEMENTS_PER_THREAD = 1 << 16
-
-
-@dataclass(frozen=True)
-class Neuron:
-    """The neuron's numbers; v_start is its potential before the first step, unless a tensor is carried over."""
-
-    decay: float
-    gain: float
-    offset: float
-    v_threshold: float
-    reset_scale: float
-    reset_shift: float
-    surrogate: str
-    alpha: float
-    v_start: float = 0.0
-    strict: bool = False
-    smooth: bool = False
-    detach_reset: bool = False
-    # How decay, gain and offset move with the leak q of a neuron that learns it.
-    slopes: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-    def starting_at(self, v: float) -> "Neuron":
-        """The same neuron with another potential before the first step."""
-        return self if v == self.v_start else replace(self, v_start=v)
-
-
-@dataclass(frozen=True)
-class Norm:
-    """What BatchNorm divides by. mean and (biased) var are float64, [C], or [T, C] if each step has its own.
-
-    `batch` says that they are those of y itself, so that the gradient also runs through them.
-    """
-
-    mean: Tensor
-    var: Tensor
-    eps: float
-    batch: bool
-
-    @property
-    def per_step(self) -> bool:
-        return self.mean.dim() == 2
 
 
 def kernels(y: Tensor) -> ctypes.CDLL | None:
@@ -132,23 +91,6 @@ def statistics(y: Tensor, T: int, per_step: bool) -> tuple[Tensor, Tensor]:
     return (mean, var) if per_step else (mean[0], var[0])
 
 
-@dataclass
-class Call:
-    """One call of `fire`: what is not differentiated.
-
-    still: y is one step that drives all T. criticality: zeros [N, C] in float32, filled with the maximum over space of
-    the mean over T of the surrogate's derivative at h - v_threshold. pool: "max" or "avg" of the spikes over 2x2
-    positions, where `can_pool` says so.
-    """
-
-    T: int
-    neuron: Neuron
-    norm: Norm | None = None
-    still: bool = False
-    criticality: Tensor | None = None
-    pool: str = ""
-
-
 def can_pool(y: Tensor) -> bool:
     """Whether `fire` can pool the spikes that y leads to: even maps; for the kernel also channels last."""
     if y.dim() != 4 or y.shape[2] % 2 or y.shape[3] % 2:
@@ -173,7 +115,7 @@ def fire(
         v_start: potential carried over from an earlier call, [N, C, *space].
         leak: the scalar that a neuron with learned decay takes its decay from; its value stands in `call` already.
     """
-    way = _Recomputed if kernels(y) is None else _Fused
+    way = Recomputed if kernels(y) is None else _Fused
     return way.apply(y, weight, bias, v_start, leak, call)  # pyright: ignore[reportReturnType]
 
 
@@ -288,125 +230,4 @@ def _per_channel(sums: Tensor) -> Tensor:
     return sums.sum(0) if sums.dim() == 2 else sums
 
 
-class _Recomputed(torch.autograd.Function):
-    """The PyTorch way: `reference` without a graph, and once more with one in backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        y: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        v_start: Tensor | None,
-        leak: Tensor | None,
-        call: Call,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(y, weight, bias, v_start, leak)
-        ctx.call = call
-        ctx.set_materialize_grads(False)
-        return reference(y, call, weight, bias, v_start, leak)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g_spikes: Tensor | None, g_last: Tensor | None) -> Any:
-        with torch.enable_grad():
-            inputs: list[Any] = [
-                None if t is None else t.detach().requires_grad_(needed)
-                for t, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
-            ]
-            y, weight, bias, v_start, leak = inputs
-            call: Call = ctx.call
-            outputs = reference(y, replace(call, criticality=None), weight, bias, v_start, leak)
-        wanted = [t for t in inputs if t is not None and t.requires_grad]
-        pairs = [(o, g) for o, g in zip(outputs, (g_spikes, g_last), strict=True) if g is not None and o.requires_grad]
-        found = iter(
-            torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True)
-            if pairs
-            else [None] * len(wanted)
-        )
-        return (*(next(found) if t is not None and t.requires_grad else None for t in inputs), None)
-
-
-def reference(
-    y: Tensor,
-    call: Call,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    v_start: Tensor | None = None,
-    leak: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`fire` in plain PyTorch, differentiable as it stands; arguments as there."""
-    n = call.neuron
-    x = y if call.norm is None else normalised(y, call.T, call.norm, weight, bias)
-    steps = [x] * call.T if call.still else list(x.unflatten(0, (call.T, -1)))
-    wide = torch.float64 if y.dtype == torch.float64 else torch.float32
-    decay, gain, offset = n.decay, n.gain, n.offset
-    if leak is not None:  # linear in the leak, so value and slopes say everything
-        move = leak.to(wide) - leak.detach().to(wide)
-        decay, gain, offset = (a + b * move for a, b in zip((decay, gain, offset), n.slopes, strict=True))
-    v = torch.full_like(steps[0], n.v_start, dtype=wide) if v_start is None else v_start.to(wide)
-    spikes: list[Tensor] = []
-    near = torch.zeros_like(v)
-    for x_step in steps:
-        h = decay * v + (gain * x_step.to(wide) + offset)
-        u = h - n.v_threshold
-        s = curve(n, u) if n.smooth else _Step.apply(u, n)
-        if call.criticality is not None:
-            near += slope(n, u)
-        fired = s.detach() if n.detach_reset else s
-        v = fired * (n.reset_scale * h + n.reset_shift) + (1 - fired) * h
-        spikes.append(s.to(y.dtype))
-    if call.criticality is not None:
-        call.criticality.copy_((near / call.T).flatten(2).amax(-1) if near.dim() > 2 else near / call.T)
-    fired = torch.cat(spikes)
-    if call.pool:
-        fired = F.max_pool2d(fired, 2) if call.pool == "max" else F.avg_pool2d(fired, 2)
-    return fired, v.to(y.dtype)
-
-
-def normalised(y: Tensor, T: int, norm: Norm, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """BatchNorm of y by the given statistics, differentiable also through them if they are y's own."""
-    if norm.batch:
-        if norm.per_step:
-            steps = y.unflatten(0, (T, -1))
-            return torch.cat([F.batch_norm(s, None, None, weight, bias, True, 0.0, norm.eps) for s in steps])
-        return F.batch_norm(y, None, None, weight, bias, True, 0.0, norm.eps)
-    wide = torch.float64 if y.dtype == torch.float64 else torch.float32
-    return F.batch_norm(y, norm.mean.to(wide), norm.var.to(wide), weight, bias, False, 0.0, norm.eps)
-
-
-def slope(neuron: Neuron, u: Tensor) -> Tensor:
-    """The surrogate's derivative at u = h - v_threshold."""
-    a = neuron.alpha
-    if neuron.surrogate == "atan":
-        return a / 2 / (1 + (math.pi / 2 * a * u).square())
-    if neuron.surrogate == "sigmoid":
-        s = torch.sigmoid(a * u)
-        return a * s * (1 - s)
-    inside = a * (1 - torch.tanh(a * u).square()) / (2 * math.tanh(a / 2))
-    return inside.masked_fill(u.abs() > 0.5, 0.0)
-
-
-def curve(neuron: Neuron, u: Tensor) -> Tensor:
-    """The smooth function that `slope` is the derivative of, from 0 to 1."""
-    a = neuron.alpha
-    if neuron.surrogate == "atan":
-        return torch.atan(math.pi / 2 * a * u) / math.pi + 0.5
-    if neuron.surrogate == "sigmoid":
-        return torch.sigmoid(a * u)
-    return torch.tanh(a * u.clamp(-0.5, 0.5)) / (2 * math.tanh(a / 2)) + 0.5
-
-
-class _Step(torch.autograd.Function):
-    """1 where u reaches 0, with the surrogate's derivative in backward."""
-
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, neuron: Neuron) -> Tensor:
-        ctx.save_for_backward(u)
-        ctx.neuron = neuron
-        return (u > 0 if neuron.strict else u >= 0).to(u.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        (u,) = ctx.saved_tensors
-        return g * slope(ctx.neuron, u), None
+__all__ = ["POOLS", "SURROGATES", "Call", "Neuron", "Norm", "can_pool", "fire", "kernels", "reference", "statistics"]

@@ -15,7 +15,10 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_map
 
-from spikeprune.runtime.fuse.kernel import Norm, normalised, statistics
+from spikeprune.model.fusing import Fusing
+from spikeprune.runtime.fuse.call import Norm
+from spikeprune.runtime.fuse.kernel import statistics
+from spikeprune.runtime.fuse.reference import normalised
 
 
 @dataclass
@@ -27,6 +30,7 @@ class NormState:
 
     name: str
     per_step: bool
+    fusing: Fusing
     proven: bool = False
     neuron: str = ""
     shared: bool = False  # something besides the neuron reads the result

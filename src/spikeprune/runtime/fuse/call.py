@@ -1,0 +1,81 @@
+"""What one call of the fused function is told beside its tensors."""
+
+from dataclasses import dataclass, replace
+from functools import cache, partial
+
+from torch import Tensor
+
+from spikeprune.core.surrogate import Curve, atan, dspike, sigmoid
+from spikeprune.runtime.structs import SURROGATES
+
+_CURVES = {"atan": atan, "sigmoid": sigmoid, "clamped-tanh": partial(dspike, clamped=True)}
+assert tuple(_CURVES) == SURROGATES
+
+
+@cache
+def curve_of(surrogate: str, alpha: float) -> Curve:
+    """The surrogate that the kernel knows by this name."""
+    return _CURVES[surrogate](alpha)
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """The neuron's numbers; v_start is its potential before the first step, unless a tensor is carried over."""
+
+    decay: float
+    gain: float
+    offset: float
+    v_threshold: float
+    reset_scale: float
+    reset_shift: float
+    surrogate: str
+    alpha: float
+    v_start: float = 0.0
+    strict: bool = False
+    smooth: bool = False
+    detach_reset: bool = False
+    # How decay, gain and offset move with the leak q of a neuron that learns it.
+    slopes: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @property
+    def v_reset(self) -> float | None:
+        """What a hard reset puts, None for a soft one."""
+        return None if self.reset_scale else self.reset_shift
+
+    def starting_at(self, v: float) -> "Neuron":
+        """The same neuron with another potential before the first step."""
+        return self if v == self.v_start else replace(self, v_start=v)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What BatchNorm divides by. mean and (biased) var are float64, [C], or [T, C] if each step has its own.
+
+    `batch` says that they are those of y itself, so that the gradient also runs through them.
+    """
+
+    mean: Tensor
+    var: Tensor
+    eps: float
+    batch: bool
+
+    @property
+    def per_step(self) -> bool:
+        return self.mean.dim() == 2
+
+
+@dataclass
+class Call:
+    """One call of `fire`: what is not differentiated.
+
+    still: y is one step that drives all T. criticality: zeros [N, C] in float32, filled with the maximum over space of
+    the mean over T of the surrogate's derivative at h - v_threshold. pool: "max" or "avg" of the spikes over 2x2
+    positions, where `can_pool` says so.
+    """
+
+    T: int
+    neuron: Neuron
+    norm: Norm | None = None
+    still: bool = False
+    criticality: Tensor | None = None
+    pool: str = ""
