@@ -38,7 +38,7 @@ import spikeprune as sp  # noqa: E402
 SHORT = "--epochs 3 --model digits-conv --data.limit 260 --batch 32 --precision fp32 --baseline false"
 SMALL = SHORT.replace("--model digits-conv", "--model mlp")
 RUNS = {
-    "magnitude": SHORT,
+    "magnitude": f"{SHORT} --method magnitude",
     "magnitude, dense run too": f"{SHORT} --method magnitude --baseline true",
     "magnitude, uniform": f"{SHORT} --method magnitude --allocate uniform --sparsity 0.9",
     "magnitude, lamp, linear": f"{SHORT} --method magnitude --allocate lamp --prune.schedule linear",
@@ -236,17 +236,27 @@ def _network(name: str) -> tuple[nn.Module, Tensor]:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.2, 0.5)
-    model.train()
-    for _ in range(3):
-        model(x)
-        functional.reset_net(model)
-    return model.eval(), x
+            nn.init.uniform_(module.bias, 0.0, 0.8)
+    return _calibrated(model, x), x
+
+
+def _calibrated(model: nn.Module, x: Tensor) -> nn.Module:
+    """The model in eval mode, its normalisation by the statistics of this batch, so that the neurons fire."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()(x)
+    functional.reset_net(model)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
 
 
 def _sparse(name: str) -> tuple[nn.Module, Tensor, Mapping[str, Tensor]]:
     model, x = _network(name)
-    return model, x, sp.prune(model, "magnitude", sparsity=0.9)
+    masks = sp.prune(model, "magnitude", sparsity=0.7, allocate="uniform")
+    return _calibrated(model, x), x, masks
 
 
 def _compiled(name: str, precision: str) -> Callable[[], Entries]:
