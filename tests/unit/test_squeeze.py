@@ -191,6 +191,18 @@ def test_dropout_stays_off_while_statistics_are_measured():
     torch.testing.assert_close(net[5].running_mean, current.flatten(0, 1).mean(0))
 
 
+def test_the_table_tells_the_error_of_the_layer_outputs():
+    net = small_net()
+    before = weights_of(net)
+    out = sp.squeeze(net, batches(), 0.8, weighting="none", rows=10_000, statistics=False)
+    inputs = torch.cat([x for x, _ in batches()]).flatten(0, 1)
+    want = torch.nn.functional.conv2d(inputs, before["0.weight"], padding=1)
+    got = torch.nn.functional.conv2d(inputs, net[0].weight, padding=1)
+    error = float(((got - want).square().sum() / want.square().sum()).detach())
+    assert error > 1e-3
+    assert out.table()[0].error == pytest.approx(error, rel=1e-3)
+
+
 def test_given_masks_are_solved_for():
     net = small_net()
     masks = sp.prune(copy.deepcopy(net), "magnitude", 0.8)

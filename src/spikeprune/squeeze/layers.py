@@ -46,7 +46,7 @@ class LayerProblem:
     ) -> None:
         self.shape = weight.shape
         self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        self.dense = weight.detach().to(self.dtype).flatten(1)  # [O, I]
+        self.dense = weight.detach().to(self.dtype, copy=True).flatten(1)  # [O, I]; the parameter will be overwritten
         self.rows, self.solver, self.power, self.eps = rows, solver, power, eps
         self.shift = torch.zeros(len(self.dense), dtype=self.dtype, device=weight.device)
         self.seconds = 0.0

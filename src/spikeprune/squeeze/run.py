@@ -168,7 +168,7 @@ class Squeezing:
         self, problems: Mapping[str, LayerProblem], alive: dict[str, Tensor], wanted: Target
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         settings = self.settings
-        weights = {n: p.detach().to(problems[n].dtype) for n, p in self.network.parameters.items()}
+        weights = {n: problems[n].dense.view(p.shape) for n, p in self.network.parameters.items()}
         draw = noise({n: p.shape for n, p in weights.items()}, settings.seed) if settings.score == "random" else {}
         goals = path(size_of(alive, wanted), wanted.keep if wanted.cost is None else wanted.budget, settings.rounds)
         self.bar.begin("solving", len(goals) * len(problems))
@@ -194,7 +194,7 @@ class Squeezing:
 
     def _solve_all(self, problems: Mapping[str, LayerProblem], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self.bar.begin("solving", len(masks))
-        weights = {n: self.network.parameters[n].detach().to(problems[n].dtype) for n in masks}
+        weights = {n: problems[n].dense.view(m.shape) for n, m in masks.items()}
         return self._solved({n: problems[n] for n in masks}, weights, masks, last=True)
 
     def _solved(
