@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from spikeprune.methods.magnitude import Magnitude as Magnitude
     from spikeprune.methods.random import Random as Random
     from spikeprune.methods.registry import names as methods  # noqa: F401
+    from spikeprune.prune.held import hold as hold
+    from spikeprune.prune.held import load_packed as load_packed
+    from spikeprune.prune.held import save_packed as save_packed
     from spikeprune.prune.once import prune as prune
     from spikeprune.prune.pruner import Pruner as Pruner
     from spikeprune.runtime.compile import CompiledSNN as CompiledSNN
@@ -74,11 +77,14 @@ _PUBLIC = {
     "export_nir": "runtime.interchange",
     "export_onnx": "runtime.interchange",
     "fuse": "runtime.fuse",
+    "hold": "prune.held",
     "load": "runtime.compile",
+    "load_packed": "prune.held",
     "methods": "methods.registry:names",
     "model": "zoo:build",
     "models": "zoo:names",
     "prune": "prune.once",
+    "save_packed": "prune.held",
     "schedules": "core.schedule:names",
     "sensitivity": "count.sensitivity",
     "shrink": "shrink.shrink",

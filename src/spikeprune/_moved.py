@@ -39,6 +39,7 @@ MOVED = {
     "train.data.folder": "data.formats.folders",
     "train.data.idx": "data.formats.idx",
     "train.data.images": "data.formats.images",
+    "train.packed": "record.packed",
     "train.plan": "lab.recipe.plan",
     "train.recipe": "lab.recipe.recipe",
 }

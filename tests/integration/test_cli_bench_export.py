@@ -22,7 +22,7 @@ from spikeprune.lab.train.bench_run import _from_images
 from spikeprune.lab.train.finished import finished
 from spikeprune.lab.train.folder import read_safetensors
 from spikeprune.lab.train.network import connect
-from spikeprune.lab.train.packed import read_packed
+from spikeprune.record.packed import read_packed
 from spikeprune.runtime.compile import compile
 
 TINY = ["--epochs", "1", "--data.limit", "200", "--batch", "64", "--precision", "fp32", "--baseline", "false"]

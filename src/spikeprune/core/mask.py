@@ -6,6 +6,7 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from spikeprune.core.errors import InvalidValue, unknown
 
@@ -57,6 +58,26 @@ class Masks(Mapping[str, Tensor]):
         """1 - density."""
         return 1.0 - self.density
 
+    @torch.no_grad()
+    def apply_(self, model: Module) -> Module:
+        """Zeroes, in place, what these masks cut in a model of the same shape, such as an averaged copy.
+
+        A wrapper may stand around the model: parameter names may have a prefix, such as "module.".
+
+        Returns: the model.
+        Raises: UnknownName or InvalidValue if the masks are not of this network; then nothing is changed.
+        """
+        parameters = dict(model.named_parameters())
+        first = next(iter(self), "")
+        prefixes = {n.removesuffix(first) for n in parameters if n == first or n.endswith(f".{first}")}
+        fitting = [q for q in prefixes if all(f"{q}{name}" in parameters for name in self)]
+        prefix = fitting[0] if len(fitting) == 1 else ""
+        check_fit(self, {n.removeprefix(prefix): p for n, p in parameters.items()})
+        for name, mask in self.items():
+            value = parameters[prefix + name].data
+            value.masked_fill_(~mask.to(value.device), 0)  # a product would leave nan where the value is infinite
+        return model
+
     def __and__(self, other: Mapping[str, Tensor]) -> "Masks":
         return Masks({name: mask & _partner(name, mask, other) for name, mask in self.items()})
 
@@ -78,6 +99,18 @@ def _partner(name: str, mask: Tensor, other: Mapping[str, Tensor]) -> Tensor:
     if other[name].shape != mask.shape:
         raise InvalidValue(f"the masks of {name!r} differ in shape: {tuple(mask.shape)} and {tuple(other[name].shape)}")
     return other[name]
+
+
+def check_fit(masks: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+    """Raises: UnknownName or InvalidValue if a mask belongs to no parameter, or has another shape."""
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise unknown("parameter", name, parameters, "(masks are named as in model.named_parameters())")
+        if mask.shape != parameters[name].shape:
+            raise InvalidValue(
+                f"the mask of {name!r} has shape {tuple(mask.shape)}, the parameter {tuple(parameters[name].shape)}; "
+                "give the masks of this network"
+            )
 
 
 def pack(mask: Tensor) -> Tensor:

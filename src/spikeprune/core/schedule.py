@@ -8,7 +8,7 @@ As a regrow share the n-th stands at (n - 1) / (M - 1), so that the first one ha
 import abc
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from spikeprune.core.errors import InvalidValue
@@ -27,14 +27,26 @@ class MaskUpdate:
     kept: int | None
 
 
+@dataclass(frozen=True)
 class Schedule(abc.ABC):
-    """What all schedules share: fields `to`, `begin`, `end`, `every`, `initial`, and a curve over progress 0..1."""
+    """Abstract: when the mask updates are, and a curve over progress 0..1 that ends at `to`."""
 
     to: float
-    begin: int | None
-    end: int | None
-    every: int | None
-    initial: float
+    begin: int | None = 0
+    end: int | None = None
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def first(self) -> float:
+        """The value before the first mask update."""
+        return self.to
+
+    def since(self, sparsity: float) -> "Schedule":
+        """The same course from a sparsity that is there already: s_n = s_0 + (to - s_0) * (course from 0 to 1)."""
+        return self
 
     @abc.abstractmethod
     def at(self, progress: float) -> float:
@@ -74,8 +86,7 @@ class Schedule(abc.ABC):
 
 
 def _check(schedule: Schedule) -> None:
-    for name in ("to", "initial"):
-        value = getattr(schedule, name)
+    for name, value in (("to", schedule.to), ("initial", schedule.first)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
             hint = (
                 f"; for {value} % pass {value / 100:g}" if isinstance(value, (int, float)) and 1 < value < 100 else ""
@@ -92,22 +103,27 @@ def _check(schedule: Schedule) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Rising(Schedule):
+    """A schedule whose curve starts at `initial`. Abstract."""
+
+    initial: float = 0.0
+
+    @property
+    def first(self) -> float:
+        return self.initial
+
+    def since(self, sparsity: float) -> "Schedule":
+        return replace(self, initial=sparsity)
+
+
 @final
 @dataclass(frozen=True)
-class Cubic(Schedule):
+class Cubic(Rising):
     """s(p) = to + (initial - to) * (1 - p)^3: fast at first, gentle towards the end.
 
     Source: Zhu and Gupta 2017, arXiv:1710.01878, eq. 1.
     """
-
-    to: float
-    begin: int | None = 0
-    end: int | None = None
-    every: int | None = None
-    initial: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     def at(self, progress: float) -> float:
         return self.to if progress >= 1 else self.to + (self.initial - self.to) * (1 - progress) ** 3
@@ -115,17 +131,8 @@ class Cubic(Schedule):
 
 @final
 @dataclass(frozen=True)
-class Linear(Schedule):
+class Linear(Rising):
     """s(p) = initial + (to - initial) * p."""
-
-    to: float
-    begin: int | None = 0
-    end: int | None = None
-    every: int | None = None
-    initial: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     def at(self, progress: float) -> float:
         return self.to if progress >= 1 else self.initial + (self.to - self.initial) * progress
@@ -133,17 +140,8 @@ class Linear(Schedule):
 
 @final
 @dataclass(frozen=True)
-class Cosine(Schedule):
+class Cosine(Rising):
     """s(p) = to + (initial - to) * (1 + cos(pi p)) / 2."""
-
-    to: float
-    begin: int | None = 0
-    end: int | None = None
-    every: int | None = None
-    initial: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     def at(self, progress: float) -> float:
         return self.to if progress >= 1 else self.to + (self.initial - self.to) * (1 + math.cos(math.pi * progress)) / 2
@@ -151,20 +149,11 @@ class Cosine(Schedule):
 
 @final
 @dataclass(frozen=True)
-class Geometric(Schedule):
+class Geometric(Rising):
     """1 - s(p) = (1 - initial) * ((1 - to) / (1 - initial))^p: every mask update keeps the same share of what is alive.
 
     Source: Frankle and Carbin 2019, arXiv:1803.03635 (iterative pruning).
     """
-
-    to: float
-    begin: int | None = 0
-    end: int | None = None
-    every: int | None = None
-    initial: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     def at(self, progress: float) -> float:
         ratio = (1 - self.to) / (1 - self.initial)
@@ -176,16 +165,8 @@ class Geometric(Schedule):
 class Constant(Schedule):
     """s(p) = to at every mask update: a fixed sparsity, or a fixed regrow share."""
 
-    to: float
-    begin: int | None = 0
-    end: int | None = None
-    every: int | None = None
-
-    def __post_init__(self) -> None:
-        _check(self)
-
     @property
-    def initial(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def initial(self) -> float:
         """A constant starts where it ends."""
         return self.to
 
@@ -195,17 +176,8 @@ class Constant(Schedule):
 
 @final
 @dataclass(frozen=True)
-class OneShot(Schedule):
+class OneShot(Rising):
     """All at once: a single mask update at step begin + every (1 if not given)."""
-
-    to: float
-    begin: int | None = 0
-    end: int | None = None
-    every: int | None = None
-    initial: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     def steps(self) -> tuple[int, ...]:
         return ((self.begin or 0) + (self.every or 1),)
@@ -216,7 +188,7 @@ class OneShot(Schedule):
 
 @final
 @dataclass(frozen=True)
-class Until(Schedule):
+class Until(Rising):
     """s(p) = initial as long as p < until, then to: a regrow share that ends before the last mask updates.
 
     Args:
@@ -224,14 +196,11 @@ class Until(Schedule):
     """
 
     to: float = 0.0
-    begin: int | None = 0
-    end: int | None = None
-    every: int | None = None
     initial: float = 0.2
     until: float = 0.8
 
     def __post_init__(self) -> None:
-        _check(self)
+        super().__post_init__()
         if not 0 < self.until <= 1:
             raise InvalidValue(f"until must be a progress in (0, 1], got {self.until}; 0.8 ends at four fifths")
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from spikeprune.core import counts
-from spikeprune.core.errors import InvalidValue, MissingEvidence, unknown
+from spikeprune.core.errors import InvalidValue, MissingEvidence
+from spikeprune.core.mask import check_fit
 from spikeprune.model.adapter import Adapter, find_adapter
 from spikeprune.model.wrappers import eager
 
@@ -110,7 +111,7 @@ def count(model: nn.Module, data: Iterable[Any], masks: Mapping[str, Tensor] | N
         MissingEvidence if `data` is empty.
     """
     model = eager(model)
-    _check(model, masks)
+    check_fit(masks or {}, dict(model.named_parameters()))
     adapter = find_adapter(model)
     modules = {n: m for n, m in model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))}
     weights = {_name(model, module.weight, name): module.weight.detach() for name, module in modules.items()}
@@ -120,8 +121,10 @@ def count(model: nn.Module, data: Iterable[Any], masks: Mapping[str, Tensor] | N
     # Pruned channels mask biases and normalisation too, which are not weights.
     prunable = [mask for mask in (zeros if masks is None else masks).values() if mask.dim() > 1]
 
-    layers = {name: _Layer(module, masked.get(_name(model, module.weight, name))) for name, module in modules.items()}
-    neurons = {} if adapter is None else {n: _Neuron(m, adapter) for n, m in adapter.neurons(model).items()}
+    layers = {
+        name: LayerMeter(module, masked.get(_name(model, module.weight, name))) for name, module in modules.items()
+    }
+    neurons = {} if adapter is None else {n: NeuronMeter(m, adapter) for n, m in adapter.neurons(model).items()}
     samples = _run(model, data, adapter, layers, neurons)
 
     def packed(part: nn.Module) -> int:
@@ -152,7 +155,7 @@ def count(model: nn.Module, data: Iterable[Any], masks: Mapping[str, Tensor] | N
     )
 
 
-class _Layer:
+class LayerMeter:
     """Running counts of one Conv or Linear layer."""
 
     def __init__(self, module: _ConvNd | nn.Linear, mask: Tensor | None) -> None:
@@ -220,7 +223,7 @@ class _Layer:
         return Sides(side(0, self.alive.numel(), whole), side(1, int(self.alive.sum()), packed))
 
 
-class _Neuron:
+class NeuronMeter:
     """Running spike count of one neuron layer, and the batch size of its last call."""
 
     def __init__(self, module: nn.Module, adapter: Adapter) -> None:
@@ -248,8 +251,8 @@ def _run(
     model: nn.Module,
     data: Iterable[Any],
     adapter: Adapter | None,
-    layers: Mapping[str, _Layer],
-    neurons: Mapping[str, _Neuron],
+    layers: Mapping[str, LayerMeter],
+    neurons: Mapping[str, NeuronMeter],
 ) -> int:
     """Feeds the batches; returns the number of samples. Leaves no hook, no state and no changed mode behind."""
     modes = [(module, module.training) for module in model.modules()]
@@ -302,15 +305,3 @@ def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 def _name(model: nn.Module, parameter: Tensor, otherwise: str) -> str:
     """The parameter's name in the model; `otherwise` for a weight that is computed (parametrized)."""
     return next((name for name, p in model.named_parameters() if p is parameter), otherwise)
-
-
-def _check(model: nn.Module, masks: Mapping[str, Tensor] | None) -> None:
-    parameters = dict(model.named_parameters())
-    for name, mask in (masks or {}).items():
-        if name not in parameters:
-            raise unknown("parameter", name, parameters, "(masks are named as in model.named_parameters())")
-        if mask.shape != parameters[name].shape:
-            raise InvalidValue(
-                f"the mask of {name!r} has shape {tuple(mask.shape)}, the parameter {tuple(parameters[name].shape)}; "
-                "give the masks of this network"
-            )

@@ -49,7 +49,7 @@ class UpdatePlan:
         return cls(
             tuple(MaskUpdate(number, step, target, None) for number, (step, target) in pairs),
             method.regrowth().share if method.regrows else Constant(0.0),
-            schedule.initial,
+            schedule.first,
             method.observation().batches if method.needs & MEMBRANE else 0,
             method.regrows,
         )

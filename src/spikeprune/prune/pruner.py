@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeprune.core.allocate import kept
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import Masks, count
 from spikeprune.core.schedule import MaskUpdate, Schedule
@@ -19,6 +20,8 @@ from spikeprune.model.trace import Graph
 from spikeprune.model.wrappers import eager
 from spikeprune.prune.choices import Choices, method_of
 from spikeprune.prune.evidence import Observer
+from spikeprune.prune.follow import Follower
+from spikeprune.prune.given import Given, masks_of
 from spikeprune.prune.gradients import KeptGradients
 from spikeprune.prune.history import History
 from spikeprune.prune.plan import MEMBRANE, UpdatePlan
@@ -26,7 +29,7 @@ from spikeprune.prune.rewind import Rewind
 from spikeprune.prune.spaces.channels import Channels
 from spikeprune.prune.spaces.space import Parts, Space
 from spikeprune.prune.spaces.weights import Weights
-from spikeprune.prune.state import load_state, state_of
+from spikeprune.prune.state import load_state, read_state, state_of
 from spikeprune.prune.steps import Steps
 from spikeprune.prune.table import Table
 from spikeprune.prune.updater import Updater
@@ -59,6 +62,9 @@ class Pruner:
         seed: for methods that draw.
         start: "dense", or "random": begin with a random mask at the schedule's first sparsity, so that with a
             `Constant` schedule training is never dense; "erk": the same with layers as "erk" sizes them.
+        masks: masks of a network that is sparse already: "zeros", a mapping as `masks` has, or a masks.safetensors
+            path. Weights outside them become 0 at once and return only where the method regrows; the schedule runs
+            from their sparsity.
     Raises: InvalidValue or UnknownName (both ValueError or LookupError) for a bad setting, when the object is made.
     """
 
@@ -76,6 +82,7 @@ class Pruner:
         floor: float = 1,
         seed: int = 0,
         start: str = "dense",
+        masks: Given | None = None,
     ) -> None:
         self.method, self.schedule = method_of(method, schedule), schedule
         self.choices = Choices(allocate, pattern, budget, floor, seed, start)
@@ -92,12 +99,35 @@ class Pruner:
         self._history = History()
         rewind = None if self.method.rewinds == "never" else Rewind(inner, schedule.begin or 0)
         self._steps = Steps(self._updater, self._history, rewind, budget)
+        self._began: float | None = None
+        if masks is not None:
+            self.choices.check_given(self.method)
+            self._space.hold(masks_of(inner, masks))
+            parts.upkeep.hold()
+            self._begin(self.sparsity)
         if start != "dense" and isinstance(self._space, Weights):
-            self._space.start_random(schedule.initial, allocate if start == "random" else start, seed)
+            self._space.start_random(schedule.first, allocate if start == "random" else start, seed)
 
     def _learn(self, graph: Graph) -> None:
         """The model has been traced: now the space can tell its units."""
         self._space.learn(graph, self._plan.highest)
+        if self._began is not None and self.choices.by_channel:
+            self._begin(self.sparsity)  # which only now can be told
+
+    def _begin(self, sparsity: float) -> None:
+        """Lets the schedule run from the sparsity of given masks.
+
+        Raises: InvalidValue if it ends below that.
+        """
+        alive, keep = self.alive, kept(self.prunable, self.schedule.to)
+        if self.method.prunes and keep > alive:
+            raise InvalidValue(
+                f"the given masks keep {alive} of {self.prunable} (sparsity {sparsity:.4f}), fewer than the schedule's "
+                f"to={self.schedule.to:g} allows ({keep}); raise `to`, or pass sp.hold(model) to keep these zeros"
+            )
+        self._began = sparsity
+        self._plan = UpdatePlan.of(self.method, self.schedule.since(sparsity), self.choices.nm)
+        self._steps.plan = self._updater.plan = self._plan
 
     # ---- what it is -------------------------------------------------------------------------------------------
 
@@ -234,10 +264,24 @@ class Pruner:
         self._steps.keep_grads()
         self._steps.hold_grads()
 
+    def follow(self, copy: nn.Module) -> "Pruner":
+        """Keeps an averaged copy of the model (EMA, SWA) at the masks, until `finish`.
+
+        The copy is held after each of its own updates (`update_parameters` of torch's AveragedModel, `update` of
+        timm's), after each step, before it computes and before its state_dict is made.
+
+        Args: copy: a module with the model's parameters, or a wrapper around one.
+        Raises: InvalidValue or UnknownName if it is another network.
+        """
+        self._steps.followers.append(Follower(copy, lambda: self.masks))
+        return self
+
     def finish(self) -> None:
         """Takes every hook off. The model is an ordinary module whose pruned weights are exactly 0."""
         self._steps.detach()
         self._space.parts.upkeep.hold()
+        while self._steps.followers:
+            self._steps.followers.pop().finish()
 
     def observe(self, data: Iterable[Any] | None, loss: Callable[[Any, Any], Tensor] | None = None) -> None:
         """Shows the model batches outside of any training loop; `sp.prune` uses it. Nothing of the model changes.
@@ -263,11 +307,17 @@ class Pruner:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit; plain types and tensors, loads under `weights_only=True`."""
-        return state_of(self._steps, self.settings())
+        return state_of(self._steps, self.settings()) | ({} if self._began is None else {"began": self._began})
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
         """Takes up a saved state, before or after `attach`; weights outside the masks become 0.
 
         Raises: InvalidValue if the state was saved under other settings (unless `strict=False`) or is damaged.
         """
-        load_state(self._steps, state, self.settings(), strict=strict)
+        saved = read_state(state, self.settings(), self._space, strict=strict)
+        if (saved.began is None) != (self._began is None):
+            raise InvalidValue("only one of the Pruner and the saved pruner state began from masks=; make them alike")
+        if saved.began is not None:
+            self._began, self._steps.plan = saved.began, UpdatePlan.of(self.method, self.schedule.since(saved.began))
+            self._plan = self._updater.plan = self._steps.plan
+        load_state(self._steps, saved)

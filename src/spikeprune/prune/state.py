@@ -32,6 +32,7 @@ class Saved:
     space: Mapping[str, Any]
     memory: Memory
     rewind: Mapping[str, Any] | None
+    began: float | None
 
 
 def state_of(steps: Steps, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,19 +57,14 @@ def _packed(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: pack(m) for n, m in masks.items()}
 
 
-def load_state(steps: Steps, state: Mapping[str, Any], settings: Mapping[str, Any], *, strict: bool) -> None:
-    """Takes up a saved state; weights outside its masks become 0.
-
-    Args: settings: of the Pruner that takes it up.
-    Raises: InvalidValue if the state was saved under other settings (unless `strict` is False) or is damaged.
-    """
-    saved = read_state(state, settings, steps.space, strict=strict)
+def load_state(steps: Steps, saved: Saved) -> None:
+    """Takes up a state that was read; weights outside its masks become 0."""
     if steps.rewind is not None:
         steps.rewind.load_state_dict(saved.rewind or {})
     steps.done = saved.step
     steps.history.load(saved.rounds, saved.regrown, saved.ever_regrown)
     steps.updater.memory = saved.memory
-    steps.upkeep.set(saved.masks)
+    steps.space.hold(saved.masks)
     steps.space.load_state_dict(saved.space)
     steps.upkeep.hold()
     steps.hold_state()
@@ -103,6 +99,7 @@ def read_state(state: Mapping[str, Any], settings: Mapping[str, Any], space: Spa
             space=own,
             memory={kind: {n: v.to(device) for n, v in kept.items()} for kind, kept in state["memory"].items()},
             rewind=state["rewind"],
+            began=None if state.get("began") is None else float(state["began"]),
         )
     except InvalidValue:
         raise

@@ -11,6 +11,7 @@ from spikeprune.core.errors import MissingEvidence
 from spikeprune.core.mask import unchanged
 from spikeprune.core.schedule import MaskUpdate
 from spikeprune.methods.registry import name_of
+from spikeprune.prune.follow import Follower
 from spikeprune.prune.history import History
 from spikeprune.prune.rewind import Rewind
 from spikeprune.prune.updater import Updater
@@ -22,6 +23,7 @@ class Steps:
 
     Attributes:
         done: completed steps.
+        followers: averaged copies that keep to the masks.
         seconds: time spent here.
         full_gradients: of the last step: how many gradients of all weights, dead ones too, the method needed in it.
     """
@@ -32,6 +34,7 @@ class Steps:
         self.done = 0
         self.seconds = 0.0
         self.full_gradients = 0
+        self.followers: list[Follower] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     @property
@@ -136,6 +139,8 @@ class Steps:
             self.upkeep.after_step(closure=closure, clean=self.clean)
         else:
             self.make(update)
+        for follower in self.followers:
+            follower.hold()
         self.prepare()
 
     def _full_gradients(self) -> int:

@@ -7,7 +7,7 @@ import torch
 
 from spikeprune.lab.train.finished import Finished, finished
 from spikeprune.lab.train.folder import read_safetensors
-from spikeprune.lab.train.packed import write_packed
+from spikeprune.record.packed import write_packed
 from spikeprune.runtime.bench import flipped
 from spikeprune.runtime.compile import CompiledSNN, EnginePlan, compile
 from spikeprune.runtime.compile.compiled import Precision
@@ -75,7 +75,7 @@ def _difference(fp32: CompiledSNN, int16: CompiledSNN, x: torch.Tensor, opened: 
 
 
 def export_packed(run: str | Path, file: Path | None = None, root: str | None = None) -> tuple[Path, list[str]]:
-    """Write the weights that are alive and the masks as bits; see `spikeprune.lab.train.packed` for the format.
+    """Write the weights that are alive and the masks as bits; see `spikeprune.record.packed` for the format.
 
     A network whose channels were cut out is small as it is: it has no masks, and the metadata holds its `plan`.
 

@@ -159,6 +159,26 @@ class ChannelSpace:
                 result[group.name] = torch.zeros(group.channels).index_copy(0, place, found[weight].float().cpu())
         return result
 
+    def take(self, masks: Tensors) -> None:
+        """Takes the channels that masks of parameters keep.
+
+        Raises: InvalidValue if the masks cut single weights, or more than whole channels of these groups.
+        """
+        for group in self.groups:
+            for part in group.slices:
+                if part.role == "out" and part.tensor in masks and masks[part.tensor].dim() > 1:
+                    rows = masks[part.tensor].cpu().movedim(part.dim, 0).flatten(1).any(1)
+                    self.alive[group.name][part.channels[rows.nonzero().flatten()]] = True
+                    dead = part.channels[(~rows).nonzero().flatten()]
+                    self.alive[group.name][dead[dead >= 0]] = False
+        follow = self.masks()
+        wrong = next((n for n, m in masks.items() if not torch.equal(follow.get(n, torch.ones_like(m)), m)), None)
+        if wrong is not None:
+            raise InvalidValue(
+                f"the given mask of {wrong!r} does not cut whole channels of the groups that belong together; prune "
+                "single weights (pattern='weight'), or give the masks of a Pruner with this pattern"
+            )
+
     @torch.no_grad()
     def apply(self, outcome: Outcome) -> dict[str, Tensor]:
         """Cuts and brings back; keeps what was cut. Returns: the masks of the parameters afterwards."""
@@ -201,6 +221,7 @@ class Channels(Space):
         self._least: dict[str, int] = {}
         self._rates: dict[str, Tensor] = {}  # share of non-zero inputs, of cut channels as it was before
         self._cost: Cost | None = None
+        self._given: Tensors | None = None  # masks that came before the channels were known
         self._saved: Mapping[str, Any] | None = None  # a state that came before the channels were known
         parts.upkeep.set({})
 
@@ -248,6 +269,9 @@ class Channels(Space):
             self._cost = network_cost(self.parts.budget, space.groups, self.parts.model, graph, self._rates)
             if self.parts.budget != "synops":
                 self._check_cost(space, most)
+        if self._given is not None:
+            space.take(self._given)
+            self._given = None
         self._space = space
         self.parts.upkeep.set(space.masks())
         if self._saved is not None:
@@ -345,6 +369,10 @@ class Channels(Space):
 
     def unpacked(self, bits: Tensors, state: Mapping[str, Any]) -> dict[str, Tensor]:
         return {n: unpack(b.cpu(), tuple(state["alive"][n].shape)) for n, b in bits.items()}
+
+    def hold(self, masks: Tensors) -> None:
+        self._given = dict(masks) if self._space is None else None
+        self.parts.upkeep.set(dict(masks))
 
     def held(self, bits: Tensors) -> dict[str, Tensor]:
         named = {n: self.parts.model.get_parameter(n) for n in bits}

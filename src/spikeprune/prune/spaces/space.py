@@ -123,6 +123,10 @@ class Space(abc.ABC):
         """Packed masks of units as masks; `state` is the space's own, saved beside them."""
 
     @abc.abstractmethod
+    def hold(self, masks: Tensors) -> None:
+        """Takes masks of parameters; the weights follow with the upkeep."""
+
+    @abc.abstractmethod
     def held(self, bits: Tensors) -> dict[str, Tensor]:
         """Packed masks of all parameters that are held, as masks."""
 

@@ -33,12 +33,13 @@ class Weights(Space):
         self.fixed: dict[str, Tensor] = {}
         self._least = allocation.floors(parts.parameters, parts.floor)
         self._last: dict[str, Tensor] = {}  # values that dead weights had when they were cut, for start_value="last"
-        self.hold({n: torch.ones_like(p, dtype=torch.bool) for n, p in parts.parameters.items()})
+        self.hold({})
 
     def hold(self, masks: Tensors) -> None:
-        """Takes masks: those of the parameters that may be pruned, and others, which stay as they are from now on."""
-        self.fixed = {n: m for n, m in masks.items() if n not in self.parts.parameters}
-        self._set(masks)
+        """Takes masks: those of prunable parameters, and others, which stay as they are. No mask: all alive."""
+        whole = {n: torch.ones_like(p, dtype=torch.bool) for n, p in self.parts.parameters.items()}
+        self.fixed = {n: m for n, m in masks.items() if n not in whole}
+        self._set(whole | dict(masks))
 
     def _set(self, masks: Tensors) -> None:
         self.parts.upkeep.set({n: masks[n] for n in self.parts.parameters} | self.fixed)
@@ -144,5 +145,5 @@ class Weights(Space):
 
     def held(self, bits: Tensors) -> dict[str, Tensor]:
         device = next(iter(self.parts.parameters.values())).device
-        names = [*self.parts.parameters, *(n for n in bits if n not in self.parts.parameters)]
+        names = [*self.parts.parameters, *self.fixed]
         return {n: unpack(bits[n].to(device), tuple(self.parts.model.get_parameter(n).shape)) for n in names}

@@ -38,7 +38,10 @@ def write_packed(
     tensors: dict[str, Tensor] = {}
     for name, mask in masks.items():
         if name not in state or state[name].shape != mask.shape or bool(state[name][~mask].any()):
-            raise UserError(f"the mask of {name!r} does not fit the network's weights; restore the files or run again")
+            raise UserError(
+                f"the mask of {name!r} does not fit the network's weights; call masks.apply_(model) first, or restore "
+                "the files or run again"
+            )
         tensors |= {f"{name}.mask": pack(mask), f"{name}.values": state[name][mask]}
     tensors |= {name: value.detach().clone().contiguous() for name, value in state.items() if name not in masks}
     shapes = json.dumps({name: list(mask.shape) for name, mask in masks.items()})
