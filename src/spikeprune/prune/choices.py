@@ -62,8 +62,8 @@ class Choices:
         """Raises: InvalidValue where training cannot start from given masks."""
         if self.start != "dense" or self.nm is not None or self.budget != "weights" or method.acts:
             raise InvalidValue(
-                "masks= takes start='dense', budget='weights', no n:m pattern and a method that leaves zeros alone, not "
-                f"one that acts in each step; got {self.start!r}, {self.budget!r}, {self.pattern!r}, {name_of(method)}"
+                "masks= takes start='dense', budget='weights', no n:m pattern and a method that leaves zeros alone "
+                f"between mask updates; got {self.start!r}, {self.budget!r}, {self.pattern!r}, {name_of(method)}"
             )
 
     def check(self, method: Method) -> None:
