@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from spikeprune.squeeze.table import Squeezed as Squeezed
     from spikeprune.zoo import build as model  # noqa: F401
     from spikeprune.zoo import names as models  # noqa: F401
+    from spikeprune.zoo.pretrained import pretrained as pretrained
 
 __version__ = "0.1.0"
 
@@ -83,6 +84,7 @@ _PUBLIC = {
     "methods": "methods.registry:names",
     "model": "zoo:build",
     "models": "zoo:names",
+    "pretrained": "zoo.pretrained",
     "prune": "prune.once",
     "save_packed": "prune.held",
     "schedules": "core.schedule:names",

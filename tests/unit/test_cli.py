@@ -79,7 +79,7 @@ def test_list_prints_names_and_json(capsys):
     assert {"criticality", "magnitude", "random", "gradient", "dense"} <= set(out)
     status, out, _ = ends(capsys, "list", "--json")
     listed = json.loads("\n".join(out))
-    assert set(listed) == {"methods", "models", "datasets", "recipes"}
+    assert set(listed) == {"methods", "models", "datasets", "recipes", "pretrained"}
     assert {"digits", "fashion", "paper-vgg16-cifar100", "paper-resnet19-tiny"} <= set(listed["recipes"])
     assert all(names == sorted(names) for names in listed.values())
 

@@ -1,4 +1,4 @@
-"""List methods, models, datasets or recipes."""
+"""List methods, models, datasets, recipes or networks that come trained."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ def main(arguments: Sequence[str]) -> int:
     form.add_argument("--markdown", action="store_true", help="of methods: the page docs/methods.md")
     options = parser.parse_args(arguments)
     if options.kind not in (None, *_KINDS):
-        raise unknown("list", options.kind, _KINDS, "(methods, models, datasets or recipes)")
+        raise unknown("list", options.kind, _KINDS, "(methods, models, datasets, recipes or pretrained)")
     if options.markdown:
         return _page(options.kind)
     kinds = [options.kind] if options.kind else list(_KINDS)
@@ -63,9 +63,16 @@ def _recipes() -> list[str]:
     return shipped()
 
 
+def _pretrained() -> list[str]:
+    from spikeprune.zoo.pretrained import names
+
+    return names()
+
+
 _KINDS: dict[str, Callable[[], list[str]]] = {
     "methods": _methods,
     "models": _models,
     "datasets": _datasets,
     "recipes": _recipes,
+    "pretrained": _pretrained,
 }
