@@ -464,6 +464,49 @@ def test_snntorch_and_norse():
         assert all(torch.equal(v, once[n]) for n, v in net.state_dict().items())
 
 
+class Step(torch.autograd.Function):
+    """A spike function as users write it."""
+
+    @staticmethod
+    def forward(ctx, u):
+        ctx.save_for_backward(u)
+        return (u > 0).to(u)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (u,) = ctx.saved_tensors
+        return grad / (1 + 10 * u.abs()) ** 2
+
+
+def test_spike_functions_of_the_users_own():
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.head = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(4 * SIZE * SIZE, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            v, outs = 0.0, []
+            for step in x:
+                v = 0.5 * v + self.conv(step)
+                spike = Step.apply(v - 1.0)
+                v = v * (1 - spike)
+                outs.append(self.head(spike.flatten(1)))
+            return torch.stack(outs).mean(0)
+
+    net = louder(Own())
+    out = sp.squeeze(net, batches(), 0.7)
+    assert {row.name: row.note for row in out.table()}["conv.weight"] == ""
+    assert len(out.agreement) == 1
+    once = weights_of(net)
+    sp.squeeze(net, batches(), 0.7)
+    assert same(net, once)
+    # The rows weigh by the user's own derivative: without weighting another solution comes out.
+    plain = louder(Own())
+    sp.squeeze(plain, batches(), masks=out.masks, weighting="none")
+    assert not torch.allclose(plain.conv.weight, net.conv.weight)
+
+
 # ---- what is refused, and what is warned about ----------------------------------------------------------------
 
 
@@ -538,7 +581,7 @@ def test_a_broken_network_is_refused():
 
 
 def test_a_network_without_neurons():
-    with pytest.raises(InvalidValue, match=r"no spiking neuron .* weighting='none'"):
+    with pytest.raises(InvalidValue, match=r"no spiking neuron was found.* weighting='none'"):
         sp.squeeze(mlp(), [torch.rand(64, 5)], 0.5)
     net = mlp()
     out = sp.squeeze(net, [torch.rand(64, 5)], 0.5, weighting="none")

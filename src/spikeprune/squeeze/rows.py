@@ -7,6 +7,7 @@ without bias.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -18,9 +19,11 @@ from torch.nn.modules.conv import _ConvNd
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.statistic import as_channels, spread
 from spikeprune.model.adapter import Adapter
+from spikeprune.model.discover import SpikeNeuron
 from spikeprune.model.examples import undisturbed
 from spikeprune.model.pairing import Pairing
 from spikeprune.model.trace import Graph
+from spikeprune.squeeze.ear import Hidden
 
 Derivative = Callable[[nn.Module, Tensor], Tensor]
 
@@ -161,6 +164,20 @@ class _Source:
 
 
 @final
+@dataclass(frozen=True)
+class _Potential:
+    """One time step `t` of a neuron's call over so many `steps`: u = v_pre - v_threshold, [N, C, *space].
+
+    Where `neuron` is None, `u` holds the derivative already.
+    """
+
+    neuron: nn.Module | None
+    u: Tensor
+    t: int
+    steps: int
+
+
+@final
 class Drawing:
     """Hooks that draw rows while they are on the model.
 
@@ -187,7 +204,9 @@ class Drawing:
         self._by_neuron: dict[nn.Module, list[_Source]] = {}
         for number, (name, used) in enumerate(layers.items()):
             pairing = pairs.get(name)
-            neuron = modules.get(pairing.neuron or "") if pairing is not None and pairing.neuron is not None else None
+            neuron = None
+            if pairing is not None and pairing.neuron is not None:
+                neuron = modules.get(pairing.neuron) if pairing.found is None else pairing.found
             outputs = int(used[0].weight.shape[0])  # type: ignore[union-attr]
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
             source = _Source(used, outputs, shares[name], generator, None)
@@ -202,13 +221,15 @@ class Drawing:
                 self._by_neuron.setdefault(neuron, []).append(source)
             self.sources[name] = source
         self._handles: list[Any] = []
+        self.hidden: Hidden = nullcontext
 
     def __enter__(self) -> "Drawing":
         for source in self.sources.values():
             for module in source.modules:
                 self._handles.append(module.register_forward_hook(self._layer(source), with_kwargs=True))
         for neuron in self._by_neuron:
-            self._handles.append(neuron.register_forward_pre_hook(self._neuron, with_kwargs=True))
+            if not isinstance(neuron, SpikeNeuron):
+                self._handles.append(neuron.register_forward_pre_hook(self._neuron, with_kwargs=True))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -233,44 +254,66 @@ class Drawing:
 
     def _neuron(self, neuron: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         args = (*args, *kwargs.values())  # a state may be passed by name: lif(x, mem=mem)
-        waiting = [s for s in self._by_neuron[neuron] if s.neuron is not None and any(len(c.index) for c in s.open)]
-        for source in self._by_neuron[neuron]:
-            for call in source.open:
-                call.steps += 1  # also where no row was drawn, so that the call is known to be over
+        waiting = self._waiting(neuron)
         if not waiting:
             return
         assert self.adapter is not None
-        with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False), self.hidden():
             steps = args[0].shape[0] if self.adapter.multi_step(neuron) else 1
             for t, u in enumerate(self.adapter.drive(neuron, args)):
-                for source in waiting:
-                    for call in source.open:
-                        if source.neuron is not None and len(call.index):
-                            self._gather(source, call, neuron, u.float(), t, steps)
+                for source, call in waiting:
+                    self._gather(source, call, _Potential(neuron, u.float(), t, steps))
 
-    def _gather(self, source: _Source, call: _Call, neuron: nn.Module, u: Tensor, t: int, steps: int) -> None:
-        """Adds the derivative at a call's rows, for time step t of a neuron's call over so many `steps`."""
+    def hear(self, neuron: SpikeNeuron) -> None:
+        """A spike function was called, which is no module's forward."""
+        waiting = self._waiting(neuron) if neuron in self._by_neuron and neuron.call is not None else []
+        if not waiting:
+            return
+        assert neuron.call is not None
+        assert self.derivative is not None
+        with torch.no_grad(), torch.autocast(neuron.call.u.device.type, enabled=False):
+            # Its other arguments need not fit single rows, so the whole map goes through it.
+            slope = self.derivative(neuron, neuron.call.u.detach())
+            for source, call in waiting:
+                whole = neuron.calls == 1 and slope.ndim == source.modules[0].weight.ndim + 1  # type: ignore[union-attr]
+                whole |= neuron.calls == 1 and isinstance(source.modules[0], nn.Linear) and slope.ndim == 3
+                at = slope.flatten(0, 1) if whole else slope
+                self._gather(source, call, _Potential(None, at.float(), 0, 1))
+
+    def _waiting(self, neuron: nn.Module) -> list[tuple[_Source, _Call]]:
+        """The calls of layers that this call of their neuron belongs to."""
+        waiting: list[tuple[_Source, _Call]] = []
+        for source in self._by_neuron[neuron]:
+            for call in source.open:
+                call.steps += 1  # also where no row was drawn, so that the call is known to be over
+                if source.neuron is not None and len(call.index):
+                    waiting.append((source, call))
+        return waiting
+
+    def _gather(self, source: _Source, call: _Call, at: _Potential) -> None:
+        """Adds the derivative at a call's rows."""
         assert self.derivative is not None
         last = isinstance(source.modules[0], nn.Linear)
         try:
-            value = as_channels(u, source.outputs, last=last)
+            value = as_channels(at.u, source.outputs, last=last)
             pooled = not last and value.ndim > 2 and tuple(value.shape[2:]) != call.space
             if pooled:  # every position of a window reaches the neuron
-                value = spread(self.derivative(neuron, value), (*value.shape[:2], *call.space))
+                slope = value if at.neuron is None else self.derivative(at.neuron, value)
+                value = spread(slope, (*value.shape[:2], *call.space))
         except InvalidValue:
-            source.lose(f"the shape of its neuron, {tuple(u.shape)}, does not show its channels")
+            source.lose(f"the shape of its neuron, {tuple(at.u.shape)}, does not show its channels")
             return
         flat = value.movedim(1, -1).reshape(-1, source.outputs)
-        if call.rows == steps * len(flat):
-            own = (call.index // len(flat) == t).nonzero().flatten()
+        if call.rows == at.steps * len(flat):
+            own = (call.index // len(flat) == at.t).nonzero().flatten()
         elif call.rows == len(flat):  # the layer ran once for all time steps
             own = torch.arange(len(call.index), device=flat.device)
         else:
             source.lose(f"its {call.rows} rows do not match {len(flat)} positions of its neuron")
             return
         found = flat[call.index[own] % len(flat)]
-        if not pooled:
-            found = self.derivative(neuron, found)
+        if not pooled and at.neuron is not None:
+            found = self.derivative(at.neuron, found)
         if call.c is None:
             call.c = flat.new_zeros(len(call.index), source.outputs)
         call.c.index_add_(0, own, found)
@@ -287,9 +330,18 @@ class Drawing:
 
 
 def collect(
-    model: nn.Module, adapter: Adapter | None, batches: Iterable[Tensor], drawing: Drawing
-) -> dict[str, Rows]:  # fmt: skip
-    """Runs the batches with the hooks of `drawing` on and returns what was drawn. Nothing of the model changes."""
+    model: nn.Module,
+    adapter: Adapter | None,
+    batches: Iterable[Tensor],
+    drawing: Drawing,
+    hidden: Hidden = nullcontext,
+) -> dict[str, Rows]:
+    """Runs the batches with the hooks of `drawing` on and returns what was drawn. Nothing of the model changes.
+
+    Args:
+        hidden: what hides computations of our own from a watch over the forward, if there is one.
+    """
+    drawing.hidden = hidden
     with torch.no_grad(), drawing:
         for x in batches:
             with undisturbed(model, adapter):

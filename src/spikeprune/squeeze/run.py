@@ -14,10 +14,12 @@ from spikeprune.core.mask import Masks
 from spikeprune.core.surrogate import curve_named
 from spikeprune.count.costs import InputRates
 from spikeprune.model.adapter import Adapter
+from spikeprune.model.discover import NOT_FOUND, Discovered, SpikeNeuron
 from spikeprune.model.prunable import prunable
 from spikeprune.prune.pattern import nm_pattern
 from spikeprune.prune.update import Target
 from spikeprune.squeeze.batches import Batches, first_images
+from spikeprune.squeeze.ear import heard
 from spikeprune.squeeze.goals import given_masks, is_met, size_of, target
 from spikeprune.squeeze.layers import LayerProblem
 from spikeprune.squeeze.network import Network, norm_behind, read
@@ -26,7 +28,7 @@ from spikeprune.squeeze.rows import Drawing, Rows, collect, is_solvable, rows_pe
 from spikeprune.squeeze.select import Quantities, comparable, cut, noise, path, score
 from spikeprune.squeeze.settings import SqueezeSettings
 from spikeprune.squeeze.solve import Solver
-from spikeprune.squeeze.statistics import Spikes, evaluating, measure_again, norms, spikes_kept, watch_spikes
+from spikeprune.squeeze.statistics import SpikeKeeper, Spikes, evaluating, measure_again, norms, watch_spikes
 from spikeprune.squeeze.table import Squeezed, SqueezedLayer, SqueezedNeuron
 
 
@@ -49,9 +51,20 @@ class Squeezing:
             )
         self.batches: Batches = first_images(data, settings.images, model, adapter)
         self.network: Network = read(model, adapter, parameters, self.batches.inputs[0])
+        self._check_neurons()
         self.rates: dict[str, Tensor] = {}  # share of non-zero inputs, for a budget of synaptic operations
         self.before = Spikes({})
         self._clock("reading the model")
+
+    def _check_neurons(self) -> None:
+        network, settings = self.network, self.settings
+        known = network.adapter is not None and network.adapter.neurons(network.model)
+        asked = settings.weighting == "criticality" or settings.score == "critical"
+        if asked and not known and not network.graph.spikes:
+            raise InvalidValue(
+                f"{NOT_FOUND.partition(':')[0]}, so nothing tells which errors flip a spike; register an adapter "
+                "(spikeprune.integrations.register_adapter), or squeeze an ordinary network with weighting='none'"
+            )
 
     def _clock(self, phase: str) -> None:
         self.phases[phase] = time.perf_counter() - self.started - sum(self.phases.values())
@@ -84,7 +97,8 @@ class Squeezing:
         return target(self.network, self.settings, self.settings.sparsity, self.rates)
 
     def _unchanged(self, masks: Mapping[str, Tensor]) -> Squeezed:
-        spikes = watch_spikes(self.network.model, self.network.adapter, self.batches.inputs)
+        network = self.network
+        spikes = watch_spikes(network.model, network.adapter, network.graph, self.batches.inputs)
         layers = [
             SqueezedLayer(n, m.numel(), int(m.sum()), self._feeds(n), 0, None, 0.0, "as it was")
             for n, m in masks.items()
@@ -101,22 +115,29 @@ class Squeezing:
         per_forward = rows_per_forward(network.graph, outputs)
         first = self.batches.inputs[0].numel()
         scale = sum(x.numel() for x in self.batches.inputs) / max(first, 1)
-        layers = {n: m for n, m in network.layers.items() if n in per_forward and all(map(is_solvable, m))}
+        layers = {n: m for n, m in network.layers.items() if m and n in per_forward and all(map(is_solvable, m))}
         shares = {n: min(1.0, settings.rows / (per_forward[n] * scale)) for n in layers}
         drawing = Drawing(
             network.model, network.adapter, layers, network.pairs, shares, self._derivative(), settings.seed
         )
-        calls: dict[str, list[tuple[Tensor, int]]] = {}
+        keeper = SpikeKeeper(network.model, network.adapter, network.graph)
+
+        def hear(neuron: SpikeNeuron) -> None:
+            drawing.hear(neuron)
+            keeper.hear(neuron)
+
         meter = InputRates(network.model) if settings.budget == "synops" else None
         try:
-            with evaluating(network.model), spikes_kept(network.model, network.adapter, calls):
-                drawn = collect(network.model, network.adapter, self.bar.over(self.batches.inputs, "looking"), drawing)
+            watched = heard(network.model, network.adapter, network.graph, hear)
+            with evaluating(network.model), keeper, watched as hidden:
+                batches = self.bar.over(self.batches.inputs, "looking")
+                drawn = collect(network.model, network.adapter, batches, drawing, hidden)
         finally:
             if meter is not None:
                 meter.remove()
         if meter is not None:
             self.rates = meter.rates(lambda tensor: tensor)
-        self.before = Spikes(calls)
+        self.before = Spikes(keeper.calls)
         self._clock("drawing rows")
         return self._problems(drawn)
 
@@ -125,7 +146,9 @@ class Squeezing:
         if adapter is None or (settings.weighting == "none" and settings.score != "critical"):
             return None
         if settings.surrogate is None:
-            return adapter.derivative
+            return lambda neuron, u: (Discovered() if isinstance(neuron, SpikeNeuron) else adapter).derivative(
+                neuron, u
+            )
         curve = curve_named(settings.surrogate).derivative
         return lambda _, u: curve(u)
 
@@ -239,7 +262,9 @@ class Squeezing:
             measure_again(network.model, network.adapter, self.bar.over(self.batches.inputs, "statistics"))
             self._clock("statistics")
         torch.manual_seed(self.settings.seed)
-        after = watch_spikes(network.model, network.adapter, self.bar.over(self.batches.inputs, "comparing"))
+        after = watch_spikes(
+            network.model, network.adapter, network.graph, self.bar.over(self.batches.inputs, "comparing")
+        )
         self._clock("comparing")
         layers = [self._layer(n, m, problems[n], weights[n]) for n, m in masks.items()]
         return self._result(masks, layers, self.before, after)

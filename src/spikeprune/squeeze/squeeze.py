@@ -6,8 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import find_adapter
+from spikeprune.model.discover import Discovered
 from spikeprune.model.prunable import Names
 from spikeprune.model.wrappers import eager
 from spikeprune.squeeze.network import unharmed
@@ -62,8 +62,8 @@ def squeeze(
     that are exactly 0 are never revived. Interrupted or refused: the model is bit for bit as it was.
 
     Args:
-        model: SpikingJelly, snnTorch, Norse, or neurons with an adapter of your own. It runs in eval mode, its modes
-            come back.
+        model: SpikingJelly, snnTorch, Norse, neurons with an adapter of your own, or spike functions, which are found.
+            It runs in eval mode, its modes come back.
         data: an iterable of inputs or (input, target) pairs, such as a DataLoader, or one tensor, which is one batch.
             Fed as they are; the membrane state is reset before each batch. Targets are never used, unless `tolerance`
             asks for accuracy. Give training images, never test images.
@@ -103,12 +103,7 @@ def squeeze(
     settings = SqueezeSettings(**{k: v for k, v in given.items() if k not in ("model", "data")})
     inner = eager(model)
     devices = {p.device for p in inner.parameters() if p.device.type == "cuda"}
-    adapter = find_adapter(inner)
-    if adapter is None and (settings.weighting == "criticality" or settings.score == "critical"):
-        raise InvalidValue(
-            f"{type(inner).__name__} has no spiking neuron that is known here, so nothing tells which errors "
-            "flip a spike; register an adapter, or squeeze it as an ordinary network with weighting='none'"
-        )
+    adapter = find_adapter(inner) or Discovered()
     with torch.random.fork_rng(devices=list(devices)), unharmed(inner, adapter), progress_bar(progress) as bar:
         torch.manual_seed(seed)
         return Squeezing(inner, adapter, data, settings, bar).run()

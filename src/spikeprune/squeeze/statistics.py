@@ -11,6 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import pack
 from spikeprune.model.adapter import Adapter
+from spikeprune.model.discover import SpikeNeuron
+from spikeprune.model.examples import undisturbed
+from spikeprune.model.trace import Graph
+from spikeprune.squeeze.ear import heard
 
 
 def norms(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -44,13 +48,16 @@ def measure_again(model: nn.Module, adapter: Adapter | None, batches: Iterable[T
         return 0
     before = {n: None if m.num_batches_tracked is None else m.num_batches_tracked.clone() for n, m in layers.items()}
     momenta = {n: m.momentum for n, m in layers.items()}
+    states = None if adapter is None else adapter.states(model)
     hooks = [m.register_forward_pre_hook(_Weighting(n)) for n, m in layers.items()]
     try:
         with evaluating(model):
             for layer in layers.values():
                 layer.train()
             for x in batches:
-                _reset(model, adapter)
+                if adapter is not None:
+                    adapter.restore(model, states)
+                    adapter.reset(model)
                 model(x)
     finally:
         for hook in hooks:
@@ -59,7 +66,8 @@ def measure_again(model: nn.Module, adapter: Adapter | None, batches: Iterable[T
             layer.momentum = momenta[name]
             if before[name] is not None and layer.num_batches_tracked is not None:
                 layer.num_batches_tracked.copy_(before[name])  # type: ignore[arg-type]
-        _reset(model, adapter)
+        if adapter is not None:
+            adapter.restore(model, states)
     return len(layers)
 
 
@@ -82,14 +90,9 @@ class _Weighting:
         layer.momentum = values / self.seen  # type: ignore[assignment]
 
 
-def _reset(model: nn.Module, adapter: Adapter | None) -> None:
-    if adapter is not None:
-        adapter.reset(model)
-
-
 @final
 class Spikes:
-    """The spikes of every neuron on the data, as bits; `None` entries of a neuron's calls never occur."""
+    """The spikes of every neuron on the data: neuron name -> (bits, how many values) of each of its calls."""
 
     def __init__(self, calls: Mapping[str, list[tuple[Tensor, int]]]) -> None:
         self.calls = calls
@@ -120,37 +123,45 @@ def _ones(bits: Tensor) -> int:
 
 
 @torch.no_grad()
-def watch_spikes(model: nn.Module, adapter: Adapter | None, batches: Iterable[Tensor]) -> Spikes:
+def watch_spikes(model: nn.Module, adapter: Adapter | None, graph: Graph, batches: Iterable[Tensor]) -> Spikes:
     """Runs the batches in eval mode and keeps where each neuron fired."""
-    calls: dict[str, list[tuple[Tensor, int]]] = {}
-    with evaluating(model), spikes_kept(model, adapter, calls):
+    keeper = SpikeKeeper(model, adapter, graph)
+    with evaluating(model), keeper, heard(model, adapter, graph, keeper.hear):
         for x in batches:
-            _reset(model, adapter)
-            model(x)
-    _reset(model, adapter)
-    return Spikes(calls)
+            with undisturbed(model, adapter):
+                model(x)
+    return Spikes(keeper.calls)
 
 
-@contextmanager
-def spikes_kept(
-    model: nn.Module, adapter: Adapter | None, calls: dict[str, list[tuple[Tensor, int]]]
-) -> Generator[None]:
-    """Puts the bits of every neuron's output into `calls` while it is open."""
-    neurons = {} if adapter is None else adapter.neurons(model)
+@final
+class SpikeKeeper:
+    """Keeps the bits of every neuron's output while it is open; `hear` is told of those that are no modules."""
 
-    def keeper(name: str) -> Any:
+    def __init__(self, model: nn.Module, adapter: Adapter | None, graph: Graph) -> None:
+        self.neurons = {} if adapter is None else adapter.neurons(model)
+        self.calls: dict[str, list[tuple[Tensor, int]]] = {n: [] for n in (*self.neurons, *graph.spikes)}
+        self._names: dict[nn.Module, str] = {neuron: n for n, neuron in graph.spikes.items()}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> "SpikeKeeper":
+        self._handles = [neuron.register_forward_hook(self._keeper(n)) for n, neuron in self.neurons.items()]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _keeper(self, name: str) -> Any:
         def keep(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            spikes = output[0] if isinstance(output, tuple) else output
-            with torch._C.DisableTorchFunction():
-                calls[name].append((pack(spikes.detach() != 0), spikes.numel()))
+            self._keep(name, output[0] if isinstance(output, tuple) else output)
 
         return keep
 
-    for name in neurons:
-        calls.setdefault(name, [])
-    hooks = [neuron.register_forward_hook(keeper(name)) for name, neuron in neurons.items()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    def _keep(self, name: str, spikes: Tensor) -> None:
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            self.calls[name].append((pack(spikes.detach() != 0), spikes.numel()))
+
+    def hear(self, neuron: SpikeNeuron) -> None:
+        """Keeps the spikes of a call of a found spike function."""
+        if neuron in self._names and neuron.call is not None:
+            self._keep(self._names[neuron], neuron.call(neuron.call.u))
