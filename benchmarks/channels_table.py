@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from spikeprune.lab.recipe.recipe import load
+from spikeprune.lab.recipe import load
 from spikeprune.lab.train.run import run
 
 _METHODS = {"magnitude": "none (BatchNorm scale alone)", "criticality": "criticality", "random": "random"}

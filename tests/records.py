@@ -4,7 +4,7 @@ import json
 
 import yaml
 
-from spikeprune.lab.recipe.recipe import complete, from_values, settings_hash
+from spikeprune.lab.recipe import complete, from_values, settings_hash
 
 COST = {
     "epochs": 4, "seconds": 10.0, "train_macs": 1e9, "train_macs_effective": 4e8, "pruning_seconds": 0.1,

@@ -7,7 +7,7 @@ import torch
 
 import spikeprune as sp
 from spikeprune.lab.page.page import _environment
-from spikeprune.lab.recipe.recipe import load, shipped
+from spikeprune.lab.recipe import load, shipped
 from spikeprune.runtime import native
 from spikeprune.runtime.compile import compile
 

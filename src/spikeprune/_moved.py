@@ -40,8 +40,8 @@ MOVED = {
     "train.data.idx": "data.formats.idx",
     "train.data.images": "data.formats.images",
     "train.packed": "record.packed",
-    "train.plan": "lab.recipe.plan",
-    "train.recipe": "lab.recipe.recipe",
+    "train.plan": "lab.recipe.timetable",
+    "train.recipe": "lab.recipe",
 }
 
 

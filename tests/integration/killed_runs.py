@@ -13,7 +13,7 @@ import torch
 from killing import child
 
 import spikeprune.lab.train.run as running
-from spikeprune.lab.recipe.recipe import load
+from spikeprune.lab.recipe import load
 from spikeprune.lab.train import folder as folders
 
 WORDS = ["--epochs", "2", "--data.limit", "120", "--batch", "32", "--precision", "fp32"]

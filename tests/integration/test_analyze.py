@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spikeprune.cli.main import main
-from spikeprune.lab.recipe.recipe import load
+from spikeprune.lab.recipe import load
 from spikeprune.lab.study.analyze import analyze
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.lab.train.run import run

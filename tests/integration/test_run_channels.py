@@ -6,7 +6,7 @@ import pytest
 
 from nets import assert_same
 from spikeprune.cli.main import main
-from spikeprune.lab.recipe.recipe import load
+from spikeprune.lab.recipe import load
 from spikeprune.lab.train import run as runs
 from spikeprune.lab.train.folder import read_safetensors
 

@@ -19,7 +19,7 @@ from spikeprune.core.plugins import import_folders
 from spikeprune.data import Facts, Request, Source, Split, known_dataset, load, names
 from spikeprune.data.formats.files import all_published
 from spikeprune.data.registry import KnownDataset, other_owner
-from spikeprune.lab.recipe.recipe import load as load_recipe
+from spikeprune.lab.recipe import load as load_recipe
 
 SRC = Path(spikeprune.__file__).parent
 TOY = """
@@ -69,7 +69,7 @@ def test_a_file_in_a_folder_of_the_user_s_is_listed_checked_and_trained_on(tmp_p
     code = (
         "import json, spikeprune as sp\n"
         "from spikeprune.data import load\n"
-        "from spikeprune.lab.recipe.recipe import load as recipe\n"
+        "from spikeprune.lab.recipe import load as recipe\n"
         "assert recipe('digits', ['--data.name', 'toy']).data.name == 'toy'\n"
         "data = load('toy', validation=0.0)\n"
         "print(json.dumps([sp.datasets(), data.counts, data.classes, data.notes]))"

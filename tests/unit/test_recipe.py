@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from spikeprune.core.errors import InvalidValue, UnknownName, UserError
-from spikeprune.lab.recipe.plan import learning_rate, plan
-from spikeprune.lab.recipe.recipe import DataSettings, Recipe, complete, load, settings_hash, shipped
+from spikeprune.lab.recipe import DataSettings, Recipe, complete, load, settings_hash, shipped
+from spikeprune.lab.recipe.timetable import lay_out, learning_rate
 
 PAPER = [f"paper-{net}-{data}" for net in ("resnet19", "vgg16") for data in ("cifar10", "cifar100", "tiny")]
 
@@ -29,14 +29,14 @@ def test_paper_recipes_follow_the_authors_code(name):
     assert (recipe.loss, recipe.data.validation, recipe.data.flip) == ("mean-over-T", 0, True)
     # 50,000 / 128 = 390.6: 391 steps, and 200 * 391 / 2000 = 39.1; Tiny: 100,000 / 128 = 781.25 and 78.2.
     images, per_epoch, events = (100_000, 782, 78) if name.endswith("tiny") else (50_000, 391, 39)
-    laid_out = plan(recipe, images)
+    laid_out = lay_out(recipe, images)
     assert laid_out.steps_per_epoch == per_epoch
     assert laid_out.schedule.steps() == tuple(2000 * n for n in range(1, events + 1))
 
 
 def test_the_cosine_is_stepped_by_epoch_as_in_the_paper():
     recipe = load("paper-vgg16-cifar100")
-    laid_out = plan(recipe, 50_000)
+    laid_out = lay_out(recipe, 50_000)
     # cos(200 pi / 500) = 0.30902: 0.3 * 1.30902 / 2 = 0.19635 when pruning ends.
     assert learning_rate(recipe, 200 * 391, laid_out) == pytest.approx(0.19635, abs=1e-5)
     assert learning_rate(recipe, 200 * 391 + 390, laid_out) == learning_rate(recipe, 200 * 391, laid_out)
@@ -45,7 +45,7 @@ def test_the_cosine_is_stepped_by_epoch_as_in_the_paper():
 
 def test_step_decay_drops_at_the_milestones():
     recipe = load("digits", ["--optim.decay", "step", "--optim.milestones", "[0.5, 0.75]", "--epochs", "4"])
-    laid_out = plan(recipe, 64 * 10)
+    laid_out = lay_out(recipe, 64 * 10)
     rates = [learning_rate(recipe, step, laid_out) for step in (0, 19, 20, 29, 30, 39)]
     assert rates == pytest.approx([recipe.lr * f for f in (1, 1, 0.1, 0.1, 0.01, 0.01)])
 
@@ -53,7 +53,7 @@ def test_step_decay_drops_at_the_milestones():
 def test_phases_scale_with_epochs():
     recipe = load("paper-vgg16-cifar100", ["--epochs", "50"])
     assert (recipe.prune.begin, recipe.prune.end, recipe.prune.every) == ("0ep", "20ep", "200it")
-    assert len(plan(recipe, 50_000).schedule.steps()) == 39
+    assert len(lay_out(recipe, 50_000).schedule.steps()) == 39
 
 
 def test_a_phase_that_is_given_is_taken_as_it_is():
@@ -66,24 +66,24 @@ def test_a_phase_that_is_given_is_taken_as_it_is():
 def test_small_recipes_keep_five_events_at_any_length(name, epochs):
     recipe = load(name, ["--epochs", str(epochs)])
     images = {"digits": 1298, "fashion": 57_000}[name] if recipe.data.limit is None else recipe.data.limit
-    steps = plan(recipe, images).schedule.steps()
+    steps = lay_out(recipe, images).schedule.steps()
     assert len(steps) >= 5
-    assert steps[-1] <= plan(recipe, images).steps
+    assert steps[-1] <= lay_out(recipe, images).steps
 
 
 def test_events_may_be_spaced_by_the_turnover_of_a_weight():
     words = ["--lr", "0.5", "--optim.weight_decay", "0.0005", "--prune.begin", "0ep", "--prune.end", "300it"]
     recipe = load("digits", [*words, "--prune.every", "0.5turnover", "--prune.events", "1"])
-    assert plan(recipe, 1298).schedule.steps() == (100, 200, 300)  # (1 - 0.9) / (2 * 0.5 * 0.0005) = 200 steps
+    assert lay_out(recipe, 1298).schedule.steps() == (100, 200, 300)  # (1 - 0.9) / (2 * 0.5 * 0.0005) = 200 steps
     longer = load("digits", [*words, "--prune.every", "0.5turnover", "--epochs", "100"])
     assert longer.prune.every == "0.5turnover"  # the time does not depend on the length of training
     with pytest.raises(InvalidValue, match="without weight decay"):
-        plan(load("digits", [*words, "--prune.every", "1turnover", "--optim.weight_decay", "0"]), 1298)
+        lay_out(load("digits", [*words, "--prune.every", "1turnover", "--optim.weight_decay", "0"]), 1298)
 
 
 def test_pruning_cannot_outlast_the_run():
     with pytest.raises(InvalidValue, match=r"prune\.end 50ep is step 1050, after the run's last"):
-        plan(load("digits", ["--prune.end", "50ep"]), 1298)
+        lay_out(load("digits", ["--prune.end", "50ep"]), 1298)
 
 
 @pytest.mark.parametrize(

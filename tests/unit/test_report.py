@@ -15,7 +15,7 @@ from spikeprune.core.errors import UserError
 from spikeprune.lab.page import figures, words, write_report
 from spikeprune.lab.page.page import render
 from spikeprune.lab.page.read import read_run
-from spikeprune.lab.recipe.recipe import complete, load, settings_hash
+from spikeprune.lab.recipe import complete, load, settings_hash
 from spikeprune.lab.train.folder import RunFolder
 from spikeprune.record.epoch import Epoch
 from spikeprune.record.run import RunRecord

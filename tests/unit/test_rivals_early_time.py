@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spikeprune.lab.recipe.recipe import load
+from spikeprune.lab.recipe import load
 from spikeprune.lab.train.early_time import fewer_steps
 from spikeprune.lab.train.network import Network
 from spikeprune.lab.train.run import run

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.core.schedule import Constant, Geometric
-from spikeprune.lab.recipe.plan import learning_rate, plan
-from spikeprune.lab.recipe.recipe import load
+from spikeprune.lab.recipe import load
+from spikeprune.lab.recipe.timetable import lay_out, learning_rate
 from spikeprune.methods.early_bird import EarlyBird
 from spikeprune.methods.imp import Imp
 from spikeprune.methods.shared import lottery
@@ -149,7 +149,7 @@ def test_the_search_looks_every_epoch_for_at_most_half_the_run():
 
 def test_each_round_has_a_learning_rate_course_of_its_own():
     recipe = load("digits", ["--method", "imp", "--epochs", "20", "--sparsity", "0.9", "--data.limit", "1142"])
-    laid_out = plan(recipe, 1142)
+    laid_out = lay_out(recipe, 1142)
     first, second = laid_out.schedule.steps()[:2]
     assert learning_rate(recipe, 0, laid_out, (0, first)) == recipe.lr
     assert learning_rate(recipe, first, laid_out, (first, second)) == recipe.lr

@@ -3,15 +3,15 @@
 import pytest
 
 from spikeprune.core.schedule import Constant, Cubic, OneShot
-from spikeprune.lab.recipe.plan import plan
-from spikeprune.lab.recipe.recipe import load, make_method, settings_hash
+from spikeprune.lab.recipe import load, make_method, settings_hash
+from spikeprune.lab.recipe.timetable import lay_out
 from spikeprune.lab.train.run import preview
 
 
 def test_a_method_brings_its_own_start_schedule_and_share():
     recipe = load("digits", ["--method", "rigl"])
     assert (recipe.start, recipe.allocate, recipe.regrow, recipe.prune.schedule) == ("random", "erk", 0.3, "constant")
-    assert isinstance(plan(recipe, 1298).schedule, Constant)
+    assert isinstance(lay_out(recipe, 1298).schedule, Constant)
     assert make_method(recipe).regrow == 0.3
     assert make_method(load("digits", ["--method", "set"])).regrow == Constant(0.3)
 
@@ -19,7 +19,7 @@ def test_a_method_brings_its_own_start_schedule_and_share():
 def test_the_command_line_wins_over_a_method():
     recipe = load("digits", ["--method", "rigl", "--start", "dense", "--regrow", "0.1", "--prune.schedule", "cubic"])
     assert (recipe.start, recipe.allocate, recipe.regrow) == ("dense", "erk", 0.1)
-    assert plan(recipe, 1298).schedule.initial == 0
+    assert lay_out(recipe, 1298).schedule.initial == 0
 
 
 def test_a_recipe_written_for_the_method_wins_over_it(tmp_path):
@@ -37,17 +37,17 @@ def test_flagship_recipes_are_untouched():
 
 
 def test_a_rising_schedule_starts_at_the_initial_sparsity():
-    schedule = plan(load("digits", ["--method", "ndsnn", "--sparsity", "0.9"]), 1298).schedule
+    schedule = lay_out(load("digits", ["--method", "ndsnn", "--sparsity", "0.9"]), 1298).schedule
     assert isinstance(schedule, Cubic)
     assert schedule.initial == 0.7
     # s_1 of 5 = 0.9 - 0.2 * 0.8^3 = 0.7976
     assert schedule.value(1, 5) == pytest.approx(0.7976)
-    assert plan(load("digits", ["--method", "ndsnn", "--sparsity", "0.6"]), 1298).schedule.initial == 0.6
+    assert lay_out(load("digits", ["--method", "ndsnn", "--sparsity", "0.6"]), 1298).schedule.initial == 0.6
 
 
 @pytest.mark.parametrize("epochs", ["1", "40"])
 def test_snip_prunes_in_the_first_step_however_long_the_run(epochs):
-    schedule = plan(load("digits", ["--method", "snip", "--epochs", epochs]), 1298).schedule
+    schedule = lay_out(load("digits", ["--method", "snip", "--epochs", epochs]), 1298).schedule
     assert isinstance(schedule, OneShot)
     assert schedule.steps() == (1,)
 

@@ -6,7 +6,7 @@ import pytest
 
 from spikeprune.cli.main import main
 from spikeprune.core.errors import UserError
-from spikeprune.lab.recipe.recipe import load, settings_hash
+from spikeprune.lab.recipe import load, settings_hash
 from spikeprune.lab.sweep.sweep import read_sweep
 
 FILE = """

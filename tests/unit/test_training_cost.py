@@ -7,7 +7,7 @@ import torch
 
 import spikeprune as sp
 from nets import conv_net, train
-from spikeprune.lab.recipe.recipe import load
+from spikeprune.lab.recipe import load
 from spikeprune.lab.train.folder import read_safetensors
 from spikeprune.lab.train.run import run
 

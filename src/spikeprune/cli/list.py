@@ -58,7 +58,7 @@ def _datasets() -> list[str]:
 
 
 def _recipes() -> list[str]:
-    from spikeprune.lab.recipe.recipe import shipped
+    from spikeprune.lab.recipe import shipped
 
     return shipped()
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from spikeprune.core.errors import InvalidValue
 
 if TYPE_CHECKING:
-    from spikeprune.lab.recipe.recipe import Recipe
+    from spikeprune.lab.recipe import Recipe
     from spikeprune.record.run import RunRecord
 
 _HELP = """usage: spikeprune run RECIPE [--key value ...] [--dry-run]
@@ -20,7 +20,7 @@ Every key can be overridden. Durations read 200ep (epochs) or 2000it (optimizer 
 
 
 def main(arguments: Sequence[str]) -> int:
-    from spikeprune.lab.recipe.recipe import describe_keys, load
+    from spikeprune.lab.recipe import describe_keys, load
 
     words = list(arguments)
     if not words or words[0] in ("--help", "-h") or "--help" in words[1:]:

@@ -38,9 +38,10 @@ class RunFailed(RuntimeError):
 
 def unknown(kind: str, name: object, known: Iterable[str], hint: str = "") -> UnknownName:
     """The error for an unknown name, with the nearest known one offered. `hint` says where the whole list stands."""
-    names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+    names, text = sorted(known), str(name)
+    text = text if len(text) <= 80 else f"{text[:80]}..."
+    near = difflib.get_close_matches(text, names, n=1, cutoff=0.4)
     offer = (
         f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names[:8])}" + (" ..." if names[8:] else "")
     )
-    return UnknownName(f"no {kind} named {str(name)!r}{offer}{' ' + hint if hint else ''}")
+    return UnknownName(f"no {kind} named {text!r}{offer}{' ' + hint if hint else ''}")

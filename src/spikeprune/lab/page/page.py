@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast, final
 from spikeprune.core.errors import UserError
 from spikeprune.lab.page import figures, words
 from spikeprune.lab.page.read import ShownRun, read_run
-from spikeprune.lab.recipe.recipe import complete, deciding, load, settings_hash, shipped
+from spikeprune.lab.recipe import complete, deciding, load, settings_hash, shipped
 from spikeprune.lab.train.folder import RunFolder
 from spikeprune.record.whole import write_whole
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spikeprune import data as datasets
 from spikeprune.core.errors import InvalidValue, UserError
-from spikeprune.lab.recipe.recipe import load
+from spikeprune.lab.recipe import load
 from spikeprune.lab.study import avalanches, compare, mechanism, seeds
 from spikeprune.lab.study.features import (
     Observation,

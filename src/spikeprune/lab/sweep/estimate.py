@@ -9,8 +9,8 @@ import torch
 from spikeprune import data as datasets
 from spikeprune.core.errors import UserError
 from spikeprune.data.dataset import Dataset, Split
-from spikeprune.lab.recipe.plan import plan
-from spikeprune.lab.recipe.recipe import Recipe
+from spikeprune.lab.recipe import Recipe
+from spikeprune.lab.recipe.timetable import lay_out
 from spikeprune.lab.train.device import choose_device, choose_precision, repeatable
 from spikeprune.lab.train.loop import Phase, Setting
 from spikeprune.lab.train.run import load_data, make_network
@@ -43,7 +43,7 @@ class Estimator:
         except UserError:
             return None
         step, image = self._measured[key]
-        steps = plan(recipe, train).steps
+        steps = lay_out(recipe, train).steps
         scored = recipe.epochs * (validation + min(validation, train)) + test + 2 * min(_COUNTED, test)
         return _OFF_TO_START + steps * step + scored * image
 
@@ -80,7 +80,7 @@ class Estimator:
         try:
             with repeatable(self._threads):
                 setting = Setting(
-                    short, plan(short, len(data.train)), data, device, choose_precision(recipe.precision, device)
+                    short, lay_out(short, len(data.train)), data, device, choose_precision(recipe.precision, device)
                 )
                 network = make_network(short, data, device)
                 if recipe.fuse:

@@ -16,7 +16,7 @@ from typing import Any, final
 import yaml
 
 from spikeprune.core.errors import InvalidValue, UserError
-from spikeprune.lab.recipe.recipe import Recipe, from_values, read_values, settings_hash
+from spikeprune.lab.recipe import Recipe, from_values, read_values, settings_hash
 from spikeprune.lab.train.folder import RunFolder
 from spikeprune.record.whole import write_whole
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, final
 import torch
 
 from spikeprune.core.errors import MissingDependency, RunFailed, UserError
-from spikeprune.lab.recipe.recipe import Recipe
+from spikeprune.lab.recipe import Recipe
 from spikeprune.lab.sweep.sweep import Task
 from spikeprune.lab.train.folder import Busy
 from spikeprune.lab.train.run import run

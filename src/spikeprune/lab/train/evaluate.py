@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from spikeprune.lab.recipe.recipe import load
+from spikeprune.lab.recipe import load
 from spikeprune.lab.train.device import choose_device, repeatable
 from spikeprune.lab.train.folder import RunFolder
 from spikeprune.lab.train.run import load_data, restore, score_test

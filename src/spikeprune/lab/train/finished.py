@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spikeprune.core.errors import UserError
 from spikeprune.data import Dataset, Split, batches, facts_of
-from spikeprune.lab.recipe.recipe import Recipe, load
+from spikeprune.lab.recipe import Recipe, load
 from spikeprune.lab.train.folder import RunFolder
 from spikeprune.lab.train.network import Network
 from spikeprune.lab.train.run import load_data, restore

@@ -18,7 +18,8 @@ import yaml
 from torch import Tensor
 
 from spikeprune.core.errors import UserError
-from spikeprune.lab.recipe.recipe import deciding
+from spikeprune.lab.recipe import deciding
+from spikeprune.lab.recipe.document import read_yaml
 from spikeprune.record.base import whole
 from spikeprune.record.epoch import Epoch
 from spikeprune.record.run import RunRecord
@@ -99,9 +100,9 @@ class RunFolder:
             write_whole(self.recipe, text.encode())
             return
         try:
-            there = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+            there = read_yaml(self.recipe.read_text(encoding="utf-8"), str(self.recipe))
             same = deciding(there) == deciding(settings)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError) as error:
+        except (OSError, UnicodeDecodeError, UserError, AttributeError, TypeError) as error:
             raise UserError(f"{self.recipe} is damaged; move the folder away or use another --out") from error
         if not same:
             raise UserError(

@@ -18,8 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spikeprune.core.errors import InvalidValue, RunFailed
 from spikeprune.data import Dataset, batches
 from spikeprune.data.augment import Augment
-from spikeprune.lab.recipe.plan import Plan, learning_rate
-from spikeprune.lab.recipe.recipe import Recipe
+from spikeprune.lab.recipe import Recipe
+from spikeprune.lab.recipe.timetable import Timetable, learning_rate
 from spikeprune.lab.train.device import PRECISIONS, random_states, restore_random_states, seed_everything
 from spikeprune.lab.train.early_time import fewer_steps
 from spikeprune.lab.train.network import Network
@@ -38,7 +38,7 @@ class Setting:
     """What both phases of a run share."""
 
     recipe: Recipe
-    plan: Plan
+    plan: Timetable
     data: Dataset
     device: torch.device
     precision: str

@@ -17,8 +17,8 @@ from torch import Tensor
 from spikeprune import data as datasets
 from spikeprune.core.errors import MissingDependency, RunFailed, UserError
 from spikeprune.count.counts import Counts, count
-from spikeprune.lab.recipe.plan import Plan, plan
-from spikeprune.lab.recipe.recipe import Recipe, complete, make_method, settings_hash
+from spikeprune.lab.recipe import Recipe, complete, make_method, settings_hash
+from spikeprune.lab.recipe.timetable import Timetable, lay_out
 from spikeprune.lab.train.device import choose_device, choose_precision, environment, repeatable
 from spikeprune.lab.train.done import CutPhase, DensePhase, PhasesDone, network_record
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
@@ -86,7 +86,7 @@ def preview(recipe: Recipe) -> list[str]:
     model = build(recipe.model, classes, recipe.T, shape, recipe.seed)
     if recipe.weights is not None:
         load_weights(model, recipe.weights)
-    laid_out = plan(recipe, train_count)
+    laid_out = lay_out(recipe, train_count)
     pruner = make_pruner(recipe, laid_out.schedule, model)
     if recipe.pattern in ("channel", "gate"):
         return _preview_channels(recipe, laid_out, pruner, model, classes, shape, train_count)
@@ -110,7 +110,7 @@ def preview(recipe: Recipe) -> list[str]:
 
 def _preview_channels(
     recipe: Recipe,
-    laid_out: Plan,
+    laid_out: Timetable,
     pruner: Pruner,
     model: torch.nn.Module,
     classes: int,
@@ -202,7 +202,7 @@ class _Job:
         if recipe.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise MissingDependency("--tensorboard needs TensorBoard; try: pip install 'spikeprune[tensorboard]'")
         data = load_data(recipe)
-        laid_out = plan(recipe, len(data.train))
+        laid_out = lay_out(recipe, len(data.train))
         self.setting = Setting(recipe, laid_out, data.to(device), device, choose_precision(recipe.precision, device))
         self.phases: list[PhaseName] = ["pruned"] if laid_out.finetune is None else ["pretrain", "pruned"]
         if recipe.baseline and recipe.method != "dense":
@@ -432,7 +432,7 @@ class _Job:
         Zeros are credited in all passes, but where the method needed the gradients of dead weights (to regrow by them,
         or to keep their momentum) not in the one that computes them.
         """
-        layout: Plan = self.setting.plan
+        layout: Timetable = self.setting.plan
         samples = phase.samples
         effective = 0.0
         for name, layer in counts.layers.items():

@@ -7,7 +7,7 @@ from typing import final
 
 from spikeprune.core.errors import UserError
 from spikeprune.count.counts import Figures
-from spikeprune.lab.recipe.recipe import load
+from spikeprune.lab.recipe import load
 from spikeprune.lab.train.device import choose_device, repeatable
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.lab.train.run import counted, load_data, make_network, restore

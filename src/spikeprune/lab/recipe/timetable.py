@@ -7,13 +7,14 @@ from typing import cast, final
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.schedule import SCHEDULES, OneShot, Schedule, duration, turnover_steps
-from spikeprune.lab.recipe.recipe import Recipe, make_method
+from spikeprune.lab.recipe.method import make_method
+from spikeprune.lab.recipe.settings import Recipe
 from spikeprune.methods.registry import hints_of
 
 
 @final
 @dataclass(frozen=True)
-class Plan:
+class Timetable:
     """The length of a run and its pruning schedule, in optimizer steps.
 
     Args:
@@ -32,15 +33,15 @@ class Plan:
     def steps(self) -> int:
         return self.steps_per_epoch * self.epochs
 
-    def of(self, phase: str) -> "Plan":
+    def of(self, phase: str) -> "Timetable":
         """The part of the run that a phase is: where a network is pruned between two trainings, each is a whole."""
         if self.finetune is None or phase == "dense":
             return self
         epochs = self.epochs - self.finetune if phase == "pretrain" else self.finetune
-        return Plan(self.steps_per_epoch, epochs, self.schedule)
+        return Timetable(self.steps_per_epoch, epochs, self.schedule)
 
 
-def plan(recipe: Recipe, train_count: int) -> Plan:
+def lay_out(recipe: Recipe, train_count: int) -> Timetable:
     """Lay the recipe's phases out over a training split of `train_count` images.
 
     With M = floor((end - begin) / every) below `prune.events`, `every` shrinks until there are so many events, as far
@@ -61,10 +62,10 @@ def plan(recipe: Recipe, train_count: int) -> Plan:
                 f"prune.finetune {recipe.prune.finetune} is longer than the whole run, {recipe.epochs} epochs; "
                 "shorten it or raise epochs"
             )
-        return Plan(per_epoch, recipe.epochs, OneShot(recipe.sparsity), max(1, epochs))
+        return Timetable(per_epoch, recipe.epochs, OneShot(recipe.sparsity), max(1, epochs))
     own = hints_of(recipe.method).schedule
     if own is not None:
-        return Plan(per_epoch, recipe.epochs, own(make_method(recipe), recipe.sparsity, total, per_epoch))
+        return Timetable(per_epoch, recipe.epochs, own(make_method(recipe), recipe.sparsity, total, per_epoch))
     every = max(1, every)
     if end > total:
         raise InvalidValue(
@@ -76,7 +77,7 @@ def plan(recipe: Recipe, train_count: int) -> Plan:
         begin = max(0, min(begin, end - recipe.prune.events * every))
     make = cast(Callable[..., Schedule], SCHEDULES[recipe.prune.schedule])
     rising = {} if recipe.prune.schedule == "constant" else {"initial": min(recipe.prune.initial, recipe.sparsity)}
-    return Plan(per_epoch, recipe.epochs, make(recipe.sparsity, begin, end, every, **rising))
+    return Timetable(per_epoch, recipe.epochs, make(recipe.sparsity, begin, end, every, **rising))
 
 
 def turnover_of(recipe: Recipe) -> float | None:
@@ -85,7 +86,7 @@ def turnover_of(recipe: Recipe) -> float | None:
     return turnover_steps(recipe.lr, optim.weight_decay, optim.momentum if optim.name == "sgd" else 0.0)
 
 
-def learning_rate(recipe: Recipe, step: int, plan: Plan, span: tuple[int, int | None] = (0, None)) -> float:
+def learning_rate(recipe: Recipe, step: int, timetable: Timetable, span: tuple[int, int | None] = (0, None)) -> float:
     """The learning rate of the step after `step` completed ones.
 
     cosine: lr * (1 + cos(pi p)) / 2;  step: lr * drop^(milestones passed by p);  p is the share of the training done,
@@ -97,8 +98,8 @@ def learning_rate(recipe: Recipe, step: int, plan: Plan, span: tuple[int, int | 
     first, last = span
     done = step - first
     if recipe.optim.stepping == "epoch":
-        done -= done % plan.steps_per_epoch
-    progress = done / ((plan.steps if last is None else last) - first)
+        done -= done % timetable.steps_per_epoch
+    progress = done / ((timetable.steps if last is None else last) - first)
     if recipe.optim.decay == "cosine":
         return recipe.lr * (1 + math.cos(math.pi * progress)) / 2
     if recipe.optim.decay == "step":

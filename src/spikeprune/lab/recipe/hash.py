@@ -1,0 +1,66 @@
+"""What tells two runs apart: the complete settings, those that decide the result, and their hash."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from spikeprune.core.errors import UserError
+from spikeprune.lab.recipe.settings import GROUPS, Recipe
+from spikeprune.lab.recipe.validate import shown
+
+# They say where things stand, and change no number of the result. The rest decides.
+_OUTSIDE = ("name", "out", "device", "weights", "tensorboard", "data.root", "data.download")
+
+
+def complete(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as nested plain values, with the settings of its method filled in: what `recipe.yaml` holds."""
+    values = dataclasses.asdict(recipe)
+    values.update(values.pop("settings"))
+    return values
+
+
+def settings_hash(recipe: Recipe) -> str:
+    """Ten hexadecimal digits that stand for every setting that can change a number of the result.
+
+    Left out: where files stand (`out`, `data.root`, unless the folder is all that tells the data apart), the device,
+    and settings that the chosen method does not use. A file of weights counts by its content, not its path.
+    """
+    from spikeprune import data
+    from spikeprune.methods.registry import settings_of
+
+    flat = deciding(complete(recipe))
+    if "regrow" not in settings_of(recipe.method):
+        del flat["regrow"], flat["regrow_schedule"]
+    if recipe.data.root is not None and data.told_apart_by_root(recipe.data.name):
+        flat["data.root"] = str(Path(recipe.data.root).resolve())
+    if recipe.weights is not None:
+        flat["weights content"] = file_digest(Path(recipe.weights))
+    return hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the nested `settings` that can change a number of the result, as `group.key`."""
+    return {key: value for key, value in flatten(settings) if key not in _OUTSIDE}
+
+
+def flatten(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as pairs of `group.key` and value."""
+    for key, value in values.items():
+        if isinstance(value, dict) and not prefix and f"{key}." in GROUPS:
+            yield from flatten(value, f"{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file. Raises: UserError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"cannot read {shown(str(path))}: {error.strerror}; give the path of an existing file"
+        ) from error
