@@ -2,10 +2,11 @@
 PY ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+KERNELS = $(wildcard src/spikeprune/runtime/kernels/*.cpp src/spikeprune/runtime/kernels/*.h tests/integration/*.cpp)
 # uv does not read pip's settings: hand it pip's find-links (empty is fine).
 export UV_FIND_LINKS ?= $(shell $(PY) -m pip config get global.find-links 2>/dev/null || true)
 
-.PHONY: setup demo test lint types format wheel test-wheel bench test-compat clean
+.PHONY: setup demo test lint sanitize types format wheel test-wheel bench test-compat clean
 
 setup: $(VENV)/.ok
 
@@ -24,6 +25,22 @@ test: setup lint types
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(KERNELS)
+
+# The kernels under AddressSanitizer and UBSan: their tests, and the check that runs without Python. Some minutes.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1 -O1
+sanitize: setup
+	mkdir -p build/sanitize
+	g++ -std=c++17 -pthread -ffp-contract=off -Wno-psabi $(SANITIZE) -Isrc/spikeprune/runtime/kernels \
+		tests/integration/engine_check.cpp src/spikeprune/runtime/kernels/engine*.cpp -o build/sanitize/engine_check
+	build/sanitize/engine_check
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+		SPIKEPRUNE_CXXFLAGS="$(SANITIZE)" XDG_CACHE_HOME=build/sanitize \
+		$(BIN)/python -m pytest -n 0 -x $(KERNEL_TESTS)
+KERNEL_TESTS := tests/integration/test_kernel_edges.py tests/integration/test_compile.py \
+	tests/property/test_compile_property.py tests/integration/test_fuse_kernel.py tests/integration/test_fuse_events.py \
+	tests/integration/test_sparse_train.py
 
 types: setup
 	$(BIN)/pyright
@@ -31,6 +48,7 @@ types: setup
 
 format: setup
 	$(BIN)/ruff check --fix-only . && $(BIN)/ruff format .
+	$(BIN)/clang-format -i $(KERNELS)
 
 # The adapter against SpikingJelly 0.0.0.0.14, which many trained models still use, in an environment of its own.
 test-compat: setup

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from spikeprune.cli import doctor
 from spikeprune.core.errors import InvalidValue, RunFailed, UnknownName
 from spikeprune.runtime import native, structs
 
@@ -200,3 +201,25 @@ def test_a_status_becomes_an_error(status):
     with pytest.raises(RunFailed, match="a layer failed in the C") as error:
         structs.run("a layer", status)
     assert 20 <= len(str(error.value)) <= 300
+
+
+def test_doctor_and_the_builder_name_the_same_compiler(monkeypatch, tmp_path):
+    fake = tmp_path / "c++-of-mine"
+    fake.write_text("#!/bin/sh\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("CXX", str(fake))
+    assert doctor.examine()["compiler"] == native.compiler() == str(fake)
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "c++").write_text("#!/bin/sh\n")  # the builder does not look for this name, so doctor must not either
+    (tmp_path / "c++").chmod(0o755)
+    assert doctor.examine()["compiler"] is None
+
+
+@needs_compiler
+def test_own_flags_make_a_library_of_their_own(kernels, monkeypatch):
+    (kernels / "tiny.cpp").write_text('extern "C" int answer(void) { return ANSWER; }\n')
+    for answer in (1, 2):
+        monkeypatch.setenv("SPIKEPRUNE_CXXFLAGS", f"-DANSWER={answer}")
+        monkeypatch.setattr(native, "_loaded", {})
+        assert native.library("tiny").answer() == answer

@@ -1,7 +1,6 @@
 """Show what this machine offers: versions, devices, processor, compiler, data."""
 
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from spikeprune.cli._arguments import Parser, print_json
 from spikeprune.core.errors import RunFailed
 from spikeprune.core.machine import version
+from spikeprune.runtime.native import compiler
 
 _OPTIONAL = {
     "spikingjelly": "the zoo and most recipes: pip install 'spikeprune[demo]'",
@@ -58,7 +58,7 @@ def examine() -> dict[str, Any]:
             "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             "precision_auto": choose_precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         }
-    found["compiler"] = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    found["compiler"] = compiler()
     found["packages"] = {name: version(name) for name in _OPTIONAL}
     root = os.environ.get("SPIKEPRUNE_DATA")
     found["data_root"] = root

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -22,7 +23,6 @@ from pathlib import Path
 from spikeprune.core.errors import InvalidValue, RunFailed, unknown
 from spikeprune.core.machine import cpu_features as cpu_features
 from spikeprune.core.machine import cpu_name as cpu_name
-from spikeprune.runtime import structs
 
 log = logging.getLogger("spikeprune")
 
@@ -87,6 +87,11 @@ def compiler() -> str | None:
     return None
 
 
+def own_flags() -> tuple[str, ...]:
+    """Flags that SPIKEPRUNE_CXXFLAGS adds to those of every kernel, as `make sanitize` does."""
+    return tuple(shlex.split(os.environ.get("SPIKEPRUNE_CXXFLAGS", "")))
+
+
 def cache_folder() -> Path:
     """Where libraries built at first use are kept (XDG cache folder)."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
@@ -119,6 +124,7 @@ def build(name: str, target: Path, isa_name: str, cxx: str, extra: tuple[str, ..
         *KERNEL_FLAGS.get(name, ()),
         *ISA_FLAGS[isa_name],
         *extra,
+        *own_flags(),
         *map(str, sources(name)),
         "-o",
         scratch,
@@ -138,6 +144,7 @@ def _sources_key(name: str, isa_name: str) -> str:
     for path in [*sources(name), *sorted(KERNELS.glob("*.h"))]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     digest.update(repr((COMMON_FLAGS, KERNEL_FLAGS.get(name), ISA_FLAGS[isa_name], platform.machine())).encode())
+    digest.update("".join(f" {flag}" for flag in own_flags()).encode())
     return digest.hexdigest()[:20]
 
 
@@ -194,6 +201,8 @@ def _load(name: str, path: Path | None) -> ctypes.CDLL | None:
     """The library if it is one for this machine and this version; else None, with a line in the log."""
     if path is None:
         return None
+    from spikeprune.runtime import structs  # needs torch; `spikeprune doctor` asks for the compiler without it
+
     try:
         loaded = ctypes.CDLL(str(path))
         wrong = structs.mismatch(name, loaded)

@@ -75,6 +75,7 @@ struct Block {
 
   Block(int slot, int64_t C, int64_t H, int64_t W, int64_t pad_h, int64_t pad_w)
       : C(C), H(H), W(W), pad_h(pad_h), pad_w(pad_w), high(H + 2 * pad_h), wide(W + 2 * pad_w) {
+    product32(C, high, wide, BLOCK);  // offsets inside of a block are counted in 32 bits
     static thread_local std::vector<float> memory[3];
     if (int64_t(memory[slot].size()) < C * high * wide * BLOCK) memory[slot].resize(C * high * wide * BLOCK);
     data = memory[slot].data();
@@ -147,7 +148,6 @@ inline void tile(const float* x, int64_t row, const int32_t* offset, const float
 
 // Where the weights alive find their inputs, relative to the window's first element.
 std::vector<int32_t> offsets(const SparseSpec& k, const int32_t* columns, int64_t n, const Block& x) {
-  product32(x.C, x.high, x.wide, BLOCK);  // the last offset fits
   std::vector<int32_t> found(n);
   const int64_t taps = k.kernel_h * k.kernel_w;
   for (int64_t j = 0; j < n; ++j) {
