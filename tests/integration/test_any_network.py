@@ -449,3 +449,78 @@ def fed_by_adapter(net, x):
 def test_derivative_of_a_found_neuron_is_the_functions_own():
     u = torch.linspace(-1, 1, 9)
     assert torch.equal(surrogate_derivative(Rect.apply, u), (u.abs() < 0.5).float())
+
+
+class Unknown(nn.Module):
+    """A neuron of which nothing is known: it has no surrogate."""
+
+    def forward(self, x):
+        return (x.cumsum(0) > 1).float()
+
+
+class TimeFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.n, self.b = nn.Linear(40, 24), Unknown(), nn.Linear(24, 10)
+
+    def forward(self, x):
+        return self.b(self.n(self.a(x)))
+
+
+def test_counts_are_per_sample_where_only_the_targets_tell_the_axes_apart():
+    x, y = torch.ones(5, 20, 40), torch.zeros(20, dtype=torch.long)
+    net = TimeFirst()
+    counts = sp.count(net, [(x, y)])
+    assert counts.samples == 20
+    assert counts.dense.macs == 5 * (40 * 24 + 24 * 10)
+    assert sp.count(net, [x], time="first").dense == counts.dense
+    with pytest.raises(InvalidValue, match="batch size cannot be told"):
+        sp.count(net, [x])
+
+
+def test_a_model_of_one_step_is_counted_with_the_loop_outside():
+    class Step(Modules):
+        def forward(self, x):
+            return self.out(self.n2(self.b(self.n1(self.a(x)))).mean((2, 3)))
+
+    x = torch.rand(3, 4, 2, 6, 6, generator=torch.Generator().manual_seed(1)) * 3
+    outside, inside = Step(), Modules()
+    assert sp.count(outside, [x], time="outside") == sp.count(inside, [x], time="first")
+
+
+def test_weights_used_by_functions_are_counted_as_through_their_modules():
+    x = torch.rand(4, 2, 8, 8) * 4
+    masks = sp.prune(Plain(), "magnitude", 0.6)
+    assert sp.count(Functional(), [x], masks) == sp.count(Plain(), [x], masks)
+    assert sp.count(Plain(), [x], masks).layers["b"].dense.acs > 0
+
+
+def test_recurrent_weights_are_counted_as_by_brute_force():
+    net, x = Recurrent(), torch.rand(3, 4, 10) * 3
+    spikes, v, total = None, torch.zeros(4, 12), 0
+    with torch.no_grad():
+        for step in x:
+            if spikes is not None:
+                total += int(spikes.sum()) * 12
+            V = net.V.weight.clone().fill_diagonal_(0)
+            v = v * 0.5 + net.W(step) + (0 if spikes is None else spikes @ V)
+            spikes = (v > 1).float()
+            v = v - spikes
+    found = sp.count(net, [x], time="first")
+    assert total > 0
+    assert found.layers["V"].dense.acs == total / 4
+    assert found.layers["V"].dense.macs == 2 * 144
+
+
+def test_products_of_activations_stand_beside_the_totals():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k = nn.Linear(6, 8), nn.Linear(6, 8)
+
+        def forward(self, x):
+            return (self.q(x) @ self.k(x).transpose(-2, -1)).mean(-1)
+
+    counts = sp.count(Attention(), [torch.rand(2, 5, 6)])
+    assert counts.products == 5 * 5 * 8
+    assert counts.dense.macs == 2 * 5 * 6 * 8

@@ -5,7 +5,7 @@ Hooks on the Conv and Linear layers see each input as it passes; nothing of it i
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast, final
 
 import torch
@@ -16,7 +16,11 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from spikeprune.core import counts
 from spikeprune.core.errors import InvalidValue, MissingEvidence
 from spikeprune.core.mask import check_fit
-from spikeprune.model.adapter import Adapter, find_adapter
+from spikeprune.count.uses import UsedWeight, Uses
+from spikeprune.model.adapter import Adapter, find_adapter, weights_of_neurons
+from spikeprune.model.operations import leaf_kind
+from spikeprune.model.trace import Tracer
+from spikeprune.model.weights import layer_modules, stored_weight
 from spikeprune.model.wrappers import eager
 
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {
@@ -24,6 +28,7 @@ _TRANSPOSED: dict[int, Callable[..., Tensor]] = {
     2: F.conv_transpose2d,
     3: F.conv_transpose3d,
 }
+_CONVOLUTIONS: dict[int, type[_ConvNd]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @final
@@ -82,6 +87,8 @@ class Counts:
         layers: name of each Conv and Linear layer, as in `named_modules`, -> its two sides.
         firing_rates: name of each neuron layer -> spikes per neuron and time step.
         samples: number of samples that the means are over.
+        products: multiply-accumulates of products of two activations, as in attention, per sample. They stand beside
+            the totals, which are about weights.
     """
 
     dense: Figures
@@ -89,15 +96,21 @@ class Counts:
     layers: dict[str, Sides]
     firing_rates: dict[str, float]
     samples: int
+    products: float = 0.0
 
 
-def count(model: nn.Module, data: Iterable[Any], masks: Mapping[str, Tensor] | None = None) -> Counts:
+def count(
+    model: nn.Module,
+    data: Iterable[Any],
+    masks: Mapping[str, Tensor] | None = None,
+    time: str | None = None,
+) -> Counts:
     """Parameters, operations, energy and firing rates of a network on `data`, per sample.
 
     A layer's input decides, call by call, what its operations are: only -1, 0 and 1, an accumulate for each pair of a
     non-zero input and a weight; anything else, a multiply-accumulate for each such pair. Both agree with NeuroBench's
-    SynapticOperations. Biases, normalisation and neuron updates are not counted, nor are weights outside of Conv and
-    Linear modules. A layer that runs once per image is counted once.
+    SynapticOperations. Biases, normalisation and neuron updates are not counted. Weights are counted where they are
+    used: in Conv and Linear modules, in functions, inside of neurons. A layer that runs once per image is counted once.
 
     The model runs in eval mode without gradient; membrane state is reset before and after each batch, and each
     module's own mode is put back.
@@ -106,15 +119,21 @@ def count(model: nn.Module, data: Iterable[Any], masks: Mapping[str, Tensor] | N
         data: batches, each an input or an (input, target) pair, on the model's device, fed as they are.
         masks: parameter name -> bool tensor of its shape, True = alive, as in `pruner.masks`. Without masks a weight
             that is exactly 0 counts as pruned, which overlooks regrown weights that have not moved yet.
+        time: where the time steps of an input are: "first" [T, N, ...], "batch-first" [N, T, ...], "last" [N, ..., T];
+            "outside" for a model of one step, which is then called for each x[t] of [T, N, ...]. By default N is read
+            from the targets, the neurons or the output.
 
     Raises: InvalidValue, UnknownName for masks that do not fit the model, or where the batch size cannot be told;
         MissingEvidence if `data` is empty.
     """
+    if time not in (None, "first", "batch-first", "last", "outside"):
+        raise InvalidValue(f"time must be 'first', 'batch-first', 'last' or 'outside', got {time!r}")
     model = eager(model)
     check_fit(masks or {}, dict(model.named_parameters()))
     adapter = find_adapter(model)
-    modules = {n: m for n, m in model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))}
-    weights = {_name(model, module.weight, name): module.weight.detach() for name, module in modules.items()}
+    modules = layer_modules(model)
+    weights = {_name(model, stored_weight(m), name): m.weight.detach() for name, m in modules.items()}
+    weights |= {name: weight.detach() for name, weight in weights_of_neurons(model).items()}
     zeros = {name: weight != 0 for name, weight in weights.items()}
     # Of a network without masks, a weight tensor without zeros is taken as never pruned.
     masked = {n: alive for n, alive in zeros.items() if not alive.all()} if masks is None else masks
@@ -122,17 +141,23 @@ def count(model: nn.Module, data: Iterable[Any], masks: Mapping[str, Tensor] | N
     prunable = [mask for mask in (zeros if masks is None else masks).values() if mask.dim() > 1]
 
     layers = {
-        name: LayerMeter(module, masked.get(_name(model, module.weight, name))) for name, module in modules.items()
+        name: LayerMeter(module, masked.get(_name(model, stored_weight(module), name)))
+        for name, module in modules.items()
     }
     neurons = {} if adapter is None else {n: NeuronMeter(m, adapter) for n, m in adapter.neurons(model).items()}
-    samples = _run(model, data, adapter, layers, neurons)
+    uses = Uses(dict(model.named_parameters()), masked.get)
+    samples = _run(model, data, adapter, layers, neurons, uses, time)
 
     def packed(part: nn.Module) -> int:
         return sum(counts.stored_bytes(p, masked.get(_name(model, p, ""))) for p in part.parameters())
 
     sides = {name: layer.sides(samples, packed(layer.module)) for name, layer in layers.items()}
-    values = sum(neuron.values for neuron in neurons.values())
-    rate = sum(neuron.spikes for neuron in neurons.values()) / values if values else 0.0
+    for name, used in uses.weights.items():
+        owner = next((n for n, m in modules.items() if stored_weight(m) is used.parameter), name)
+        size = counts.stored_bytes(used.parameter), counts.stored_bytes(used.parameter, masked.get(name))
+        sides[owner] = _together(sides.get(owner), _sides_of_use(used, samples, size))
+    values = sum(neuron.values for neuron in neurons.values()) + sum(uses.values.values())
+    rate = (sum(n.spikes for n in neurons.values()) + sum(uses.spikes.values())) / values if values else 0.0
 
     def total(per_layer: list[Figures], alive: int, size: int) -> Figures:
         return Figures(
@@ -150,9 +175,38 @@ def count(model: nn.Module, data: Iterable[Any], masks: Mapping[str, Tensor] | N
         dense=total([side.dense for side in sides.values()], sum(mask.numel() for mask in prunable), whole),
         pruned=total([side.pruned for side in sides.values()], sum(int(m.sum()) for m in prunable), packed(model)),
         layers=sides,
-        firing_rates={name: neuron.rate for name, neuron in neurons.items()},
+        firing_rates={name: neuron.rate for name, neuron in neurons.items()}
+        | {name: uses.spikes[name] / size for name, size in uses.values.items() if size},
         samples=samples,
+        products=uses.products / samples,
     )
+
+
+def _sides_of_use(used: UsedWeight, samples: int, size: tuple[int, int]) -> Sides:
+    def side(index: int, alive: int) -> Figures:
+        return Figures(
+            parameters=used.parameter.numel(),
+            alive=alive,
+            bytes=size[index],
+            macs=used.applied * alive / samples,
+            acs=used.acs[index] / samples,
+            mac_ops=used.mac_ops[index] / samples,
+            firing_rate=used.active / used.inputs if used.inputs else 0.0,
+        )
+
+    return Sides(side(0, used.alive.numel()), side(1, int(used.alive.sum())))
+
+
+def _together(module: Sides | None, used: Sides) -> Sides:
+    """The operations of a layer that is called as a module and by function, or by function alone."""
+    if module is None:
+        return used
+
+    def both(a: Figures, b: Figures) -> Figures:
+        rate = a.firing_rate if a.macs else b.firing_rate
+        return replace(a, macs=a.macs + b.macs, acs=a.acs + b.acs, mac_ops=a.mac_ops + b.mac_ops, firing_rate=rate)
+
+    return Sides(both(module.dense, used.dense), both(module.pruned, used.pruned))
 
 
 class LayerMeter:
@@ -201,8 +255,9 @@ class LayerMeter:
             settings = (module.stride, module.padding, module.output_padding, module.groups, module.dilation)
             transposed = _TRANSPOSED[len(module.stride)]
             return counts.fan_out(lambda x: transposed(x, kernel, None, *settings), shape, kernel.device)
-        forward = cast(Callable[..., Tensor], module._conv_forward)
-        return counts.fan_out(lambda x: forward(x, kernel, None), shape, kernel.device)
+        # The base's own: a subclass may do more to the weight than multiply with it.
+        forward = cast(Callable[..., Tensor], _CONVOLUTIONS[len(module.stride)]._conv_forward)
+        return counts.fan_out(lambda x: forward(module, x, kernel, None), shape, kernel.device)
 
     def sides(self, samples: int, packed: int) -> Sides:
         """Per-sample figures; `packed` is the layer's stored size with its masks."""
@@ -253,12 +308,16 @@ def _run(
     adapter: Adapter | None,
     layers: Mapping[str, LayerMeter],
     neurons: Mapping[str, NeuronMeter],
+    uses: Uses,
+    time: str | None,
 ) -> int:
     """Feeds the batches; returns the number of samples. Leaves no hook, no state and no changed mode behind."""
+    # It slows the forward down, so it stays only if the first batch shows something that hooks do not see.
+    tracer: Tracer | None = Tracer(model, adapter, uses.done, listener=uses, once=False)
     modes = [(module, module.training) for module in model.modules()]
     hooks = [layer.module.register_forward_hook(layer.hook, with_kwargs=True) for layer in layers.values()]
     hooks += [neuron.module.register_forward_hook(neuron.hook, with_kwargs=True) for neuron in neurons.values()]
-    samples = 0
+    samples, plain = 0, not _unknown_parts(model, adapter)
     try:
         model.eval()
         with torch.no_grad():
@@ -268,12 +327,17 @@ def _run(
                     adapter.reset(model)
                 for neuron in neurons.values():
                     neuron.batch = None
-                model(x)
-                seen = {neuron.batch for neuron in neurons.values() if neuron.batch is not None}
-                samples += _batch_size(x, target, seen)
+                outputs = [model(step) for step in x] if time == "outside" else [model(x)]
+                if tracer is not None and uses.empty:
+                    tracer.remove()
+                    tracer = None
+                seen = uses.batches | {neuron.batch for neuron in neurons.values() if neuron.batch is not None}
+                samples += _batch_size(x, target, seen, outputs[0], time, plain)
     finally:
         for hook in hooks:
             hook.remove()
+        if tracer is not None:
+            tracer.remove()
         if adapter is not None:
             adapter.reset(model)
         for module, training in modes:
@@ -283,17 +347,35 @@ def _run(
     return samples
 
 
-def _batch_size(x: Any, target: Any, seen: set[int]) -> int:
-    """N of a batch [N, ...] or [T, N, ...]: whichever of the two sizes reached the neurons."""
+def _unknown_parts(model: nn.Module, adapter: Adapter | None) -> bool:
+    """Whether some module without children is of an unknown class, which may hold a loop over time."""
+    return any(
+        not list(module.children())
+        and not type(module).__module__.startswith("torch.")
+        and leaf_kind(module, adapter) is None
+        for module in model.modules()
+    )
+
+
+def _batch_size(x: Any, target: Any, seen: set[int], output: Any, time: str | None, plain: bool) -> int:
+    """N of a batch [N, ...], [T, N, ...] or [N, T, ...]: as told, as the target has it, or as reached the neurons."""
     sizes = list(x.shape[:2]) if isinstance(x, Tensor) else []
-    candidates = {size for size in sizes if size in seen} if seen else set(sizes[:1])
+    if time is not None and sizes:
+        return sizes[1] if time in ("first", "outside") else sizes[0]
+    if isinstance(target, Tensor) and target.dim() == 1 and len(target) in sizes:
+        return len(target)
+    candidates = {size for size in sizes if size in seen}
+    if not seen and isinstance(output, Tensor) and output.dim() == 2 and output.shape[0] in sizes:
+        candidates = {output.shape[0]}  # no neuron tells, but [N, classes] does
+    elif not seen and (plain or list(getattr(output, "shape", ()))[:2] != sizes):
+        candidates = set(sizes[:1])
     if len(candidates) == 1:
         return candidates.pop()
     if isinstance(target, Tensor) and target.dim():
         return target.shape[0]
     raise InvalidValue(
         f"the batch size cannot be told: the input has {sizes}, the neurons saw {sorted(seen)}; "
-        "give (input, target) pairs"
+        "give (input, target) pairs, or say where time is: time='first' or 'batch-first'"
     )
 
 
@@ -302,6 +384,6 @@ def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return cast(Tensor, args[0] if args else next(iter(kwargs.values()))).detach()
 
 
-def _name(model: nn.Module, parameter: Tensor, otherwise: str) -> str:
+def _name(model: nn.Module, parameter: Tensor | None, otherwise: str) -> str:
     """The parameter's name in the model; `otherwise` for a weight that is computed (parametrized)."""
     return next((name for name, p in model.named_parameters() if p is parameter), otherwise)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import Adapter, NeuronParams, adapter_for, find_adapter, surrogate_derivative
+from spikeprune.model.operations import leaf_kind
 
 _FAR = 1e4  # beyond any threshold, and still a number in half precision
 
@@ -28,11 +29,13 @@ class SpikeCall:
         apply: u, rest -> spikes, with the surrogate gradient.
         u: what it was called with, v_pre - v_threshold or v_pre.
         rest: the other arguments.
+        spikes: what it returned, while a forward is recorded.
     """
 
     apply: Callable[..., Tensor]
     u: Tensor
     rest: tuple[Any, ...] = ()
+    spikes: Tensor | None = None
 
     def __call__(self, u: Tensor) -> Tensor:
         """The spikes at another u of the same shape, or of one that `rest` broadcasts to."""
@@ -192,7 +195,7 @@ def spiking_adapter(model: nn.Module) -> Adapter:
     found = find_adapter(model)
     if found is not None:
         return found
-    return adapter_for(model) if _all_of_torch(model) else Discovered()
+    return adapter_for(model) if all_of_torch(model) else Discovered()
 
 
 NOT_FOUND = (
@@ -201,6 +204,6 @@ NOT_FOUND = (
 )
 
 
-def _all_of_torch(model: nn.Module) -> bool:
-    """Whether every module is one of PyTorch's own: no spike function can then be called."""
-    return all(type(module).__module__.startswith("torch.") for module in model.modules())
+def all_of_torch(model: nn.Module) -> bool:
+    """Whether every module is one of PyTorch's own, or derived from its layers: no spike function can be called."""
+    return all(type(m).__module__.startswith("torch.") or leaf_kind(m, None) is not None for m in model.modules())

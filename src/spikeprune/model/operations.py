@@ -52,6 +52,9 @@ MOVES = {
     "unsqueeze", "contiguous", "clone", "detach", "__getitem__", "narrow", "chunk", "split", "unbind", "select",
 }  # fmt: skip
 
+# Functions that multiply two tensors; without a weight among them, two activations, as attention does.
+PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"}
+
 # Functions that write into their first argument and return it, or nothing.
 WRITES = {"__setitem__", "copy_", "index_copy_", "index_put_", "index_add_", "scatter_", "masked_scatter_"}
 

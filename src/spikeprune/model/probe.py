@@ -31,6 +31,7 @@ class ProbeSite(Site):
     neuron: nn.Module
     adapter: Adapter
     use: Use | None = None
+    inner: bool = False
     operation: Operation | None = None  # of the latest use, where the weight is not used by its own module
 
     @property
@@ -82,6 +83,11 @@ class ProbeSite(Site):
 
     def _per_used_synapse(self, curve: Callable[[Tensor], Tensor]) -> Statistic:
         assert self.use is not None
+        if self.inner:
+            raise InvalidValue(
+                f"{self.weight!r} is multiplied with inside of {type(self.neuron).__name__}, where its single synapses "
+                f"cannot be watched; pass exclude=[{self.weight!r}] or unit='neuron'"
+            )
         axis = self.use.axis
 
         def ran(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +180,9 @@ class Probe:
             if pair.neuron is not None:
                 neuron = modules[pair.neuron] if pair.found is None else pair.found
                 known = adapter if pair.found is None else Discovered()
-                self.sites[name] = ProbeSite(name, parameters[name], modules.get(pair.layer), neuron, known, pair.use)
+                self.sites[name] = ProbeSite(
+                    name, parameters[name], modules.get(pair.layer), neuron, known, pair.use, pair.inner
+                )
         joined = [name for name in self.sites if pairs[name].joined]
         if joined:
             raise InvalidValue(

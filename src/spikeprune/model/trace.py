@@ -183,7 +183,9 @@ class Tracer:
         self.graph.outputs = self.watch.sources(result)
         if self.once:
             self.remove()
-        if self.graph.outputs:  # nothing came out when the user's forward raised: say nothing, record nothing
+        if (
+            self.graph.outputs or not self.once
+        ):  # nothing came out when the user's forward raised: say nothing, record nothing
             if self.known is None:
                 unite_first_steps(self.graph)
             self.done(self.graph)

@@ -66,6 +66,8 @@ class Watch(TorchFunctionMode):
         if self.depth:
             if use is not None and self.inside is not None:
                 self.graph.inner.setdefault(use.weight, (self.inside, use))
+                if self.depth == 1:  # deeper, the layer's own hooks see it
+                    self._tell_use(use, func, short, args, kwargs)
             return func(*args, **kwargs)
         inputs = self.sources((args, kwargs))
         fed = self.feeding((args, kwargs)) if use is None else frozenset({use.weight})
@@ -90,10 +92,8 @@ class Watch(TorchFunctionMode):
         if written is not None and written._base is not None:
             self.source[written._base] = len(self.graph.nodes) - 1
             self._mark([written._base], fed | self.feeding(written._base))
-        if use is not None and self.listener is not None:
-            operation = self.derived.operation(func, short, args, kwargs)
-            if operation is not None:
-                self._unwatched(lambda: self.listener.used(use, operation))  # type: ignore[union-attr]
+        if use is not None:
+            self._tell_use(use, func, short, args, kwargs)
         if isinstance(result, Tensor):
             self._straight_through(Step(short, func, args, kwargs, result, written is not None))
         return result
@@ -143,6 +143,14 @@ class Watch(TorchFunctionMode):
         for tensor in found:
             self.source[tensor] = index
 
+    def _tell_use(
+        self, use: Use, func: Callable[..., Any], short: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        if self.listener is not None:
+            operation = self.derived.operation(func, short, args, kwargs)
+            if operation is not None:
+                self._unwatched(lambda: self.listener.used(use, operation))  # type: ignore[union-attr]
+
     # -- spikes ------------------------------------------------------------------------------------------------------
 
     def function(self, cls: type, args: tuple[Any, ...], run: Callable[[], Any]) -> Any:
@@ -183,7 +191,7 @@ class Watch(TorchFunctionMode):
         neuron.calls += 1
         self.fed[result] = frozenset({_SPIKES_OF + title})
         if self.listener is not None:
-            neuron.call = SpikeCall(call.apply, call.u.detach(), call.rest)
+            neuron.call = SpikeCall(call.apply, call.u.detach(), call.rest, result.detach())
             self._unwatched(lambda: self.listener.spike(neuron))  # type: ignore[union-attr]
             neuron.call = None
 

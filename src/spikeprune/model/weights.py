@@ -145,10 +145,14 @@ def along_outputs(channel: Tensor, weight: Tensor, layer: nn.Module | None, use:
 
 @dataclass(frozen=True)
 class Operation:
-    """One call of a function that multiplies an input `x` with a weight, to be run again on others of their shapes."""
+    """One call of a function that multiplies an input `x` with a weight, to be run again on others of their shapes.
+
+    `outputs` is the dimension of `weight` that counts outputs.
+    """
 
     x: Tensor
     weight: Tensor
+    outputs: int
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -157,6 +161,28 @@ class Operation:
         """The function's result for another input and weight."""
         others = {id(self.x): x, id(self.weight): weight}
         return self.function(*_exchanged(self.args, others), **_exchanged(dict(self.kwargs), others))
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The same without what is added, such as a bias."""
+        known = (self.x, self.weight)
+        added = [t for t in _tensors((self.args, self.kwargs)) if all(t is not k for k in known)]
+        others = {id(t): torch.zeros_like(t, dtype=x.dtype) for t in added}
+        others |= {id(self.x): x, id(self.weight): weight}
+        return self.function(*_exchanged(self.args, others), **_exchanged(dict(self.kwargs), others))
+
+    def applications(self) -> float:
+        """How often the whole weight was multiplied with, padding included."""
+        if "transpose" in getattr(self.function, "__name__", ""):
+            return self.x.numel() / self.weight.shape[0]
+        with torch.no_grad():
+            return self.run(self.x, self.weight).numel() / self.weight.shape[self.outputs]
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    return [t for v in values for t in _tensors(v)]  # pyright: ignore
 
 
 def _exchanged(value: Any, others: Mapping[int, Tensor]) -> Any:
@@ -221,11 +247,13 @@ class Derived:
         self, function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Operation | None:
         """The call that `use` described, to be run again; None where its input cannot be told."""
-        operand = next(t for t, _, _ in multiplied(name, args, kwargs) if self.origin(t) is not None and t.dim() >= 2)
+        operand, outputs = next(
+            (t, o) for t, o, _ in multiplied(name, args, kwargs) if self.origin(t) is not None and t.dim() >= 2
+        )
         values = args[1:] if name in ("addmm", "baddbmm", "addbmm") else (*args, *kwargs.values())
         flat = [t for v in values for t in (v if isinstance(v, (tuple, list)) else (v,)) if isinstance(t, Tensor)]
         x = next((t for t in flat if t is not operand), None)
-        return None if x is None else Operation(x, operand, function, args, kwargs)
+        return None if x is None else Operation(x, operand, outputs, function, args, kwargs)
 
     def _dimension(self, operand: Tensor, outputs: int, origin: str) -> int:
         """The dimension of the parameter along which `operand` runs in its dimension `outputs`."""
