@@ -103,6 +103,10 @@ class SynapseMean(Statistic):
         self.correlate = correlate
         self.output_shape = output_shape
 
+    def squared(self) -> "SynapseMean":
+        """The same with the square of the input: S = mean curve(u) * x^2."""
+        return SynapseMean(self.curve, lambda d, x: self.correlate(d, x.square()), self.output_shape)
+
     def begin(self) -> None:
         pass
 

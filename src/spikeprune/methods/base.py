@@ -15,7 +15,7 @@ from torch import Tensor
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.core.schedule import Constant, Schedule, decaying
-from spikeprune.core.statistic import Statistic
+from spikeprune.core.statistic import Statistic, SynapseMean
 
 
 class Site(abc.ABC):
@@ -42,7 +42,7 @@ class Site(abc.ABC):
         """A statistic with one number per output channel."""
 
     @abc.abstractmethod
-    def per_synapse(self, curve: Callable[[Tensor], Tensor]) -> Statistic:
+    def per_synapse(self, curve: Callable[[Tensor], Tensor]) -> SynapseMean:
         """A statistic with one number per weight."""
 
 

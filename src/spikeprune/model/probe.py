@@ -68,7 +68,7 @@ class ProbeSite(Site):
     def per_channel(self, curve: Callable[[Tensor], Tensor], space: str) -> Statistic:
         return ChannelMean(curve, space)
 
-    def per_synapse(self, curve: Callable[[Tensor], Tensor]) -> Statistic:
+    def per_synapse(self, curve: Callable[[Tensor], Tensor]) -> SynapseMean:
         layer = self.layer
         if self.use is not None:
             return self._per_used_synapse(curve)
@@ -81,7 +81,7 @@ class ProbeSite(Site):
             )
         return SynapseMean(curve, lambda d, x: correlate_conv(layer, d, x), lambda x: conv_shape(layer, x))
 
-    def _per_used_synapse(self, curve: Callable[[Tensor], Tensor]) -> Statistic:
+    def _per_used_synapse(self, curve: Callable[[Tensor], Tensor]) -> SynapseMean:
         assert self.use is not None
         if self.inner:
             raise InvalidValue(
