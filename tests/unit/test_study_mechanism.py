@@ -2,12 +2,15 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from spikeprune.lab.study import avalanches, mechanism
 from spikeprune.lab.study.features import consistency, correlation, entropy, feature, inverted_min_max
+from spikeprune.record.epoch import Epoch
+from spikeprune.record.round import Round
 
 
 def test_a_feature_is_spikes_over_time_and_space():
@@ -111,8 +114,8 @@ def test_the_summary_counts_layers_apart_and_branching_together():
 
 
 ROUNDS = [
-    {"step": 10, "target": 0.5, "kept": 50, "regrown": 10, "rescued": 4, "survived": 3},
-    {"step": 20, "target": 0.8, "kept": 20, "regrown": 5, "rescued": 3, "survived": None},
+    Round(step=10, target=0.5, kept=50, regrown=10, rescued=4, survived=3),
+    Round(step=20, target=0.8, kept=20, regrown=5, rescued=3, survived=None),
 ]
 
 
@@ -126,12 +129,12 @@ def test_survival_worked_by_hand():
 
 
 def test_survival_of_nothing_is_none():
-    still = [{**ROUNDS[0], "regrown": 0, "rescued": 0, "survived": 0}, {**ROUNDS[1], "regrown": 0, "rescued": 0}]
+    still = [replace(ROUNDS[0], regrown=0, rescued=0, survived=0), replace(ROUNDS[1], regrown=0, rescued=0)]
     found = mechanism.survival(still, prunable=100, regrown_alive=None, alive=20)
     assert found["to_end"] is None
     assert found["survived_share"] is None
     assert found["events"][0]["rescued_share"] is None
-    constant = mechanism.survival([{**ROUNDS[0], "kept": 100}], prunable=100, regrown_alive=2, alive=100)
+    constant = mechanism.survival([replace(ROUNDS[0], kept=100)], prunable=100, regrown_alive=2, alive=100)
     assert constant["events"][0]["rescued_share"] is None  # nothing was newly cut
 
 
@@ -177,8 +180,11 @@ def test_importance_of_weights_leaves_a_layer_of_zeros_out():
 
 
 def test_the_gap_of_losses_and_what_counts_as_recovery():
-    def line(epoch: int, seen: float | None, held: float | None, phase: str = "pruned") -> dict:
-        return {"phase": phase, "epoch": epoch, "step": 10 * epoch, "seen_loss": seen, "val_loss": held}
+    def line(epoch: int, seen: float | None, held: float | None, phase: str = "pruned") -> Epoch:
+        return Epoch(
+            phase=phase, epoch=epoch, step=10 * epoch, lr=0.1, train_loss=1.0, train_accuracy=0.5, seen_loss=seen,
+            val_loss=held, val_accuracy=0.5, sparsity=0.0,
+        )  # fmt: skip
 
     metrics = [line(1, 9.0, 9.0, "dense"), line(1, 1.0, 1.1), line(2, 0.8, 1.0), line(3, 0.5, 0.9), line(4, 0.4, 1.0)]
     found = mechanism.overfitting(metrics, last_event=15)

@@ -4,6 +4,7 @@ import pytest
 
 from spikeprune.lab.study.findings import _told
 from spikeprune.lab.study.seeds import QUANTITIES, at, differences, over_seeds
+from spikeprune.record.analysis import Spread
 
 
 def test_every_number_becomes_its_mean_and_spread():
@@ -53,7 +54,7 @@ def test_a_place_on_a_way_that_ends_early_is_none():
 
 
 def test_a_spread_is_told_with_its_deviation():
-    assert _told({"mean": 0.51234, "sd": 0.01234, "n": 3}, ".1%") == "51.2% ± 1.2%"
-    assert _told({"mean": 0.51234, "sd": 0.01234, "n": 3}, "+.4f") == "+0.5123 ± 0.0123"
-    assert _told({"mean": 2.0, "sd": None, "n": 1}, ".4g") == "2"
+    assert _told(Spread(each=(), n=3, mean=0.51234, sd=0.01234), ".1%") == "51.2% ± 1.2%"
+    assert _told(Spread(each=(), n=3, mean=0.51234, sd=0.01234), "+.4f") == "+0.5123 ± 0.0123"
+    assert _told(Spread(each=(2.0,), n=1, mean=2.0, sd=None), ".4g") == "2"
     assert _told(None, ".4g") == "not applicable"

@@ -12,7 +12,7 @@ SPLITS = ("train", "validation", "test")
 
 @final
 @recorded
-class DataSettings(Record):
+class DataKeys(Record):
     """The group `data` of the settings, as far as code reads it; the other keys stand in `extra`."""
 
     name: str
@@ -35,7 +35,7 @@ class RunSettings(Record):
     start: str
     T: Count
     epochs: Count
-    data: DataSettings
+    data: DataKeys
 
 
 @final

@@ -1,6 +1,6 @@
 """Why runs came out as they did: everything of analysis.json, from the files of a run and its networks on images."""
 
-import json
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spikeprune import data as datasets
-from spikeprune.core.errors import InvalidValue, UserError
+from spikeprune.core.errors import InvalidValue
 from spikeprune.lab.recipe import load
 from spikeprune.lab.study import avalanches, compare, mechanism, seeds
 from spikeprune.lab.study.features import (
@@ -25,9 +25,25 @@ from spikeprune.lab.train.device import choose_device, repeatable
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.lab.train.run import load_data, restore
 from spikeprune.lab.train.statistics import channel_criticality
+from spikeprune.record.analysis import (
+    SCHEMA,
+    AgainstRun,
+    AnalysisRecord,
+    ClassConsistency,
+    Consistency,
+    CriticalityStates,
+    Importance,
+    ImportanceOfDifference,
+    LayerConsistency,
+    LayerEntropy,
+    Mechanism,
+    PooledArm,
+    Survival,
+)
+from spikeprune.record.epoch import read_epochs
+from spikeprune.record.round import Round
 from spikeprune.record.whole import write_whole
 
-SCHEMA = 2
 FEATURES = ("rate", "inverted-min-max")
 _STATES = {
     "before_pruning": "the dense network of this run, dense.safetensors, at the end of its own training",
@@ -43,7 +59,7 @@ def analyze(
     features: str = "rate",
     images: int = 2000,
     root: str | None = None,
-) -> dict[str, Any]:
+) -> AnalysisRecord:
     """Analyse finished runs and write `analysis.json` into the folder of each.
 
     Args:
@@ -67,9 +83,39 @@ def analyze(
     arms = _arms(mine, others)
     parts = {run: run.parts(features, images) for run in [*mine, *others]}
     pooled = _over_seeds(mine, arms, parts) if len(mine) > 1 else None
-    for run in mine:
-        partners = [other for other in others if len(mine) == 1 or other.seed == run.seed]
-        found = {
+    found = {run: _of_run(run, others, parts, pooled, features, images, every=len(mine) == 1) for run in mine}
+    for run, record in found.items():
+        write_whole(run.folder.path / "analysis.json", record.as_json(indent=1).encode() + b"\n")
+    return found[mine[0]]
+
+
+def _of_run(
+    run: "_Analysed",
+    others: Sequence["_Analysed"],
+    parts: Mapping["_Analysed", Mechanism],
+    pooled: PooledArm | None,
+    features: str,
+    images: int,
+    *,
+    every: bool,
+) -> AnalysisRecord:
+    """What is written for one run: it is set against `every` other one, or against those of its seed."""
+    partners = [other for other in others if every or other.seed == run.seed]
+    against = [
+        AgainstRun.read(
+            {
+                "run": other.folder.path.name,
+                "method": other.recipe.method,
+                "seed": other.seed,
+                "sparsity": other.record.sparsity,
+                **parts[other],
+                "importance_of_difference": _importance_between(run, other),
+            }
+        )
+        for other in partners
+    ]
+    return AnalysisRecord.read(
+        {
             "schema": SCHEMA,
             "run": run.folder.path.name,
             "method": run.recipe.method,
@@ -77,23 +123,10 @@ def analyze(
             "features": features,
             "images": images,
             **parts[run],
-            "against": [
-                {
-                    "run": other.folder.path.name,
-                    "method": other.recipe.method,
-                    "seed": other.seed,
-                    "sparsity": other.record["sparsity"],
-                    **parts[other],
-                    "importance_of_difference": _importance_between(run, other),
-                }
-                for other in partners
-            ],
+            "against": against,
             "seeds": pooled,
         }
-        write_whole(run.folder.path / "analysis.json", json.dumps(found, indent=1, allow_nan=False).encode() + b"\n")
-        if run is mine[0]:
-            first = found
-    return first
+    )
 
 
 def _check_data(runs: Sequence["_Analysed"]) -> None:
@@ -134,42 +167,28 @@ def _arms(mine: Sequence["_Analysed"], others: Sequence["_Analysed"]) -> dict[st
 def _over_seeds(
     mine: Sequence["_Analysed"],
     arms: Mapping[str, Sequence["_Analysed"]],
-    parts: Mapping["_Analysed", Mapping[str, Any]],
-) -> dict[str, Any]:
+    parts: Mapping["_Analysed", Mechanism],
+) -> PooledArm:
     """Means and spreads of the runs and of each arm that they are set against, and the differences paired by seed."""
     by_seed = {run.seed: run for run in mine}
 
-    def pooled(label: str, runs: Sequence["_Analysed"]) -> dict[str, Any]:
+    def pooled(label: str, runs: Sequence["_Analysed"], more: Mapping[str, object]) -> PooledArm:
         runs = sorted(runs, key=lambda run: run.seed)
-        return {
-            "arm": label,
-            "seeds": [run.seed for run in runs],
-            "runs": [run.folder.path.name for run in runs],
-            **seeds.over_seeds([parts[run] for run in runs]),
-        }
+        named = {"arm": label, "seeds": [run.seed for run in runs], "runs": [run.folder.path.name for run in runs]}
+        return PooledArm.read({**named, **Mechanism.read(seeds.over_seeds([parts[run] for run in runs])), **more})
 
-    return {
-        **pooled(mine[0].recipe.method, mine),
-        "against": [
-            {
-                **pooled(label, group),
-                "importance_of_difference": seeds.over_seeds(
-                    [
-                        _importance_between(by_seed[run.seed], run)
-                        for run in sorted(group, key=lambda run: run.seed)
-                        if run.seed in by_seed
-                    ]
-                ),
-                "difference": seeds.differences(
-                    {run.seed: parts[run] for run in mine}, {run.seed: parts[run] for run in group}
-                ),
-            }
-            for label, group in arms.items()
-        ],
-    }
+    def against(label: str, group: Sequence["_Analysed"]) -> PooledArm:
+        group = sorted(group, key=lambda run: run.seed)
+        between = [_importance_between(by_seed[run.seed], run) for run in group if run.seed in by_seed]
+        difference = seeds.differences({run.seed: parts[run] for run in mine}, {run.seed: parts[run] for run in group})
+        more = {"importance_of_difference": seeds.over_seeds(between), "difference": difference}
+        return pooled(label, group, more)
+
+    others = [against(label, group) for label, group in arms.items()]
+    return pooled(mine[0].recipe.method, mine, {"against": others})
 
 
-def _importance_between(run: "_Analysed", other: "_Analysed") -> dict[str, Any]:
+def _importance_between(run: "_Analysed", other: "_Analysed") -> ImportanceOfDifference:
     return mechanism.importance_between(run.model, run.masks, other.model, other.masks)
 
 
@@ -186,51 +205,61 @@ class _Analysed:
         self.masks = read_safetensors(self.folder.masks)
         there = self.folder.regrown.is_file()
         self.regrown = read_safetensors(self.folder.regrown) if there else None
-        self.seed = int(self.record["seed"])
+        self.seed = self.record.seed
         self.compared = compare.ComparedRun(self.folder.path, self.record, self.recipe.method, self.recipe.sparsity)
 
-    def parts(self, features: str, images: int) -> dict[str, Any]:
+    def parts(self, features: str, images: int) -> Mechanism:
         """The keys that contract and page name."""
         data, device = load_data(self.recipe), choose_device(self.recipe.device)
         data = data.to(device)
-        rounds = self.record["rounds"]
-        with repeatable(self.record["environment"]["threads"]):
+        rounds = self.record.rounds
+        with repeatable(self.record.environment.threads):
             seen = self._states(data, device, images)
             train = self._observe(data, device, images, "train", None)
-        test, _ = seen["after_regeneration"]
-        return {
-            "accuracy": self.record["pruned"]["accuracy"],
-            "survival": self._survival(rounds),
-            "consistency": _consistency(train, test, len(data.classes), features),
-            "importance": self._importance(),
-            "overfitting": mechanism.overfitting(_metrics(self.folder), rounds[-1]["step"] if rounds else None),
-            "criticality": {
-                "states": _STATES,
-                "limits": avalanches.LIMITS,
-                **{name: None for name in _STATES if name not in seen},
-                **{name: avalanches.summary(o.activity) | _entropies(layers) for name, (o, layers) in seen.items()},
-            },
+        test = seen["after_regeneration"][0]
+        epochs = read_epochs(self.folder.metrics)
+        states = {
+            name: dataclasses.replace(
+                avalanches.summary(observed.activity),
+                layers=tuple(layers),
+                mean_entropy=mean_of(bits for _, bits in entropies),
+            )
+            for name, (observed, layers, entropies) in seen.items()
         }
+        return Mechanism(
+            accuracy=self.record.accuracy,
+            survival=self._survival(rounds),
+            consistency=_consistency(train, test, len(data.classes), features),
+            importance=self._importance(),
+            overfitting=mechanism.overfitting(epochs, rounds[-1].step if rounds else None),
+            criticality=CriticalityStates(
+                states=_STATES,
+                limits=avalanches.LIMITS,
+                before_pruning=states.get("before_pruning"),
+                after_pruning=states.get("after_pruning"),
+                after_regeneration=states.get("after_regeneration"),
+            ),
+        )
 
-    def _survival(self, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    def _survival(self, rounds: Sequence[Round]) -> Survival | None:
         if not rounds:
             return None
         regrown = None if self.regrown is None else sum(int(mask.sum()) for mask in self.regrown.values())
-        prunable, alive = self.record["dense"]["alive"], self.record["pruned"]["alive"]
-        start = prunable if self.recipe.start == "dense" else rounds[0]["kept"]
+        prunable, alive = self.record.dense.alive, self.record.pruned.alive
+        start = prunable if self.recipe.start == "dense" else rounds[0].kept
         return mechanism.survival(rounds, start, regrown, alive)
 
-    def _importance(self) -> dict[str, Any] | None:
+    def _importance(self) -> Importance | None:
         if self.regrown is None:
             return None
         return mechanism.importance_within(self.model, self.masks, self.regrown)
 
-    def _states(self, data: datasets.Dataset, device: torch.device, images: int) -> dict[str, tuple[Observation, Any]]:
+    def _states(self, data: datasets.Dataset, device: torch.device, images: int) -> dict[str, "_Look"]:
         """Those of `_STATES` that this run has, on test images: what was seen, and entropy against criticality."""
         cut: dict[str, Tensor] | None = None
         if self.regrown is not None and any(bool(mask.any()) for mask in self.regrown.values()):
             cut = {name: self.model[name] * ~mask for name, mask in self.regrown.items()}
-        found = {}
+        found: dict[str, _Look] = {}
         if self.folder.dense.is_file():
             found["before_pruning"] = self._look(data, device, images, self.folder.dense, None)
         if cut is not None:
@@ -245,7 +274,7 @@ class _Analysed:
         images: int,
         file: Path | None,
         changed: Mapping[str, Tensor] | None,
-    ) -> tuple[Observation, list[dict[str, Any]]]:
+    ) -> "_Look":
         network = restore(self.folder, self.recipe, data, device, file)
         with torch.no_grad():
             parameters = dict(network.model.named_parameters())
@@ -262,20 +291,22 @@ class _Analysed:
         ]
         with network.one_call(data.time_first):
             _, scores = channel_criticality(network, few)
-        layers: list[dict[str, Any]] = []
+        layers: list[LayerEntropy] = []
+        entropies: list[tuple[str, float]] = []
         for name, features in seen.features.items():
             bits = entropy(features)
             score = scores.get(name)
             paired = score is not None and len(score) == len(bits)
+            entropies.append((name, float(bits.mean())))
             layers.append(
-                {
-                    "neuron": name,
-                    "entropy": float(bits.mean()),
-                    "criticality": None if score is None else float(score.double().mean()),
-                    "correlation": correlation(bits, score.cpu()) if paired and score is not None else None,
-                }
+                LayerEntropy(
+                    neuron=name,
+                    entropy=entropies[-1][1],
+                    criticality=None if score is None else float(score.double().mean()),
+                    correlation=correlation(bits, score.cpu()) if paired and score is not None else None,
+                )
             )
-        return seen, layers
+        return seen, layers, entropies
 
     def _observe(
         self, data: datasets.Dataset, device: torch.device, images: int, split: Any, file: Path | None
@@ -283,12 +314,9 @@ class _Analysed:
         return observe(restore(self.folder, self.recipe, data, device, file), data, split, images, self.recipe.batch)
 
 
-def _entropies(layers: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"layers": layers, "mean_entropy": mean_of(layer["entropy"] for layer in layers)}
-
-
-def _consistency(train: Observation, test: Observation, classes: int, features: str) -> dict[str, Any]:
-    layers = []
+def _consistency(train: Observation, test: Observation, classes: int, features: str) -> Consistency:
+    layers: list[LayerConsistency] = []
+    found: list[ClassConsistency] = []
     for name in train.features:
         sides = [(train.features[name], train.labels), (test.features[name], test.labels)]
         left_out = 0
@@ -297,14 +325,13 @@ def _consistency(train: Observation, test: Observation, classes: int, features: 
             left_out = sum(int((~there).sum()) for _, there, _ in turned)
             sides = [(x, labels[there]) for x, there, labels in turned]
         (a, a_labels), (b, b_labels) = sides
-        found = consistency(a, a_labels, b, b_labels, classes) if len(a) and len(b) else {}
-        layers.append({"neuron": name, "images_left_out": left_out, **found})
+        figures: dict[str, object] = {}
+        if len(a) and len(b):
+            found.append(consistency(a, a_labels, b, b_labels, classes))
+            figures = dict(found[-1])
+        layers.append(LayerConsistency.read({"neuron": name, "images_left_out": left_out, **figures}))
     means = ("mean_variance_train", "mean_variance_test", "mean_cosine", "mean_cosine_centred")
-    return {"layers": layers, **{name: mean_of(layer.get(name) for layer in layers) for name in means}}
+    return Consistency.read({"layers": layers, **{name: mean_of(getattr(f, name) for f in found) for name in means}})
 
 
-def _metrics(folder: RunFolder) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder.metrics} cannot be read; restore it or make the run again") from error
+_Look = tuple[Observation, list[LayerEntropy], list[tuple[str, float]]]

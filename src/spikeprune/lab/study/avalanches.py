@@ -7,11 +7,12 @@ of all neurons at a time step, [N images, T steps].
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from spikeprune.record.analysis import Activity, AvalancheSizes, Branching
 
 LIMITS = (
     "T is a handful of steps, so an image gives T - 1 pairs and no long cascade. The pooled slope takes differences "
@@ -22,7 +23,7 @@ LIMITS = (
 _FEWEST = 50  # avalanches, for an exponent
 
 
-def branching(activity: Float[Tensor, "N T"]) -> dict[str, float | None]:
+def branching(activity: Float[Tensor, "N T"]) -> Branching:
     """How many spikes follow from one, by three estimates.
 
         pooled: slope m of A(t + 1) = m A(t) + h over all images and steps, by least squares
@@ -35,13 +36,13 @@ def branching(activity: Float[Tensor, "N T"]) -> dict[str, float | None]:
     a = activity.double()
     before, after = a[:, :-1], a[:, 1:]
     if a.shape[1] < 2:
-        return {"pooled": None, "within": None, "ratio": None}
+        return Branching(pooled=None, within=None, ratio=None)
     steady = before - before.mean(1, keepdim=True), after - after.mean(1, keepdim=True)
-    return {
-        "pooled": _slope(before - before.mean(), after - after.mean()),
-        "within": _slope(*steady) if a.shape[1] > 2 else None,
-        "ratio": float(after.sum() / before.sum()) if before.sum() > 0 else None,
-    }
+    return Branching(
+        pooled=_slope(before - before.mean(), after - after.mean()),
+        within=_slope(*steady) if a.shape[1] > 2 else None,
+        ratio=float(after.sum() / before.sum()) if before.sum() > 0 else None,
+    )
 
 
 def _slope(x: Tensor, y: Tensor) -> float | None:
@@ -91,7 +92,7 @@ def exponent(values: list[int]) -> float | None:
     return (low + high) / 2
 
 
-def summary(activities: Mapping[str, Float[Tensor, "N T"]]) -> dict[str, Any]:
+def summary(activities: Mapping[str, Float[Tensor, "N T"]]) -> Activity:
     """Of a network: branching of all its spikes, avalanches in each layer, and spikes from layer to layer."""
     total = torch.stack(list(activities.values())).sum(0)
     sizes: list[int] = []
@@ -104,19 +105,19 @@ def summary(activities: Mapping[str, Float[Tensor, "N T"]]) -> dict[str, Any]:
         cut += int((activity[:, -1] > 0).sum())
     spikes = {name: float(activity.sum(1).mean()) for name, activity in activities.items()}
     ordered = list(spikes.values())
-    return {
-        "T": total.shape[1],
-        "images": total.shape[0],
-        "spikes_per_image": spikes,
-        "layer_ratio": [b / a if a else None for a, b in itertools.pairwise(ordered)],
-        "branching": branching(total),
-        "avalanches": {
-            "count": len(sizes),
-            "cut_by_the_end": cut,
-            "mean_size": math.fsum(sizes) / len(sizes) if sizes else None,
-            "mean_duration": math.fsum(durations) / len(durations) if durations else None,
-            "largest": max(sizes, default=None),
-            "size_exponent": exponent(sizes),
-            "duration_exponent": exponent(durations),
-        },
-    }
+    return Activity(
+        T=total.shape[1],
+        images=total.shape[0],
+        spikes_per_image=spikes,
+        layer_ratio=tuple(b / a if a else None for a, b in itertools.pairwise(ordered)),
+        branching=branching(total),
+        avalanches=AvalancheSizes(
+            count=len(sizes),
+            cut_by_the_end=cut,
+            mean_size=math.fsum(sizes) / len(sizes) if sizes else None,
+            mean_duration=math.fsum(durations) / len(durations) if durations else None,
+            largest=max(sizes, default=None),
+            size_exponent=exponent(sizes),
+            duration_exponent=exponent(durations),
+        ),
+    )

@@ -5,7 +5,7 @@ Shapes: T time steps, N images, C channels, K classes.
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spikeprune.data import Dataset, batches
 from spikeprune.lab.train.network import Network
+from spikeprune.record.analysis import ClassConsistency
 
 _BINS = 16
 
@@ -92,7 +93,7 @@ def inverted_min_max(features: Float[Tensor, "N C"]) -> tuple[Float[Tensor, "M C
 def consistency(
     train: Float[Tensor, "N C"], train_labels: Int[Tensor, "N"],
     test: Float[Tensor, "M C"], test_labels: Int[Tensor, "M"], classes: int,
-) -> dict[str, Any]:  # fmt: skip
+) -> ClassConsistency:  # fmt: skip
     """How alike a class's features are, within a split and from the training to the test images.
 
         variance[k] = mean over channels of the variance (1/n) over the images of class k
@@ -108,13 +109,17 @@ def consistency(
         None if a is None or b is None else _cosine(a - centres[0], b - centres[1])
         for (a, _), (b, _) in zip(*sides, strict=True)
     ]
-    found: dict[str, Any] = {
-        "variance_train": [v for _, v in sides[0]],
-        "variance_test": [v for _, v in sides[1]],
-        "cosine": raw,
-        "cosine_centred": centred,
-    }
-    return found | {f"mean_{name}": mean_of(values) for name, values in found.items()}
+    variances = [tuple(v for _, v in side) for side in sides]
+    return ClassConsistency(
+        variance_train=variances[0],
+        variance_test=variances[1],
+        cosine=tuple(raw),
+        cosine_centred=tuple(centred),
+        mean_variance_train=mean_of(variances[0]),
+        mean_variance_test=mean_of(variances[1]),
+        mean_cosine=mean_of(raw),
+        mean_cosine_centred=mean_of(centred),
+    )
 
 
 def _by_class(features: Tensor, labels: Tensor, classes: int) -> list[tuple[Tensor | None, float | None]]:
@@ -134,7 +139,7 @@ def _cosine(a: Tensor | None, b: Tensor | None) -> float | None:
     return max(-1.0, min(1.0, float(a @ b) / size)) if size > 1e-24 else None
 
 
-def mean_of(values: Any) -> float | None:
+def mean_of(values: Iterable[float | None]) -> float | None:
     """Mean of what is there; None of nothing."""
     there = [value for value in values if value is not None]
     return math.fsum(there) / len(there) if there else None

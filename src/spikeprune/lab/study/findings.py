@@ -3,181 +3,203 @@
 Numbers are those of one run, or spreads over seeds (`seeds.over_seeds`), told as mean ± standard deviation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from spikeprune.lab.study.page import Section, render
 from spikeprune.lab.study.plots import Series, legend, plot
 from spikeprune.lab.study.seeds import QUANTITIES, at
 from spikeprune.lab.study.tables import p_value
+from spikeprune.record.analysis import (
+    AnalysisRecord,
+    ImportanceOfDifference,
+    Measured,
+    Mechanism,
+    PooledArm,
+    Spread,
+    UpdateSurvival,
+)
 
 NONE = "not applicable"
-_Part = Mapping[str, Any]
 
 
-def lines(found: _Part) -> list[str]:
+def lines(found: AnalysisRecord) -> list[str]:
     """A line each for survival, feature cosine, importance, and the gap of train and validation loss."""
-    said = [f"{name}: {tell(_parts(found)[0][1])}" for name, tell in _TOLD.items()]
-    if found["seeds"] is not None:
-        said.append(f"seeds: {_listed(found['seeds']['seeds'])}; mean ± standard deviation")
+    said = _own_lines(found)
     for name, part in _parts(found)[1:]:
         said += [f"{about}, {name}: {tell(part)}" for about, tell in _TOLD.items()]
-        said.append(f"importance of what only one kept: {_between(part['importance_of_difference'])}")
+        said.append(f"importance of what only one kept: {_between(part.importance_of_difference)}")
     return said
 
 
-def _parts(found: _Part) -> list[tuple[str, _Part]]:
+def _own_lines(found: AnalysisRecord) -> list[str]:
+    """Those of the run, or of the first arm."""
+    said = [f"{name}: {tell(_parts(found)[0][1])}" for name, tell in _TOLD.items()]
+    if found.seeds is not None:
+        said.append(f"seeds: {_listed(found.seeds.seeds)}; mean ± standard deviation")
+    return said
+
+
+def _parts(found: AnalysisRecord) -> list[tuple[str, Mechanism]]:
     """Name and numbers of this run or arm, then of each that it is set against."""
-    if found["seeds"] is None:
-        return [("this run", found)] + [(f"{o['method']} seed {o['seed']}", o) for o in found["against"]]
-    pooled = found["seeds"]
-    return [(f"{arm['arm']} (n = {len(arm['seeds'])})", arm) for arm in (pooled, *pooled["against"])]
+    if found.seeds is None:
+        return [("this run", found), *((f"{o.method} seed {o.seed}", o) for o in found.against)]
+    return [(f"{arm.arm} (n = {len(arm.seeds)})", arm) for arm in _arms(found.seeds)]
 
 
-def _survival(part: _Part) -> str:
-    s = part["survival"]
-    if s is None or not _mean(s["regrown"]):
+def _arms(pooled: PooledArm) -> tuple[PooledArm, ...]:
+    """The first arm and those that it is set against."""
+    return (pooled, *(pooled.against or ()))
+
+
+def _survival(part: Mechanism) -> str:
+    s = part.survival
+    if s is None or not _mean(s.regrown):
         return NONE
     return (
-        f"{_told(s['regrown'], ',.0f')} regrown, {_told(s['survived_share'], '.1%')} outlived the next cut, "
-        f"{_told(s['to_end'], '.1%')} are alive at the end; {_told(s['rescued'], ',.0f')} rescued from a cut"
+        f"{_told(s.regrown, ',.0f')} regrown, {_told(s.survived_share, '.1%')} outlived the next cut, "
+        f"{_told(s.to_end, '.1%')} are alive at the end; {_told(s.rescued, ',.0f')} rescued from a cut"
     )
 
 
-def _cosine(part: _Part) -> str:
-    c = part["consistency"]
-    if c["mean_cosine"] is None:
+def _cosine(part: Mechanism) -> str:
+    c = part.consistency
+    if c.mean_cosine is None:
         return NONE
-    centred = _told(c["mean_cosine_centred"], ".4f")
-    return f"{_told(c['mean_cosine'], '.4f')} train to test, mean over classes and layers; centred {centred}"
+    centred = _told(c.mean_cosine_centred, ".4f")
+    return f"{_told(c.mean_cosine, '.4f')} train to test, mean over classes and layers; centred {centred}"
 
 
-def _importance(part: _Part) -> str:
-    i = part["importance"]
-    if i is None or i["regrown"] is None or i["others"] is None:
+def _importance(part: Mechanism) -> str:
+    i = part.importance
+    if i is None or i.regrown is None or i.others is None:
         return NONE
     return (
-        f"{_told(i['regrown'], '.4f')} of {_told(i['regrown_count'], ',.0f')} regrown weights alive at the end, "
-        f"{_told(i['others'], '.4f')} of the {_told(i['others_count'], ',.0f')} others (|w| over the layer's largest)"
+        f"{_told(i.regrown, '.4f')} of {_told(i.regrown_count, ',.0f')} regrown weights alive at the end, "
+        f"{_told(i.others, '.4f')} of the {_told(i.others_count, ',.0f')} others (|w| over the layer's largest)"
     )
 
 
-def _gap(part: _Part) -> str:
-    o = part["overfitting"]
-    if o["final_gap"] is None:
+def _gap(part: Mechanism) -> str:
+    o = part.overfitting
+    if o.final_gap is None:
         return NONE
-    recovery = _told(o["recovery_gap"], "+.4f")
-    return f"{_told(o['final_gap'], '+.4f')} at the end (validation less train), {recovery} mean after the last event"
+    recovery = _told(o.recovery_gap, "+.4f")
+    return f"{_told(o.final_gap, '+.4f')} at the end (validation less train), {recovery} mean after the last event"
 
 
 _TOLD = {"survival": _survival, "feature cosine": _cosine, "importance": _importance, "loss gap": _gap}
 
 
-def _between(i: _Part | None) -> str:
-    if i is None or i["only_this"] is None or i["only_other"] is None:
+def _between(i: ImportanceOfDifference | None) -> str:
+    if i is None or i.only_this is None or i.only_other is None:
         return NONE
-    symbol = "gamma" if i["of"] == "gamma" else "w"
+    symbol = "gamma" if i.of == "gamma" else "w"
     return (
-        f"{_told(i['only_this'], '.4f')} of {_told(i['only_this_count'], ',.0f')} kept only here, "
-        f"{_told(i['only_other'], '.4f')} of {_told(i['only_other_count'], ',.0f')} kept only there "
+        f"{_told(i.only_this, '.4f')} of {_told(i.only_this_count, ',.0f')} kept only here, "
+        f"{_told(i.only_other, '.4f')} of {_told(i.only_other_count, ',.0f')} kept only there "
         f"(|{symbol}| over the layer's largest)"
     )
 
 
-def _told(value: Any, form: str) -> str:
+def _told(value: Measured | None, form: str) -> str:
     if value is None:
         return NONE
-    if isinstance(value, Mapping):
+    if isinstance(value, Spread):
         fine = ".2g" if form.endswith("g") else form.removeprefix("+")
-        spread = "" if value["sd"] is None else f" ± {value['sd']:{fine}}"
-        return f"{value['mean']:{form}}{spread}"
+        spread = "" if value.sd is None else f" ± {value.sd:{fine}}"
+        return f"{value.mean:{form}}{spread}"
     return f"{value:{form}}"
 
 
-def _mean(value: Any) -> float | None:
-    return value["mean"] if isinstance(value, Mapping) else value
+def _mean(value: Measured | None) -> float | None:
+    return value.mean if isinstance(value, Spread) else value
 
 
-def _spread(value: Any) -> float:
-    return (value["sd"] or 0.0) if isinstance(value, Mapping) else 0.0
+def _spread(value: Measured | None) -> float:
+    return (value.sd or 0.0) if isinstance(value, Spread) else 0.0
 
 
-def _listed(seeds: list[int]) -> str:
+def _listed(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def page(found: dict[str, Any]) -> str:
+def page(found: AnalysisRecord) -> str:
     """analysis.html: tables and figures with captions, this run or arm beside those it was analysed against."""
-    parts, pooled = _parts(found), found["seeds"]
+    parts, pooled = _parts(found), found.seeds
     sections = [_survival_section(parts), _consistency_section(parts), _importance_section(parts)]
     sections += [_overfitting_section(parts), _criticality_section(parts)]
-    if pooled is not None and pooled["against"]:
+    if pooled is not None and pooled.against:
         sections.insert(0, _difference_section(pooled))
     notes = [
-        f"Features: {found['features']}; the first {found['images']:,} images of each split, not augmented.",
-        found["criticality"]["limits"],
-        *(f"{name.replace('_', ' ')}: {meaning}." for name, meaning in found["criticality"]["states"].items()),
+        f"Features: {found.features}; the first {found.images:,} images of each split, not augmented.",
+        found.criticality.limits,
+        *(f"{name.replace('_', ' ')}: {meaning}." for name, meaning in found.criticality.states.items()),
     ]
     if pooled is None:
-        return render(f"Analysis of {found['run']}", lines(found), sections, notes)
-    own = lines(found | {"seeds": {**pooled, "against": []}})
-    notes.insert(
-        0, f"Mean ± standard deviation over n runs that differ in the seed alone: {', '.join(pooled['runs'])}."
-    )
-    return render(f"Analysis of {pooled['arm']}, {len(pooled['seeds'])} seeds", own, sections, notes)
+        return render(f"Analysis of {found.run}", lines(found), sections, notes)
+    own = _own_lines(found)
+    notes.insert(0, f"Mean ± standard deviation over n runs that differ in the seed alone: {', '.join(pooled.runs)}.")
+    return render(f"Analysis of {pooled.arm}, {len(pooled.seeds)} seeds", own, sections, notes)
 
 
-def _difference_section(pooled: _Part) -> Section:
+def _difference_section(pooled: PooledArm) -> Section:
     """Each quantity of all arms in one row, with what this arm has more than each of the others."""
-    arms = [pooled, *pooled["against"]]
-    heads = ["quantity", *(f"{arm['arm']} (n = {len(arm['seeds'])})" for arm in arms)]
-    heads += [text for arm in pooled["against"] for text in (f"less {arm['arm']}", "p (t)")]
+    arms = _arms(pooled)
+    heads = ["quantity", *(f"{arm.arm} (n = {len(arm.seeds)})" for arm in arms)]
+    heads += [text for arm in arms[1:] for text in (f"less {arm.arm}", "p (t)")]
     rows = []
     for name, path in QUANTITIES.items():
         row = [name, *(_told(at(arm, path), ".4g") for arm in arms)]
-        for arm in pooled["against"]:
-            d = arm["difference"][name]
-            half = "" if d is None or d["half"] is None else f" ± {d['half']:.3g}"
-            row += [NONE if d is None else f"{d['mean']:+.3g}{half}", p_value(None if d is None else d["p"])]
+        for arm in arms[1:]:
+            d = arm.difference[name]
+            half = "" if d is None or d.half is None else f" ± {d.half:.3g}"
+            row += [NONE if d is None else f"{d.mean:+.3g}{half}", p_value(None if d is None else d.p)]
         rows.append(row)
     say = (
-        f"Of each arm mean ± standard deviation. {pooled['arm']} less another: paired by seed, mean ± half of the 95 % "
+        f"Of each arm mean ± standard deviation. {pooled.arm} less another: paired by seed, mean ± half of the 95 % "
         "t interval, and paired t-test, not corrected for the number of tests."
     )
     return Section("Side by side", (say,), ([heads, *rows],))
 
 
-def _figure(parts: list[tuple[str, _Part]], points: Any, axes: tuple[str, str], caption: str) -> tuple[str, str]:
+def _figure(parts: list[tuple[str, Mechanism]], points: Any, axes: tuple[str, str], caption: str) -> tuple[str, str]:
     """An SVG of a series for each part, and its caption, which tells n and what the bars are."""
     series = []
     for name, part in parts:
         mine = [(float(x), y) for x, y in points(part) if y is not None]
         at = tuple((x, float(_mean(y) or 0.0)) for x, y in mine)
         series.append(Series(name, at, tuple(_spread(y) for _, y in mine)))
-    counts = [f"n = {len(part['seeds'])} ({name.partition(' (n')[0]})" for name, part in parts if "arm" in part]
+    counts = [
+        f"n = {len(part.seeds)} ({name.partition(' (n')[0]})" for name, part in parts if isinstance(part, PooledArm)
+    ]
     bars = f" Mean over seeds, {', '.join(counts)}; bars: standard deviation." if counts else " One run each, n = 1."
     return plot(series, *axes), caption + bars
 
 
-def _survival_section(parts: list[tuple[str, _Part]]) -> Section:
-    grown = [(name, part) for name, part in parts if part["survival"] and _mean(part["survival"]["regrown"])]
+def _updates(part: Mechanism) -> tuple[UpdateSurvival, ...]:
+    return (part.survival.events or ()) if part.survival else ()
+
+
+def _survival_section(parts: list[tuple[str, Mechanism]]) -> Section:
+    grown = [(name, part) for name, part in parts if part.survival and _mean(part.survival.regrown)]
     heads = ["run", "event", "step", "regrown", "rescued", "of what was newly cut", "outlived the next cut"]
     rows = [
         [
             name,
             str(n),
-            str(e["step"]),
-            _told(e["regrown"], ",.0f"),
-            _told(e["rescued"], ",.0f"),
-            _told(e["rescued_share"], ".1%"),
-            _told(e["survived_share"], ".1%"),
+            str(e.step),
+            _told(e.regrown, ",.0f"),
+            _told(e.rescued, ",.0f"),
+            _told(e.rescued_share, ".1%"),
+            _told(e.survived_share, ".1%"),
         ]
         for name, part in grown
-        for n, e in enumerate(part["survival"]["events"], 1)
+        for n, e in enumerate(_updates(part), 1)
     ]
 
-    def points(part: _Part) -> Any:
-        return [(n, e["survived_share"]) for n, e in enumerate(part["survival"]["events"], 1)]
+    def points(part: Mechanism) -> Any:
+        return [(n, e.survived_share) for n, e in enumerate(_updates(part), 1)]
 
     caption = "Share of the weights regrown at an event that the next magnitude cut keeps, event by event."
     figure = _figure(grown, points, ("event", "share that outlived the next cut"), caption)
@@ -188,17 +210,17 @@ def _survival_section(parts: list[tuple[str, _Part]]) -> Section:
     return Section(title, tables=([heads, *rows],), figures=(figure,), legend=legend(names))
 
 
-def _consistency_section(parts: list[tuple[str, _Part]]) -> Section:
+def _consistency_section(parts: list[tuple[str, Mechanism]]) -> Section:
     heads = ["run", "neuron layer", "variance, train", "variance, test", "cosine", "cosine, centred"]
     keys = ("mean_variance_train", "mean_variance_test", "mean_cosine", "mean_cosine_centred")
     rows = [
-        [name, layer["neuron"], *(_told(layer.get(k), ".4g") for k in keys)]
+        [name, layer.neuron, *(_told(getattr(layer, k), ".4g") for k in keys)]
         for name, part in parts
-        for layer in part["consistency"]["layers"]
+        for layer in (part.consistency.layers or ())
     ]
 
-    def points(part: _Part) -> Any:
-        return [(n, layer.get("mean_cosine_centred")) for n, layer in enumerate(part["consistency"]["layers"], 1)]
+    def points(part: Mechanism) -> Any:
+        return [(n, layer.mean_cosine_centred) for n, layer in enumerate((part.consistency.layers or ()), 1)]
 
     say = "Mean over classes: variance within a class, and cosine of its mean feature on training and on test images."
     caption = (
@@ -208,15 +230,15 @@ def _consistency_section(parts: list[tuple[str, _Part]]) -> Section:
     return Section("Feature consistency", (say,), ([heads, *rows],), (figure,), legend([name for name, _ in parts]))
 
 
-def _importance_section(parts: list[tuple[str, _Part]]) -> Section:
+def _importance_section(parts: list[tuple[str, Mechanism]]) -> Section:
     said = [f"{name}: {_importance(part)}" for name, part in parts]
-    said += [f"against {name}: {_between(part['importance_of_difference'])}" for name, part in parts[1:]]
+    said += [f"against {name}: {_between(part.importance_of_difference)}" for name, part in parts[1:]]
     return Section("Importance after recovery", tuple(said))
 
 
-def _overfitting_section(parts: list[tuple[str, _Part]]) -> Section:
-    def points(part: _Part) -> Any:
-        return [(epoch["epoch"], epoch["gap"]) for epoch in part["overfitting"]["epochs"]]
+def _overfitting_section(parts: list[tuple[str, Mechanism]]) -> Section:
+    def points(part: Mechanism) -> Any:
+        return [(epoch.epoch, epoch.gap) for epoch in (part.overfitting.epochs or ())]
 
     caption = (
         "Mean cross-entropy per image on validation less that on training images, both in eval mode, after each epoch."
@@ -227,7 +249,7 @@ def _overfitting_section(parts: list[tuple[str, _Part]]) -> Section:
     return Section("Overfitting in recovery", figures=(figure,), legend=legend([name for name, _ in parts]))
 
 
-def _criticality_section(parts: list[tuple[str, _Part]]) -> Section:
+def _criticality_section(parts: list[tuple[str, Mechanism]]) -> Section:
     heads = [
         "run",
         "network",
@@ -240,16 +262,16 @@ def _criticality_section(parts: list[tuple[str, _Part]]) -> Section:
     ]
     rows, layers = [], []
     for name, part in parts:
-        for state in part["criticality"]["states"]:
-            c, called = part["criticality"][state], state.replace("_", " ")
+        for state in part.criticality.states:
+            c, called = getattr(part.criticality, state), state.replace("_", " ")
             if c is None:
                 rows.append([name, called, *[NONE] * 6])
                 continue
-            b, a = c["branching"], c["avalanches"]
-            values = (b["pooled"], b["within"], b["ratio"], a["count"], a["mean_size"], a["size_exponent"])
+            b, a = c.branching, c.avalanches
+            values = (b.pooled, b.within, b.ratio, a.count, a.mean_size, a.size_exponent)
             rows.append([name, called, *(_told(value, ".4g") for value in values)])
-            for layer in c["layers"]:
-                cells = (layer["entropy"], layer["criticality"], layer["correlation"])
-                layers.append([name, called, layer["neuron"], *(_told(value, ".4g") for value in cells)])
+            for layer in c.layers or ():
+                cells = (layer.entropy, layer.criticality, layer.correlation)
+                layers.append([name, called, layer.neuron, *(_told(value, ".4g") for value in cells)])
     more = ["run", "network", "neuron layer", "entropy, bits", "criticality", "correlation over channels"]
     return Section("Is the network critical?", tables=([heads, *rows], [more, *layers]))

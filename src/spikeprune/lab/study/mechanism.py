@@ -2,16 +2,23 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
 from spikeprune.lab.study.features import mean_of
+from spikeprune.record.analysis import (
+    EpochGap,
+    Importance,
+    ImportanceOfDifference,
+    Overfitting,
+    Survival,
+    UpdateSurvival,
+)
+from spikeprune.record.epoch import Epoch
+from spikeprune.record.round import Round
 
 
-def survival(
-    rounds: Sequence[Mapping[str, Any]], prunable: int, regrown_alive: int | None, alive: int
-) -> dict[str, Any]:
+def survival(rounds: Sequence[Round], prunable: int, regrown_alive: int | None, alive: int) -> Survival:
     """What became of regrown weights, per event and to the end.
 
         rescued_share  = rescued / weights that magnitude newly cuts at the event (alive before less kept after)
@@ -25,34 +32,34 @@ def survival(
         regrown_alive: regrown weights alive at the end; None where the run does not tell.
         alive: all weights alive at the end.
     """
-    before, events = prunable, []
-    for event in rounds:
-        newly_cut = before - event["kept"]
-        events.append(
-            {
-                "step": event["step"],
-                "regrown": event["regrown"],
-                "rescued": event["rescued"],
-                "survived": event["survived"],
-                "rescued_share": _share(event["rescued"], newly_cut) if event["regrown"] else None,
-                "survived_share": _share(event["survived"], event["regrown"]),
-            }
+    before = prunable
+    updates: list[UpdateSurvival] = []
+    for update in rounds:
+        newly_cut = before - update.kept
+        updates.append(
+            UpdateSurvival(
+                step=update.step,
+                regrown=update.regrown,
+                rescued=update.rescued,
+                survived=update.survived,
+                rescued_share=_share(update.rescued, newly_cut) if update.regrown else None,
+                survived_share=_share(update.survived, update.regrown),
+            )
         )
-        before = event["kept"]
-    judged = [event for event in rounds if event["survived"] is not None and event["regrown"]]
-    total = sum(event["regrown"] for event in rounds)
-    return {
-        "events": events,
-        "regrown": total,
-        "rescued": sum(event["rescued"] for event in rounds),
-        "survived": sum(event["survived"] for event in judged) if judged else None,
-        "survived_share": _share(sum(e["survived"] for e in judged), sum(e["regrown"] for e in judged))
-        if judged
-        else None,
-        "alive_at_end": regrown_alive if total else None,
-        "to_end": _share(regrown_alive, total),
-        "share_of_alive": _share(regrown_alive, alive) if total else None,
-    }
+        before = update.kept
+    judged = [(u.regrown, u.survived) for u in rounds if u.survived is not None and u.regrown]
+    survived = sum(part for _, part in judged) if judged else None
+    total = sum(update.regrown for update in rounds)
+    return Survival(
+        events=tuple(updates),
+        regrown=total,
+        rescued=sum(update.rescued for update in rounds),
+        survived=survived,
+        survived_share=_share(survived, sum(part for part, _ in judged)),
+        alive_at_end=regrown_alive if total else None,
+        to_end=_share(regrown_alive, total),
+        share_of_alive=_share(regrown_alive, alive) if total else None,
+    )
 
 
 def _share(part: int | None, whole: int) -> float | None:
@@ -75,16 +82,16 @@ def mean_at(values: Mapping[str, Tensor], where: Mapping[str, Tensor]) -> float 
 
 def importance_within(
     tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], regrown: Mapping[str, Tensor]
-) -> dict[str, Any]:
+) -> Importance:
     """Regrown weights that are alive at the end against the other alive ones, by |w| / max |w| of the layer."""
     size = relative({name: tensors[name] for name in regrown})
     others = {name: masks[name] & ~regrown[name] for name in regrown}
-    return {
-        "regrown": mean_at(size, regrown),
-        "others": mean_at(size, others),
-        "regrown_count": sum(int(mask.sum()) for mask in regrown.values()),
-        "others_count": sum(int(mask.sum()) for mask in others.values()),
-    }
+    return Importance(
+        regrown=mean_at(size, regrown),
+        others=mean_at(size, others),
+        regrown_count=sum(int(mask.sum()) for mask in regrown.values()),
+        others_count=sum(int(mask.sum()) for mask in others.values()),
+    )
 
 
 def importance_between(
@@ -92,7 +99,7 @@ def importance_between(
     my_masks: Mapping[str, Tensor],
     theirs: Mapping[str, Tensor],
     their_masks: Mapping[str, Tensor],
-) -> dict[str, Any]:
+) -> ImportanceOfDifference:
     """What only this network kept against what only the other one kept, each by its own |w| / max |w|.
 
     Where both have masks of gamma, the scale of normalisation of pruned channels, that is the importance; else weights.
@@ -102,16 +109,16 @@ def importance_between(
     names = gamma or [name for name in both if my_masks[name].dim() > 1]
     only_mine = {name: my_masks[name] & ~their_masks[name] for name in names}
     only_theirs = {name: their_masks[name] & ~my_masks[name] for name in names}
-    return {
-        "of": "gamma" if gamma else "weight",
-        "only_this": mean_at(relative({name: mine[name] for name in names}), only_mine),
-        "only_other": mean_at(relative({name: theirs[name] for name in names}), only_theirs),
-        "only_this_count": sum(int(mask.sum()) for mask in only_mine.values()),
-        "only_other_count": sum(int(mask.sum()) for mask in only_theirs.values()),
-    }
+    return ImportanceOfDifference(
+        of="gamma" if gamma else "weight",
+        only_this=mean_at(relative({name: mine[name] for name in names}), only_mine),
+        only_other=mean_at(relative({name: theirs[name] for name in names}), only_theirs),
+        only_this_count=sum(int(mask.sum()) for mask in only_mine.values()),
+        only_other_count=sum(int(mask.sum()) for mask in only_theirs.values()),
+    )
 
 
-def overfitting(metrics: Sequence[Mapping[str, Any]], last_event: int | None) -> dict[str, Any]:
+def overfitting(metrics: Sequence[Epoch], last_event: int | None) -> Overfitting:
     """Mean cross-entropy per image on training and validation images, both in eval mode, and their gap, by epoch.
 
     `recovery_gap` is the mean gap of the epochs that lie wholly after the last event, `final_gap` that of the last one.
@@ -120,25 +127,26 @@ def overfitting(metrics: Sequence[Mapping[str, Any]], last_event: int | None) ->
         metrics: lines of metrics.jsonl.
         last_event: its step; None without events.
     """
-    epochs: list[dict[str, Any]] = []
+    epochs: list[EpochGap] = []
     before = 0
+    gaps: list[float | None] = []
+    in_recovery: list[float | None] = []
     for line in metrics:
-        if line["phase"] == "pruned":
+        if line.phase == "pruned":
+            gap, recovery = _difference(line.val_loss, line.seen_loss), last_event is not None and before >= last_event
             epochs.append(
-                {
-                    "epoch": line["epoch"],
-                    "train_loss": line.get("seen_loss"),
-                    "validation_loss": line["val_loss"],
-                    "gap": _difference(line["val_loss"], line.get("seen_loss")),
-                    "recovery": last_event is not None and before >= last_event,
-                }
+                EpochGap(
+                    epoch=line.epoch,
+                    train_loss=line.seen_loss,
+                    validation_loss=line.val_loss,
+                    gap=gap,
+                    recovery=recovery,
+                )
             )
-            before = line["step"]
-    return {
-        "epochs": epochs,
-        "final_gap": epochs[-1]["gap"] if epochs else None,
-        "recovery_gap": mean_of(epoch["gap"] for epoch in epochs if epoch["recovery"]),
-    }
+            gaps.append(gap)
+            in_recovery += [gap] if recovery else []
+            before = line.step
+    return Overfitting(epochs=tuple(epochs), final_gap=gaps[-1] if gaps else None, recovery_gap=mean_of(in_recovery))
 
 
 def _difference(a: float | None, b: float | None) -> float | None:

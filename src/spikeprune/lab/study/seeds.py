@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spikeprune.lab.study.statistics import paired, summarize
+from spikeprune.record.analysis import SeedDifference
 
 # They say where a number belongs; alike in runs of one arm.
 _COORDINATES = ("epoch", "step", "T", "images")
@@ -21,7 +22,7 @@ QUANTITIES = {
 }
 
 
-def over_seeds(values: Sequence[Any]) -> Any:
+def over_seeds(values: Sequence[object]) -> object:
     """Nested values of several runs as one of the same shape, in which each number is a spread:
 
         {"each": the runs' numbers in their order, "n": how many there are, "mean": ..., "sd": ...}
@@ -52,15 +53,15 @@ def _alike(values: Sequence[Any]) -> Any:
 
 
 def differences(
-    mine: Mapping[int, Mapping[str, Any]], theirs: Mapping[int, Mapping[str, Any]]
-) -> dict[str, dict[str, Any] | None]:
+    mine: Mapping[int, Mapping[str, object]], theirs: Mapping[int, Mapping[str, object]]
+) -> dict[str, SeedDifference | None]:
     """Of each of `QUANTITIES`: mine less theirs over the seeds that both have, with 95 % t interval and paired t-test.
 
     Args:
         mine, theirs: seed -> analysis of its run.
-    Returns: quantity -> {"seeds", "each", "n", "mean", "sd", "half", "p"}; None where no seed has it on both sides.
+    Returns: quantity -> its difference; None where no seed has it on both sides.
     """
-    found: dict[str, dict[str, Any] | None] = {}
+    found: dict[str, SeedDifference | None] = {}
     for name, path in QUANTITIES.items():
         sides = [
             {seed: value for seed, part in side.items() if (value := at(part, path)) is not None}
@@ -72,15 +73,15 @@ def differences(
             continue
         seeds = sorted(set(sides[0]) & set(sides[1]))
         d = test.difference
-        found[name] = {
-            "seeds": seeds,
-            "each": [sides[0][seed] - sides[1][seed] for seed in seeds],
-            "n": d.n,
-            "mean": d.mean,
-            "sd": d.sd,
-            "half": d.half,
-            "p": test.t_p,
-        }
+        found[name] = SeedDifference(
+            seeds=tuple(seeds),
+            each=tuple(sides[0][seed] - sides[1][seed] for seed in seeds),
+            n=d.n,
+            mean=d.mean,
+            sd=d.sd,
+            half=d.half,
+            p=test.t_p,
+        )
     return found
 
 
