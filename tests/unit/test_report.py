@@ -528,6 +528,9 @@ def measured() -> dict[str, Any]:
 
     rows = [row("dense", 20.0, None), row("onnxruntime", 16.0, None), row("compiled fp32", 2.5, "onnxruntime")]
     return {
+        "schema": 1, "name": "digits", "model": "mlp", "T": 4, "sparsity": 0.95, "flags": ["avx2"], "load": 0.5,
+        "inputs": {"kind": "test images", "count": 2, "shape": [1, 8, 8], "why_random": None}, "versions": {},
+        "same_class": {"compiled fp32": 1.0}, "not_shrunk": "no channel is dead as a whole",
         "cpu": "A <processor>", "isa": "avx2", "multiplies_kept": 0.05, "repeats": 5, "int16_flipped": 1e-4,
         "accuracy": {"model": 0.98, "compiled int16": 0.975}, "timings": [{"threads": 1, "clock": "cpu", "rows": rows}],
     }  # fmt: skip

@@ -1,15 +1,12 @@
 """Time a finished run's network: latency and throughput, dense against sparse, on every engine at hand."""
 
-import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from spikeprune.cli._arguments import Parser, print_json
 from spikeprune.core.errors import InvalidValue, UserError
-
-_CLOCKS = {"cpu": "CPU time", "wall": "wall clock"}
+from spikeprune.record.bench import CLOCKS, BenchRecord, TimedThreads
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = RunFolder(Path(options.run))
     written = {
         folder.path / "bench.svg": picture(result),
-        folder.bench: json.dumps(result, indent=1, allow_nan=False) + "\n",
+        folder.bench: result.as_json(indent=1) + "\n",
     }
     try:
         for path, text in written.items():
@@ -56,44 +53,44 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def table(result: dict[str, Any]) -> list[str]:
+def table(result: BenchRecord) -> list[str]:
     """The measurement as lines: the machine first, then what was compared, then a table for each number of threads."""
-    inputs = result["inputs"]
+    inputs = result.inputs
     lines = [
-        f"{result['cpu']}; {' '.join(result['flags']) or 'no known flags'}; kernels: {result['isa']}",
-        f"{result['model']}, T = {result['T']}, sparsity {result['sparsity']:.4f}, "
-        f"{result['multiplies_kept']:.1%} of the multiplies kept",
-        f"inputs: {inputs['count']} {inputs['kind']} {inputs['shape']}",
+        f"{result.cpu}; {' '.join(result.flags) or 'no known flags'}; kernels: {result.isa}",
+        f"{result.model}, T = {result.T}, sparsity {result.sparsity:.4f}, "
+        f"{result.multiplies_kept:.1%} of the multiplies kept",
+        f"inputs: {inputs.count} {inputs.kind} {list(inputs.shape)}",
     ]
-    if inputs["why_random"]:
-        lines.append(f"  ({inputs['why_random']})")
-    same = ", ".join(f"{engine} {share:.2%}" for engine, share in result["same_class"].items())
-    lines.append(f"same class as the model: {same}; int16 flips {result['int16_flipped']:.3%} of the spikes")
-    if result["accuracy"] is not None:
-        right = ", ".join(f"{engine} {share:.2%}" for engine, share in result["accuracy"].items())
+    if inputs.why_random:
+        lines.append(f"  ({inputs.why_random})")
+    same = ", ".join(f"{engine} {share:.2%}" for engine, share in result.same_class.items())
+    lines.append(f"same class as the model: {same}; int16 flips {result.int16_flipped:.3%} of the spikes")
+    if result.accuracy is not None:
+        right = ", ".join(f"{engine} {share:.2%}" for engine, share in result.accuracy.items())
         lines.append(f"accuracy on the whole test split: {right}")
-    if result["not_shrunk"]:
-        lines.append(f"no shrunk network: {result['not_shrunk']}")
-    if result["load"] is not None:
-        lines.append(f"load of the machine: {result['load']:.1f}; beside other work only CPU time can be trusted")
-    for timing in result["timings"]:
-        lines += ["", f"{_heading(timing)}, median, lowest and highest of {result['repeats']} interleaved rounds"]
+    if result.not_shrunk:
+        lines.append(f"no shrunk network: {result.not_shrunk}")
+    if result.load is not None:
+        lines.append(f"load of the machine: {result.load:.1f}; beside other work only CPU time can be trusted")
+    for timing in result.timings:
+        lines += ["", f"{_heading(timing)}, median, lowest and highest of {result.repeats} interleaved rounds"]
         lines.append(f"{'batch':>5}  {'engine':<15}{'ms':>10}{'low':>10}{'high':>10}{'images/s':>12}  speedup")
-        for row in timing["rows"]:
-            speedup = "" if row["speedup"] is None else f"{row['speedup']:.2f}x over {row['opponent']}"
+        for row in timing.rows:
+            speedup = "" if row.speedup is None else f"{row.speedup:.2f}x over {row.opponent}"
             lines.append(
-                f"{row['batch']:>5}  {row['engine']:<15}{row['median_ms']:>10.3f}{row['low_ms']:>10.3f}"
-                f"{row['high_ms']:>10.3f}{row['images_per_s']:>12,.0f}  {speedup}".rstrip()
+                f"{row.batch:>5}  {row.engine:<15}{row.median_ms:>10.3f}{row.low_ms:>10.3f}"
+                f"{row.high_ms:>10.3f}{row.images_per_s:>12,.0f}  {speedup}".rstrip()
             )
     return lines
 
 
-def _heading(timing: dict[str, Any]) -> str:
-    threads = timing["threads"]
-    return f"{threads} thread{'s' if threads > 1 else ''}, {_CLOCKS[timing['clock']]}"
+def _heading(timing: TimedThreads) -> str:
+    threads = timing.threads
+    return f"{threads} thread{'s' if threads > 1 else ''}, {CLOCKS[timing.clock]}"
 
 
-def picture(result: dict[str, Any]) -> str:
+def picture(result: BenchRecord) -> str:
     """Images per second as bars; within a group the longest bar is the fastest engine."""
     parts: list[str] = []
     y = 24
@@ -101,20 +98,20 @@ def picture(result: dict[str, Any]) -> str:
     def text(x: int, words: str) -> None:
         parts.append(f'<text x="{x}" y="{y}">{escape(words)}</text>')
 
-    text(8, result["cpu"])
-    for timing in result["timings"]:
-        for batch in dict.fromkeys(row["batch"] for row in timing["rows"]):
+    text(8, result.cpu)
+    for timing in result.timings:
+        for batch in dict.fromkeys(row.batch for row in timing.rows):
             y += 34
             text(8, f"batch {batch}, {_heading(timing)}: images per second")
-            rows = [row for row in timing["rows"] if row["batch"] == batch]
-            fastest = max(row["images_per_s"] for row in rows)
+            rows = [row for row in timing.rows if row.batch == batch]
+            fastest = max(row.images_per_s for row in rows)
             for row in rows:
                 y += 22
-                kind = "rival" if row["speedup"] is None else "ours"
-                width = 380 * row["images_per_s"] / fastest
+                kind = "rival" if row.speedup is None else "ours"
+                width = 380 * row.images_per_s / fastest
                 parts.append(f'<rect class="{kind}" x="130" y="{y - 13}" width="{width:.1f}" height="16"/>')
-                text(8, row["engine"])
-                text(518, f"{row['images_per_s']:,.0f}")
+                text(8, row.engine)
+                text(518, f"{row.images_per_s:,.0f}")
     style = (
         "text{font:13px sans-serif;fill:#222}.ours{fill:#2a78b8}.rival{fill:#999}"
         "@media(prefers-color-scheme:dark){text{fill:#ddd}}"

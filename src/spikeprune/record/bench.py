@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Self, final
 
 from spikeprune.record import schema
-from spikeprune.record.base import Count, Impossible, Positive, Record, Share, Within, optional, recorded
+from spikeprune.record.base import Count, Impossible, Positive, Record, Share, Within, recorded
 
 CLOCKS = {"cpu": "CPU time", "wall": "wall clock"}
 Time = Annotated[float, Within(1e-12)]
@@ -45,6 +45,24 @@ class TimedThreads(Record):
 
 @final
 @recorded
+class Measurement(Record):
+    """What `runtime.bench.measure` found with one number of threads, and on which machine."""
+
+    cpu: str
+    flags: tuple[str, ...]
+    isa: str
+    threads: Count
+    clock: str
+    rows: tuple[EngineTime, ...]
+
+    @property
+    def timed(self) -> TimedThreads:
+        """Its part of bench.json."""
+        return TimedThreads(threads=self.threads, clock=self.clock, rows=self.rows)
+
+
+@final
+@recorded
 class BenchInputs(Record):
     """What the engines were fed. `why_random`: what was wrong with the data, None if nothing was."""
 
@@ -69,30 +87,30 @@ class BenchRecord(Record):
         not_shrunk: why there is no smaller network to time; None if there is one.
     """
 
-    schema: Count | None = optional()
-    name: str | None = optional()
-    model: str | None = optional()
-    T: Count | None = optional()
-    sparsity: Share | None = optional()
+    schema: Count
+    name: str
+    model: str
+    T: Count
+    sparsity: Share
     multiplies_kept: Share
-    inputs: BenchInputs | None = optional()
+    inputs: BenchInputs
     cpu: str
-    flags: tuple[str, ...] = ()
+    flags: tuple[str, ...]
     isa: str
-    load: Positive | None = None
-    versions: Mapping[str, str | None] | None = optional()
+    load: Positive | None
+    versions: Mapping[str, str | None]
     repeats: Count
-    same_class: Mapping[str, Share] | None = optional()
-    accuracy: Mapping[str, Share] | None = None
+    same_class: Mapping[str, Share]
+    accuracy: Mapping[str, Share] | None
     int16_flipped: Share
-    not_shrunk: str | None = None
+    not_shrunk: str | None
     timings: tuple[TimedThreads, ...]
 
     @classmethod
     def read(cls, values: object, key: str = "") -> Self:
         """As for every record; there are times in it."""
         found = super().read(values, key)
-        schema.check(found.schema or 0, "schema")
+        schema.check(found.schema, "schema")
         if not any(timing.rows for timing in found.timings):
             raise Impossible("timings holds no times")
         return found

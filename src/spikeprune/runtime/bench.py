@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue, RunFailed
 from spikeprune.model.adapter import adapter_for
+from spikeprune.record.bench import EngineTime, Measurement
 from spikeprune.runtime import native
 from spikeprune.runtime.compile import CompiledSNN, compile, cost
 from spikeprune.runtime.compile.network import LoweredNetwork, interpret
@@ -110,7 +111,7 @@ def measure(
     opponents: bool = True,
     int16: bool = True,
     shrunk: nn.Module | None = None,
-) -> dict[str, Any]:
+) -> Measurement:
     """Medians and spread of every engine at each batch size.
 
     With one thread the clock is the process's CPU time, so that a busy machine disturbs little; with more it is the
@@ -125,8 +126,7 @@ def measure(
         opponents: also ONNX Runtime and OpenVINO, where installed.
         shrunk: a physically smaller network, compiled and timed too.
 
-    Returns: {"cpu", "flags", "isa", "threads", "clock", "rows"}; a row has batch, engine, median_ms, low_ms, high_ms,
-        images_per_s, speedup (of the compiled engines over the fastest opponent, else None).
+    Returns: the machine and a row for each engine and batch size, typed and as a dict (`found["rows"]`).
 
     Raises: RunFailed if a compiled model's spikes are not the model's.
     """
@@ -146,7 +146,7 @@ def measure(
             runners["compiled int16"] = compile(model, example[:2], "int16")
         if shrunk is not None:
             runners["shrunk"] = compile(shrunk, example[:2])
-        rows: list[dict[str, Any]] = []
+        rows: list[EngineTime] = []
         for N in batches:
             x = example[torch.arange(N) % len(example)].contiguous()
             assert_same_spikes(model, compiled, x)
@@ -156,10 +156,14 @@ def measure(
             rows += _rows(here, x, N, repeats, clock, least)
     finally:
         torch.set_num_threads(before)
-    return {
-        "cpu": native.cpu_name(), "flags": [flag for flag in FLAGS if flag in native.cpu_features()],
-        "isa": native.isa(), "threads": threads, "clock": "cpu" if threads == 1 else "wall", "rows": rows,
-    }  # fmt: skip
+    return Measurement(
+        cpu=native.cpu_name(),
+        flags=tuple(flag for flag in FLAGS if flag in native.cpu_features()),
+        isa=native.isa(),
+        threads=threads,
+        clock="cpu" if threads == 1 else "wall",
+        rows=tuple(rows),
+    )
 
 
 def exported_runners(compiled: CompiledSNN, x: Tensor, threads: int) -> dict[str, Runner]:
@@ -184,7 +188,7 @@ def exported_runners(compiled: CompiledSNN, x: Tensor, threads: int) -> dict[str
 
 def _rows(
     runners: dict[str, Runner], x: Tensor, N: int, repeats: int, clock: Callable[[], float], least: float
-) -> list[dict[str, Any]]:
+) -> list[EngineTime]:
     for runner in runners.values():
         runner(x)
     spent: dict[str, list[float]] = {name: [] for name in runners}
@@ -193,18 +197,22 @@ def _rows(
             spent[name].append(call_time(runner, x, clock, least))
     ours = [name for name in runners if name.startswith("compiled") or name == "shrunk"]
     rivals = [name for name in runners if name not in ours]
-    rows: list[dict[str, Any]] = []
+    rows: list[EngineTime] = []
     for name, times in spent.items():
         fastest = min(rivals, key=lambda rival: statistics.median(spent[rival]))
         ratios = [rival / own for rival, own in zip(spent[fastest], times, strict=True)]
         rows.append(
-            {
-                "batch": N, "engine": name, "median_ms": 1e3 * statistics.median(times), "low_ms": 1e3 * min(times),
-                "high_ms": 1e3 * max(times), "images_per_s": N / statistics.median(times),
-                "speedup": statistics.median(ratios) if name in ours else None,
-                "opponent": fastest if name in ours else None,
-            }
-        )  # fmt: skip
+            EngineTime(
+                batch=N,
+                engine=name,
+                median_ms=1e3 * statistics.median(times),
+                low_ms=1e3 * min(times),
+                high_ms=1e3 * max(times),
+                images_per_s=N / statistics.median(times),
+                speedup=statistics.median(ratios) if name in ours else None,
+                opponent=fastest if name in ours else None,
+            )
+        )
     return rows
 
 

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +14,13 @@ from spikeprune.lab.train.finished import Finished, finished
 from spikeprune.lab.train.folder import read_safetensors
 from spikeprune.lab.train.network import Network
 from spikeprune.lab.train.structured import cut_out, example_of
+from spikeprune.record.bench import BenchInputs, BenchRecord
+from spikeprune.record.schema import SCHEMA
 from spikeprune.runtime import bench
 from spikeprune.runtime.compile import CompiledSNN, compile
 from spikeprune.zoo.readout import predict
 
-SCHEMA = 1
+_PACKAGES = ("spikeprune", "torch", "spikingjelly", "onnxruntime", "openvino")
 # More different images than that say nothing new about time; larger batches repeat them.
 _IMAGES = 256
 
@@ -43,7 +44,7 @@ def bench_run(
     repeats: int = 5,
     threads: str | None = None,
     root: str | None = None,
-) -> dict[str, Any]:
+) -> BenchRecord:
     """Latency and throughput of a run's network: the framework, dense engines, compiled, int16 and shrunk.
 
     Args:
@@ -52,10 +53,7 @@ def bench_run(
         threads: "1" (CPU time), "all" (wall clock), or None for both.
         root: where the data lies now; absent data is replaced by random inputs.
 
-    Returns: JSON-ready: `cpu`, `flags`, `isa`, `load` (of the machine, over a minute), `versions`, facts of the
-        network, `same_class` (engine -> share of the inputs that it puts in the model's class), `accuracy` (engine ->
-        share of the whole test split that is right, beside the record's as "model"; None on random inputs),
-        `int16_flipped` (share of spikes), and `timings`, one for each number of threads, with the rows of `measure`.
+    Returns: what bench.json holds; `accuracy` has the record's own as "model".
     Raises: UserError if the folder is no finished run, a file in it is damaged, or the network cannot be compiled;
         RunFailed if an engine's outputs are not the model's.
     """
@@ -78,24 +76,26 @@ def bench_run(
         bench.measure(model, x, batches=batches, threads=count, repeats=repeats, shrunk=shrunk)
         for count in _thread_counts(threads)
     ]
-    return {
-        "schema": SCHEMA,
-        "name": run.record["name"],
-        "model": run.recipe.model,
-        "T": run.recipe.T,
-        "sparsity": run.record["sparsity"],
-        "multiplies_kept": bench.share_of_multiplies(compiled.network),
-        "inputs": {"kind": run.inputs, "count": len(x), "shape": list(x.shape[1:]), "why_random": run.why_random},
-        **{key: timings[0][key] for key in ("cpu", "flags", "isa")},
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "versions": _versions(),
-        "repeats": repeats,
-        "same_class": {name: _share(expected, _classes(engine(x))) for name, engine in same.items()},
-        "accuracy": None if run.why_random else _accuracy(run, same),
-        "int16_flipped": bench.flipped(compiled, rounded, x),
-        "not_shrunk": why_not,
-        "timings": [{key: timing[key] for key in ("threads", "clock", "rows")} for timing in timings],
-    }
+    return BenchRecord(
+        schema=SCHEMA,
+        name=run.record.name,
+        model=run.recipe.model,
+        T=run.recipe.T,
+        sparsity=run.record.sparsity,
+        multiplies_kept=bench.share_of_multiplies(compiled.network),
+        inputs=BenchInputs(kind=run.inputs, count=len(x), shape=tuple(x.shape[1:]), why_random=run.why_random),
+        cpu=timings[0].cpu,
+        flags=timings[0].flags,
+        isa=timings[0].isa,
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        versions={name: version(name) for name in _PACKAGES},
+        repeats=repeats,
+        same_class={name: _share(expected, _classes(engine(x))) for name, engine in same.items()},
+        accuracy=None if run.why_random else _accuracy(run, same),
+        int16_flipped=bench.flipped(compiled, rounded, x),
+        not_shrunk=why_not,
+        timings=tuple(timing.timed for timing in timings),
+    )
 
 
 def _check(batches: Sequence[int], repeats: int, threads: str | None) -> None:
@@ -116,7 +116,7 @@ def _from_images(network: Network) -> nn.Module:
 
 def _shrunk(run: Finished) -> tuple[Network | None, str | None]:
     """The physically smaller network, or why there is none to time beside."""
-    if "channels" in run.record:
+    if run.record.channels is not None:
         return None, "the run has cut its channels out already: every row is of the small network"
     masks = read_safetensors(run.folder.masks)
     try:
@@ -132,8 +132,7 @@ def _accuracy(run: Finished, engines: dict[str, CompiledSNN]) -> dict[str, float
     for x, target in batches_of(run.data, "test", _IMAGES):
         for name, engine in engines.items():
             right[name] += int((_classes(engine(x)) == target).sum())
-    model = float(run.record["pruned"]["accuracy"])
-    return {"model": model} | {name: hits / len(run.data.test) for name, hits in right.items()}
+    return {"model": run.record.accuracy} | {name: hits / len(run.data.test) for name, hits in right.items()}
 
 
 def _classes(logits: Tensor) -> Tensor:
@@ -142,7 +141,3 @@ def _classes(logits: Tensor) -> Tensor:
 
 def _share(expected: Tensor, found: Tensor) -> float:
     return float((expected == found).double().mean())
-
-
-def _versions() -> dict[str, str | None]:
-    return {name: version(name) for name in ("spikeprune", "torch", "spikingjelly", "onnxruntime", "openvino")}
