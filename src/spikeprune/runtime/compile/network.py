@@ -71,10 +71,10 @@ class LoweredNetwork:
         return table
 
     def static(self, still: bool) -> set[int]:
-        """Values that are the same at every step: all that a still image reaches before the first neuron."""
+        """Values without a time axis: all that a still image reaches before a neuron, and what follows a readout."""
         found: set[int] = {0} if still else set()
         for layer in self.layers:
-            if layer.op.keeps_static and all(value in found for value in layer.inputs):
+            if layer.op.ends_time or (layer.op.keeps_static and all(value in found for value in layer.inputs)):
                 found.add(layer.output)
         return found
 

@@ -7,12 +7,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from spikeprune.core.errors import InvalidValue
-from spikeprune.runtime.compile.network import LoweredLayer, LoweredNetwork
-from spikeprune.runtime.compile.ops import operation
+from spikeprune.core.errors import InvalidValue, UserError
+from spikeprune.runtime.compile.network import LoweredNetwork
+from spikeprune.runtime.compile.validate import network_of
 
 MAGIC = b"spikeprune compiled 1\n"
 
@@ -67,22 +68,13 @@ def load(path: str | os.PathLike[str]) -> tuple[LoweredNetwork, str]:
     body = data[start:]
     if hashlib.sha256(body).digest() != data[len(MAGIC) : start]:
         raise InvalidValue(f"{name!r} is damaged: its checksum does not match; compile the model again and .save(path)")
-    tensors = load_tensors(body)
-    head = json.loads(json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]["network"])
-    layers = [
-        LoweredLayer(
-            operation(entry["kind"]), entry["name"], tuple(entry["inputs"]), entry["output"], tuple(entry["shape"]),
-            {k: tuple(v) if isinstance(v, list) else v for k, v in entry["options"].items()},
-            {tensor: tensors[f"{place}.{tensor}"] for tensor in entry["tensors"]},
-        )
-        for place, entry in enumerate(head["layers"])
-    ]  # fmt: skip
-    network = LoweredNetwork(
-        layers,
-        head["output"],
-        tuple(head["input_shape"]),
-        head["T"],
-        head["still"],
-        {value: (some, four) for value, some, four in head["busy"]},
-    )
-    return network, head["precision"]
+    try:
+        tensors = load_tensors(body)
+        said = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]["network"]
+        return network_of(json.loads(said), tensors)
+    except UserError as error:
+        raise InvalidValue(f"cannot load {name!r}: {error}"[:380]) from None
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise InvalidValue(
+            f"{name!r} is no compiled network ({type(error).__name__}); compile the model again and .save(path)"
+        ) from None

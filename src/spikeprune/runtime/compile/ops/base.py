@@ -41,6 +41,7 @@ class Operation(abc.ABC):
         name: in compiled files, plans and messages.
         reads: kinds of the trace's nodes that this operation may stand for; asked in the order of `priority`.
         keeps_static: its result is the same at every step if its inputs are.
+        ends_time: its result has no time axis, whatever its inputs have.
         weighted: it multiplies with a weight, and the cost model chooses its engine.
         fires: its result is the spikes of a neuron, shown by `CompiledSNN.trace`.
         sparse_result: mostly zeros come out where spikes go in, so the example shows how busy it is.
@@ -51,6 +52,7 @@ class Operation(abc.ABC):
     reads: ClassVar[tuple[str, ...]] = ()
     priority: ClassVar[int] = 0
     keeps_static: ClassVar[bool] = True
+    ends_time: ClassVar[bool] = False
     weighted: ClassVar[bool] = False
     fires: ClassVar[bool] = False
     sparse_result: ClassVar[bool] = False

@@ -21,6 +21,7 @@ class Reduce(Operation):
     name = "reduce"
     reads = ("reduce",)
     keeps_static = False
+    ends_time = True
 
     def lower(self, node: Node, to: "Lowering") -> bool:
         source = node.inputs[0]

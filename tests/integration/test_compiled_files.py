@@ -1,0 +1,119 @@
+"""A compiled file whose checksum fits but whose contents do not: refused in one line when it is loaded."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from compiled_nets import good_file
+from fuzz_compiled import MAGIC, batch, parts
+from torch import nn
+
+import spikeprune as sp
+from spikeprune.core.errors import UserError
+from spikeprune.runtime import native
+from spikeprune.runtime.compile import CompiledSNN
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good")
+    path, x = good_file(folder)
+    return path, x, *parts(path)
+
+
+def written(path, header, data, edit):
+    head = json.loads(json.dumps(header))
+    network = json.loads(head["__metadata__"]["network"])
+    edit(network)
+    head["__metadata__"]["network"] = json.dumps(network)
+    text = json.dumps(head).encode()
+    body = len(text).to_bytes(8, "little") + text + data
+    path.write_bytes(MAGIC + hashlib.sha256(body).digest() + body)
+    return path
+
+
+def test_an_unchanged_network_loads(good, tmp_path):
+    path, x, header, data = good
+    again = written(tmp_path / "same.snn", header, data, lambda network: None)
+    assert torch.equal(sp.load(again)(x), sp.load(path)(x))
+
+
+def put(value, *path):
+    def edit(network):
+        place = network
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+
+    return edit
+
+
+CASES = {
+    f"layers[{i}].{'.'.join(map(str, where))} = {value}": put(value, "layers", i, *where)
+    for i in range(8)
+    for where in (("output",), ("shape", 0), ("inputs", 0))
+    for value in (50, 100, 65_535, 2**31, 2**63 - 1, -1, 1.0, None)
+}
+CASES |= {f"T = {value}": put(value, "T") for value in (0, -1, 10**9, 2**70, 1.5, True, "4")}
+CASES |= {
+    "padding": put([2**20, 2**20], "layers", 0, "options", "padding"),
+    "stride": put([0, 1], "layers", 0, "options", "stride"),
+    "groups": put(3, "layers", 0, "options", "groups"),
+    "dilation": put([2**19, 1], "layers", 0, "options", "dilation"),
+    "kind": put("no such layer", "layers", 0, "kind"),
+    "another kind": put("linear", "layers", 0, "kind"),
+    "pool kernel": put([0, 0], "layers", 2, "options", "kernel"),
+    "pool divisor": put(0, "layers", 2, "options", "divisor"),
+    "tensors": put([], "layers", 0, "tensors"),
+    "foreign tensor": put(["weight", "bias", "other"], "layers", 0, "tensors"),
+    "busy": put([[1, float("nan"), 0.5]], "busy"),
+    "busy value": put([[77, 0.5, 0.5]], "busy"),
+    "precision": put("fp64", "precision"),
+    "still": put(1, "still"),
+    "no layers": put([], "layers"),
+    "output": put(77, "output"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_changed_field_is_refused(name, good, tmp_path):
+    _, _, header, data = good
+    path = written(tmp_path / "bad.snn", header, data, CASES[name])
+    with pytest.raises(UserError) as error:
+        sp.load(path)
+    assert "\n" not in str(error.value)
+    assert 20 <= len(str(error.value)) < 400
+
+
+def test_changed_files_run_or_are_refused(good, tmp_path):
+    """The short form of `python tests/integration/fuzz_compiled.py`."""
+    _, x, header, data = good
+    found = batch(header, data, x, 0, 400, tmp_path)
+    assert set(found) <= {"refused", "ran"}, found
+    assert found["refused"] > 300
+    assert found["ran"] > 10  # names, shares and weights may change
+
+
+def test_a_layer_behind_the_readout_has_no_time_axis():
+    """Its input is [N, features]: an engine that took it for [T, N, features] read past its end."""
+    if native.compiler() is None:
+        pytest.skip("no C++ compiler")
+    from spikingjelly.activation_based import functional, layer, neuron
+
+    class Readout(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(layer.Linear(6, 9), neuron.IFNode(v_threshold=0.3))
+            self.last = nn.Linear(9, 4)
+            functional.set_step_mode(self, "m")
+
+        def forward(self, x):
+            return self.last(self.body(x).mean(0))
+
+    torch.manual_seed(0)
+    model = Readout().eval()
+    x = torch.rand(5, 3, 6)
+    compiled = CompiledSNN(sp.compile(model, x).network, engine="real")
+    functional.reset_net(model)
+    torch.testing.assert_close(compiled(x), model(x).detach())
