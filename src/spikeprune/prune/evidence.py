@@ -47,7 +47,7 @@ class Observer:
         self._adapter = adapter
         self._method = method
         self._parameters = parameters
-        self._learned = learned
+        self.learned = learned
         self.graph: Graph | None = None
         self.pairs: dict[str, Pairing] | None = None
         self._error: UserError | None = None
@@ -101,8 +101,8 @@ class Observer:
                     "pruner.table() shows what was traced; widen include=, or use 'magnitude'"
                 )
             self._new_probe(needs_grad=True)
-        if self._learned is not None:
-            self._learned(graph)
+        if self.learned is not None:
+            self.learned(graph)
 
     def _new_probe(self, *, needs_grad: bool) -> Probe:
         assert self._adapter is not None

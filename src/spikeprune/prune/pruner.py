@@ -7,33 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprune.core.allocate import kept
-from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import Masks, count
 from spikeprune.core.schedule import MaskUpdate, Schedule
 from spikeprune.methods.base import Method
 from spikeprune.methods.registry import name_of
-from spikeprune.model.adapter import find_adapter
-from spikeprune.model.discover import spiking_adapter
-from spikeprune.model.prunable import Names, prunable
-from spikeprune.model.trace import Graph
-from spikeprune.model.wrappers import eager
+from spikeprune.model.prunable import Names
+from spikeprune.prune.assemble import assemble
 from spikeprune.prune.choices import Choices, method_of
-from spikeprune.prune.evidence import Observer
 from spikeprune.prune.follow import Follower
-from spikeprune.prune.given import Given, masks_of
-from spikeprune.prune.gradients import KeptGradients
-from spikeprune.prune.history import History
-from spikeprune.prune.plan import MEMBRANE, UpdatePlan
-from spikeprune.prune.rewind import Rewind
-from spikeprune.prune.spaces.channels import Channels
-from spikeprune.prune.spaces.space import Parts, Space
-from spikeprune.prune.spaces.weights import Weights
+from spikeprune.prune.given import Given
 from spikeprune.prune.state import load_state, read_state, state_of
-from spikeprune.prune.steps import Steps
 from spikeprune.prune.table import Table
-from spikeprune.prune.updater import Updater
-from spikeprune.prune.upkeep import Upkeep
 from spikeprune.record.round import Round
 
 
@@ -87,47 +71,9 @@ class Pruner:
         self.method, self.schedule = method_of(method, schedule), schedule
         self.choices = Choices(allocate, pattern, budget, floor, seed, start)
         self.choices.check(self.method)
-        self._model = inner = eager(model)
-        self._parameters = prunable(inner, include, exclude, self.choices.nm)
-        parts = Parts(inner, self._parameters, Upkeep(dict(inner.named_parameters())), budget, allocate, floor)
-        channels = self.choices.by_channel
-        self._space: Space = Channels(parts, pattern) if channels else Weights(parts, self.choices.nm)
-        self._plan = UpdatePlan.of(self.method, schedule, self.choices.nm)
-        adapter = spiking_adapter(inner) if self.method.needs & MEMBRANE else find_adapter(inner)
-        self._observer = Observer(model, inner, adapter, self.method, self._parameters, self._learn)
-        self._updater = Updater(self.method, self._plan, self._space, self._observer, KeptGradients(), seed)
-        self._history = History()
-        rewind = None if self.method.rewinds == "never" else Rewind(inner, schedule.begin or 0)
-        self._steps = Steps(self._updater, self._history, rewind, budget)
-        self._began: float | None = None
-        if masks is not None:
-            self.choices.check_given(self.method)
-            self._space.hold(masks_of(inner, masks))
-            parts.upkeep.hold()
-            self._begin(self.sparsity)
-        if start != "dense" and isinstance(self._space, Weights):
-            self._space.start_random(schedule.first, allocate if start == "random" else start, seed)
-
-    def _learn(self, graph: Graph) -> None:
-        """The model has been traced: now the space can tell its units."""
-        self._space.learn(graph, self._plan.highest)
-        if self._began is not None and self.choices.by_channel:
-            self._begin(self.sparsity)  # which only now can be told
-
-    def _begin(self, sparsity: float) -> None:
-        """Lets the schedule run from the sparsity of given masks.
-
-        Raises: InvalidValue if it ends below that.
-        """
-        alive, keep = self.alive, kept(self.prunable, self.schedule.to)
-        if self.method.prunes and keep > alive:
-            raise InvalidValue(
-                f"the given masks keep {alive} of {self.prunable} (sparsity {sparsity:.4f}), fewer than the schedule's "
-                f"to={self.schedule.to:g} allows ({keep}); raise `to`, or pass sp.hold(model) to keep these zeros"
-            )
-        self._began = sparsity
-        self._plan = UpdatePlan.of(self.method, self.schedule.since(sparsity), self.choices.nm)
-        self._steps.plan = self._updater.plan = self._plan
+        self._steps = assemble(model, self.method, schedule, self.choices, include, exclude, masks)
+        self._space, self._updater = self._steps.space, self._steps.updater
+        self._observer, self._parameters = self._updater.observer, self._space.parts.parameters
 
     # ---- what it is -------------------------------------------------------------------------------------------
 
@@ -142,7 +88,7 @@ class Pruner:
     @property
     def rounds(self) -> list[Round]:
         """One entry a mask update: what it was to reach, how many it kept, and how many came back."""
-        return self._history.rounds
+        return self._steps.history.rounds
 
     @property
     def sparsity(self) -> float:
@@ -167,8 +113,7 @@ class Pruner:
     @property
     def regrown_alive(self) -> dict[str, Tensor]:
         """Parameter name -> bool tensor: the alive weights that some mask update brought back and no later one cut."""
-        alive = self._space.alive
-        return self._space.masks(self._history.alive(alive)) if alive else {}
+        return self._space.masks(self._steps.history.alive(alive)) if (alive := self._space.alive) else {}
 
     @property
     def channels(self) -> dict[str, Tensor]:
@@ -190,7 +135,7 @@ class Pruner:
 
     @property
     def seconds(self) -> float:
-        """Time spent in steps."""
+        """Time spent in steps, by the clock."""
         return self._steps.seconds
 
     @property
@@ -203,7 +148,7 @@ class Pruner:
 
         Channels are known after the first forward, or after `trace`; until then the number is None.
         """
-        return tuple(map(self._space.counted, self._plan.updates))
+        return tuple(map(self._space.counted, self._steps.plan.updates))
 
     def trace(self, example: Any) -> "Pruner":
         """Looks at one forward on an example now, rather than at the first one that comes by. Nothing changes.
@@ -216,10 +161,7 @@ class Pruner:
 
     def quota(self, sparsity: float) -> dict[str, int]:
         """How many weights (or channels) each layer would keep at a sparsity, by the magnitude of the present ones."""
-        target = self._space.target(sparsity, {}, self._observer)
-        scores = {n: w.abs() for n, w in self._space.weights().items()}
-        alive = self._space.select(scores, {}, self._space.alive, target, share=0.0).alive
-        return {n: count({n: m}) for n, m in alive.items()}
+        return self._updater.quota(sparsity)
 
     def table(self) -> Table:
         """One row a layer: weights, alive, density and the neuron it feeds (known after the first forward)."""
@@ -239,13 +181,6 @@ class Pruner:
 
         Raises: InvalidValue if the optimizer does not hold a prunable parameter.
         """
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        missing = [n for n, p in self._parameters.items() if id(p) not in held]
-        if missing:
-            raise InvalidValue(
-                f"the optimizer does not hold {missing[0]!r} ({len(missing)} of {len(self._parameters)} prunable "
-                "parameters); build it from the parameters of the model given to the Pruner"
-            )
         self._steps.attach(optimizer)
         return self
 
@@ -297,27 +232,18 @@ class Pruner:
         """Makes the next mask update now, with no training step around it; `sp.prune` uses it."""
         self._steps.cut()
 
-    # ---- saving -----------------------------------------------------------------------------------------------
-
     def settings(self) -> dict[str, Any]:
         """What a saved state must agree with: everything that decides which masks come out."""
-        shapes = {n: list(p.shape) for n, p in self._parameters.items()}
-        said = {"method": repr(self.method), "schedule": repr(self.schedule)}
-        return {**said, **asdict(self.choices), "parameters": shapes}
+        said = {"method": repr(self.method), "schedule": repr(self.schedule), **asdict(self.choices)}
+        return said | {"parameters": {n: list(p.shape) for n, p in self._parameters.items()}}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit; plain types and tensors, loads under `weights_only=True`."""
-        return state_of(self._steps, self.settings()) | ({} if self._began is None else {"began": self._began})
+        return state_of(self._steps, self.settings())
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
         """Takes up a saved state, before or after `attach`; weights outside the masks become 0.
 
         Raises: InvalidValue if the state was saved under other settings (unless `strict=False`) or is damaged.
         """
-        saved = read_state(state, self.settings(), self._space, strict=strict)
-        if (saved.began is None) != (self._began is None):
-            raise InvalidValue("only one of the Pruner and the saved pruner state began from masks=; make them alike")
-        if saved.began is not None:
-            self._began, self._steps.plan = saved.began, UpdatePlan.of(self.method, self.schedule.since(saved.began))
-            self._plan = self._updater.plan = self._steps.plan
-        load_state(self._steps, saved)
+        load_state(self._steps, read_state(state, self.settings(), self._space, strict=strict))

@@ -50,7 +50,7 @@ def state_of(steps: Steps, settings: Mapping[str, Any]) -> dict[str, Any]:
         "space": steps.space.state_dict(),
         "memory": {kind: dict(tensors) for kind, tensors in updater.memory.items()},
         "rewind": None if steps.rewind is None else steps.rewind.state_dict(),
-    }
+    } | ({} if steps.began is None else {"began": steps.began})
 
 
 def _packed(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -58,7 +58,14 @@ def _packed(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_state(steps: Steps, saved: Saved) -> None:
-    """Takes up a state that was read; weights outside its masks become 0."""
+    """Takes up a state that was read; weights outside its masks become 0.
+
+    Raises: InvalidValue if only one of the two began from given masks.
+    """
+    if (saved.began is None) != (steps.began is None):
+        raise InvalidValue("only one of the Pruner and the saved pruner state began from masks=; make them alike")
+    if saved.began is not None:
+        steps.run_from(saved.began)
     if steps.rewind is not None:
         steps.rewind.load_state_dict(saved.rewind or {})
     steps.done = saved.step

@@ -7,12 +7,16 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from spikeprune.core.errors import MissingEvidence
-from spikeprune.core.mask import unchanged
-from spikeprune.core.schedule import MaskUpdate
+from spikeprune.core.allocate import kept
+from spikeprune.core.errors import InvalidValue, MissingEvidence
+from spikeprune.core.mask import count, unchanged
+from spikeprune.core.schedule import MaskUpdate, Schedule
 from spikeprune.methods.registry import name_of
+from spikeprune.model.trace import Graph
+from spikeprune.prune.choices import Choices
 from spikeprune.prune.follow import Follower
 from spikeprune.prune.history import History
+from spikeprune.prune.plan import UpdatePlan
 from spikeprune.prune.rewind import Rewind
 from spikeprune.prune.updater import Updater
 
@@ -23,14 +27,19 @@ class Steps:
 
     Attributes:
         done: completed steps.
+        began: the sparsity of given masks, that the schedule runs from; None without them.
         followers: averaged copies that keep to the masks.
         seconds: time spent here.
         full_gradients: of the last step: how many gradients of all weights, dead ones too, the method needed in it.
     """
 
-    def __init__(self, updater: Updater, history: History, rewind: Rewind | None, budget: str) -> None:
-        self.updater, self.history, self.rewind, self.budget = updater, history, rewind, budget
+    def __init__(
+        self, updater: Updater, history: History, rewind: Rewind | None, schedule: Schedule, choices: Choices
+    ) -> None:
+        self.updater, self.history, self.rewind = updater, history, rewind
+        self.schedule, self.choices, self.budget = schedule, choices, choices.budget
         self.plan, self.space, self.upkeep = updater.plan, updater.space, updater.space.parts.upkeep
+        self.began: float | None = None
         self.done = 0
         self.seconds = 0.0
         self.full_gradients = 0
@@ -67,10 +76,46 @@ class Steps:
         coming = self.plan.coming(ends + 1)
         return self.rewind.since, None if coming is None else coming.step
 
+    def learn(self, graph: Graph) -> None:
+        """The model has been traced: now the space can tell its units."""
+        self.space.learn(graph, self.plan.highest)
+        if self.began is not None and self.choices.by_channel:
+            self.begin()  # the sparsity of given masks can be told only now
+
+    def begin(self) -> None:
+        """Lets the schedule run from the sparsity of the present masks.
+
+        Raises: InvalidValue if it ends below that.
+        """
+        alive, total, to = count(self.space.alive), self.space.total, self.schedule.to
+        if self.updater.method.prunes and kept(total, to) > alive:
+            raise InvalidValue(
+                f"the given masks keep {alive} of {total} (sparsity {1 - alive / total:.4f}), fewer than the "
+                f"schedule's to={to:g} keeps ({kept(total, to)}); raise `to`, or call sp.hold(model)"
+            )
+        self.run_from(1 - alive / total if total else 0.0)
+
+    def run_from(self, sparsity: float) -> None:
+        """Makes the plan anew, from a sparsity that is there already."""
+        self.began = sparsity
+        self.plan = UpdatePlan.of(self.updater.method, self.schedule.since(sparsity), self.choices.nm)
+        self.updater.plan = self.plan
+
     # ---- hooks ------------------------------------------------------------------------------------------------
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Puts hooks on an optimizer; those on another one are taken off."""
+        """Puts hooks on an optimizer; those on another one are taken off.
+
+        Raises: InvalidValue if the optimizer does not hold a prunable parameter.
+        """
+        parameters = self.space.parts.parameters
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        missing = [n for n, p in parameters.items() if id(p) not in held]
+        if missing:
+            raise InvalidValue(
+                f"the optimizer does not hold {missing[0]!r} ({len(missing)} of {len(parameters)} prunable "
+                "parameters); build it from the parameters of the model given to the Pruner"
+            )
         self.detach()
         self.upkeep.optimizer = optimizer
         if self.rewind is not None:

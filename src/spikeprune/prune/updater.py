@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.evidence import Evidence, Scores
-from spikeprune.core.mask import Outcome
+from spikeprune.core.mask import Outcome, count
 from spikeprune.core.schedule import MaskUpdate
 from spikeprune.methods.base import Memory, Method, Observation, Regrowth, Training
 from spikeprune.methods.registry import name_of
@@ -150,6 +150,13 @@ class Updater:
         self.observer.measure_again()
         for name, value in before.items():
             weights[name].copy_(value)
+
+    def quota(self, sparsity: float) -> dict[str, int]:
+        """How many units each layer would keep at a sparsity, by the magnitude of the present weights."""
+        target = self.space.target(sparsity, {}, self.observer)
+        scores = {n: w.abs() for n, w in self.space.weights().items()}
+        alive = self.space.select(scores, {}, self.space.alive, target, share=0.0).alive
+        return {n: count({n: m}) for n, m in alive.items()}
 
     # ---- methods that act in every step -----------------------------------------------------------------------
 

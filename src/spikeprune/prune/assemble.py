@@ -1,0 +1,59 @@
+"""Puts the parts of a Pruner together. Each can be made alone; here they meet."""
+
+from torch import nn
+
+from spikeprune.core.schedule import Schedule
+from spikeprune.methods.base import Method
+from spikeprune.model.adapter import adapter_for, find_adapter
+from spikeprune.model.prunable import Names, prunable
+from spikeprune.model.wrappers import eager
+from spikeprune.prune.choices import Choices
+from spikeprune.prune.evidence import Observer
+from spikeprune.prune.given import Given, masks_of
+from spikeprune.prune.gradients import KeptGradients
+from spikeprune.prune.history import History
+from spikeprune.prune.plan import MEMBRANE, UpdatePlan
+from spikeprune.prune.rewind import Rewind
+from spikeprune.prune.spaces.channels import Channels
+from spikeprune.prune.spaces.space import Parts
+from spikeprune.prune.spaces.weights import Weights
+from spikeprune.prune.steps import Steps
+from spikeprune.prune.updater import Updater
+from spikeprune.prune.upkeep import Upkeep
+
+
+def assemble(
+    model: nn.Module,
+    method: Method,
+    schedule: Schedule,
+    choices: Choices,
+    include: Names = None,
+    exclude: Names = None,
+    masks: Given | None = None,
+) -> Steps:
+    """All that works on a model, ready for its first step; the arguments are those of the Pruner.
+
+    Raises: InvalidValue or UnknownName for layers, masks or a schedule that cannot be.
+    """
+    inner = eager(model)
+    parameters = prunable(inner, include, exclude, choices.nm)
+    upkeep = Upkeep(dict(inner.named_parameters()))
+    parts = Parts(inner, parameters, upkeep, choices.budget, choices.allocate, choices.floor)
+    space = Channels(parts, choices.pattern) if choices.by_channel else Weights(parts, choices.nm)
+    plan = UpdatePlan.of(method, schedule, choices.nm)
+    adapter = adapter_for(inner) if method.needs & MEMBRANE else find_adapter(inner)
+    observer = Observer(model, inner, adapter, method, parameters)
+    updater = Updater(method, plan, space, observer, KeptGradients(), choices.seed)
+    rewind = None if method.rewinds == "never" else Rewind(inner, schedule.begin or 0)
+    steps = Steps(updater, History(), rewind, schedule, choices)
+    observer.learned = steps.learn
+    if masks is not None:
+        choices.check_given(method)
+        space.hold(masks_of(inner, masks))
+        upkeep.hold()
+        steps.begin()
+    if choices.start != "dense" and isinstance(space, Weights):
+        space.start_random(
+            schedule.first, choices.allocate if choices.start == "random" else choices.start, choices.seed
+        )
+    return steps
