@@ -13,7 +13,18 @@ ORDER += ["data", "lab", "cli"]
 LAB_ORDER = ["recipe", "train", "sweep", "study", "page"]
 FRAMEWORKS = {"spikingjelly", "snntorch", "norse"}
 # Imported only where they are used, inside functions: they take seconds, or are extras.
-HEAVY = {"matplotlib", "sklearn", "PIL", "onnx", "onnxruntime", "nir", "nirtorch", "torch_pruning", "tensorboard"}
+HEAVY = {
+    "matplotlib",
+    "sklearn",
+    "PIL",
+    "onnx",
+    "onnxruntime",
+    "nir",
+    "nirtorch",
+    "torch_pruning",
+    "tensorboard",
+    "scipy",
+}
 CORE_MAY_IMPORT = {"torch", "jaxtyping", "spikeprune"}
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -29,6 +29,7 @@ MOVED = {
     "report": "lab.page",
     "study": "lab.study",
     "study.estimate": "lab.sweep.estimate",
+    "study.statistics": "lab.study.significance",
     "study.sweep": "lab.sweep.sweep",
     "study.workers": "lab.sweep.workers",
     "train": "lab.train",
@@ -41,6 +42,7 @@ MOVED = {
     "train.data.images": "data.formats.images",
     "train.packed": "record.packed",
     "train.plan": "lab.recipe.timetable",
+    "train.statistics": "lab.train.layers",
     "train.recipe": "lab.recipe",
 }
 

@@ -14,8 +14,8 @@ from spikeprune.cli.main import main
 from spikeprune.count.counts import count
 from spikeprune.integrations import adapter_for
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
+from spikeprune.lab.train.layers import QUANTILES, layer_statistics
 from spikeprune.lab.train.network import Network, build, connect
-from spikeprune.lab.train.statistics import QUANTILES, layer_statistics
 
 TINY = ["--model", "digits-conv", "--epochs", "1", "--data.limit", "128", "--precision", "fp32"]
 

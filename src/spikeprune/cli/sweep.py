@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from spikeprune.core.errors import InvalidValue, RunFailed
+from spikeprune.core.errors import InvalidValue, MissingDependency, RunFailed
 
 if TYPE_CHECKING:
     from spikeprune.lab.study.ranks import Rank
@@ -85,11 +85,7 @@ def _make(sweep: "Sweep", mine: "Sweep", workers: int, threads: int, launcher: "
     if rank is not None:
         rank.meet()
     if (rank is None or rank.number == 0) and any(task.finished for task in sweep.tasks):
-        from spikeprune.lab.study import tables
-        from spikeprune.lab.study.compare import collect, compare
-
-        runs, unfinished, reference = collect([sweep.file])
-        print("\n".join(["", *tables.to_text(compare(runs, reference, unfinished))]), flush=True)
+        _print_table(sweep)
     if rank is not None:  # a rank that fails now stops no other at its work
         rank.meet()
         rank.leave()
@@ -101,6 +97,17 @@ def _make(sweep: "Sweep", mine: "Sweep", workers: int, threads: int, launcher: "
     if rank is None or rank.number == 0:
         print(sweep.file)
     return 0
+
+
+def _print_table(sweep: "Sweep") -> None:
+    from spikeprune.lab.study import tables
+    from spikeprune.lab.study.compare import collect, compare
+
+    runs, unfinished, reference = collect([sweep.file])
+    try:
+        print("\n".join(["", *tables.to_text(compare(runs, reference, unfinished))]), flush=True)
+    except MissingDependency as error:  # the runs are made all the same
+        print(f"no table: {error}", flush=True)
 
 
 def _name(task: "Task") -> str:

@@ -23,8 +23,8 @@ from spikeprune.lab.study.features import (
 )
 from spikeprune.lab.train.device import choose_device, repeatable
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
+from spikeprune.lab.train.layers import channel_criticality
 from spikeprune.lab.train.run import load_data, restore
-from spikeprune.lab.train.statistics import channel_criticality
 from spikeprune.record.analysis import (
     SCHEMA,
     AgainstRun,

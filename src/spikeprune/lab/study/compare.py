@@ -9,7 +9,7 @@ from typing import Any, final
 
 from spikeprune.core.errors import UnknownName, UserError, unknown
 from spikeprune.lab.recipe import deciding
-from spikeprune.lab.study.statistics import Paired, Summary, holm, paired, summarize
+from spikeprune.lab.study.significance import Paired, Summary, holm, paired, summarize
 from spikeprune.lab.sweep.sweep import DENSE, UNUSED_BY_DENSE
 from spikeprune.lab.train.folder import RunFolder
 from spikeprune.methods import settings_of

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spikeprune.lab.study.statistics import paired, summarize
+from spikeprune.lab.study.significance import paired, summarize
 from spikeprune.record.analysis import SeedDifference
 
 # They say where a number belongs; alike in runs of one arm.

@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 
 from spikeprune.lab.study.compare import COST, MEASURED, Arm, Block, Comparison
-from spikeprune.lab.study.statistics import Summary
+from spikeprune.lab.study.significance import Summary
 
 NONE = "-"
 

@@ -22,11 +22,11 @@ from spikeprune.lab.recipe.timetable import Timetable, lay_out
 from spikeprune.lab.train.device import choose_device, choose_precision, environment, repeatable
 from spikeprune.lab.train.done import CutPhase, DensePhase, PhasesDone, network_record
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
+from spikeprune.lab.train.layers import layer_statistics
 from spikeprune.lab.train.loop import Phase, Setting
 from spikeprune.lab.train.network import Network, build, connect, load_weights
 from spikeprune.lab.train.progress import ProgressBar
 from spikeprune.lab.train.score import Score, score
-from spikeprune.lab.train.statistics import layer_statistics
 from spikeprune.lab.train.structured import Pruned, cut_out, example_of, latencies, prune_once
 from spikeprune.prune.pruner import Pruner
 from spikeprune.record.epoch import Epoch

@@ -4,11 +4,11 @@ Plain functions of lists of numbers. What cannot be told from the numbers given 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from spikeprune.core.errors import InvalidValue
+from spikeprune.core.errors import InvalidValue, MissingDependency
 
 LEVEL = 0.95
 _WILCOXON_FROM = 6  # with five pairs the exact test cannot come below p = 2 / 2**5 = 0.0625
@@ -54,7 +54,7 @@ def summarize(values: Sequence[float]) -> Summary:
     if n == 1:
         return Summary(1, mean, None, None)
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    return Summary(n, mean, sd, t_quantile(0.5 + LEVEL / 2, n - 1) * sd / math.sqrt(n))
+    return Summary(n, mean, sd, float(_students_t()[1](n - 1, 0.5 + LEVEL / 2)) * sd / math.sqrt(n))
 
 
 def paired(mine: Mapping[Any, float], reference: Mapping[Any, float]) -> Paired | None:
@@ -77,11 +77,13 @@ def t_test(differences: Sequence[float]) -> float | None:
     if summary.sd <= 1e-12 * max(abs(value) for value in differences) or summary.sd == 0:
         return 1.0 if not any(differences) else None
     t = summary.mean / (summary.sd / math.sqrt(summary.n))
-    return 2 * (1 - t_cdf(abs(t), summary.n - 1))
+    return 2 * float(_students_t()[0](summary.n - 1, -abs(t)))  # the lower tail keeps its digits where p is tiny
 
 
 def wilcoxon(differences: Sequence[float]) -> float | None:
     """Two-sided p of the signed-rank test, exact: over all 2^n signs of the ranks of |difference|.
+
+    Counted here, since scipy's exact test takes no ties.
 
     Zeros are dropped, ties share the mean of their ranks; the p-value is min(1, 2 min(P(W <= w), P(W >= w))).
     None if fewer than six differences are left.
@@ -127,54 +129,15 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def t_cdf(t: float, df: int) -> float:
-    """P(T <= t) of Student's t with `df` degrees of freedom."""
-    if t * t < df:  # near the centre the tail is a difference of nearly equal numbers
-        return 0.5 + math.copysign(0.5 * incomplete_beta(0.5, df / 2, t * t / (df + t * t)), t)
-    tail = 0.5 * incomplete_beta(df / 2, 0.5, df / (df + t * t))
-    return 1 - tail if t >= 0 else tail
+def _students_t() -> tuple[Callable[[float, float], float], Callable[[float, float], float]]:
+    """Student's t by scipy: (df, t) -> P(T <= t), and (df, p) -> the t with P(T <= t) = p.
 
-
-def t_quantile(p: float, df: int) -> float:
-    """The t with P(T <= t) = p, by bisection.
-
-    Raises: InvalidValue for p outside (0, 1) or df below 1.
+    Raises: MissingDependency without scipy, which only the laboratory needs.
     """
-    if not 0 < p < 1 or df < 1:
-        raise InvalidValue(f"the t quantile needs 0 < p < 1 and df >= 1, got p = {p}, df = {df}; 0.975 gives 95 %")
-    low, high = -1.0, 1.0
-    while t_cdf(high, df) < p:
-        high *= 2
-    while t_cdf(low, df) > p:
-        low *= 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if t_cdf(middle, df) < p else (low, middle)
-    return (low + high) / 2
-
-
-def incomplete_beta(a: float, b: float, x: float) -> float:
-    """The regularised incomplete beta function I_x(a, b), by its continued fraction.
-
-    Source: Abramowitz and Stegun 26.5.8, evaluated as Lentz (1976) does.
-    """
-    if x <= 0 or x >= 1:
-        return 0.0 if x <= 0 else 1.0
-    if x > (a + 1) / (a + b + 2):  # there the fraction of the mirrored function converges faster
-        return 1 - incomplete_beta(b, a, 1 - x)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
-    tiny = 1e-300
-    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1) or tiny)
-    fraction = d
-    for m in range(1, 1000):
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        for step in (even, odd):
-            d = 1 / ((1 + step * d) or tiny)
-            c = (1 + step / c) or tiny
-            fraction *= c * d
-        if abs(c * d - 1) < 1e-15:
-            break
-    return front * fraction
+    try:
+        from scipy.special import stdtr, stdtrit
+    except ImportError as error:
+        raise MissingDependency(
+            "intervals and tests over seeds need scipy; try: pip install 'spikeprune[lab]'"
+        ) from error
+    return stdtr, stdtrit
