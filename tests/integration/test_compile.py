@@ -406,3 +406,49 @@ def test_a_subclass_that_computes_something_else_is_refused():
     for module in (Doubled(4, 4, 3, padding=1, step_mode="m"), Shifted(4)):
         with pytest.raises(InvalidValue, match="differ"):
             compile(prepare(Net(conv(2, 4), bn(4), lif(), module, lif())), torch.rand(2, 2, 11, 9))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 6.0])
+def test_a_quiet_example_is_no_proof(scale):
+    """A subclass behind a neuron that the example leaves silent is seen on generated currents."""
+
+    class Scaled(layer.Conv2d):
+        def _conv_forward(self, x, weight, bias):
+            return super()._conv_forward(x, weight * 3.0, bias)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        conv(2, 4), neuron.LIFNode(), Scaled(4, 4, 3, padding=1), neuron.LIFNode(), layer.Flatten(), layer.Linear(64, 3)
+    )
+    functional.set_step_mode(model.eval(), "m")
+    with pytest.raises(InvalidValue, match="'2'") as error:
+        compile(model, torch.rand(3, 2, 2, 4, 4) * scale)
+    assert "differ" in str(error.value) or "derives" in str(error.value)
+    assert 20 <= len(str(error.value)) <= 300
+    model[2].__class__ = layer.Conv2d
+    compiled = compile(model, torch.rand(3, 2, 2, 4, 4) * scale)
+    x = torch.rand(3, 2, 2, 4, 4, generator=torch.Generator().manual_seed(1)) * 6
+    functional.reset_net(model)
+    torch.testing.assert_close(compiled(x), model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_neuron_that_is_not_what_its_adapter_says_is_refused(monkeypatch):
+    known = SpikingJelly.describe
+    wrong = NeuronParams(decay=0.5, gain=0.5, v_threshold=0.9)
+    monkeypatch.setattr(SpikingJelly, "describe", lambda self, module: wrong if module is odd else known(self, module))
+    odd = neuron.LIFNode(step_mode="m")
+    model = nn.Sequential(conv(2, 4), neuron.LIFNode(), conv(4, 4), odd)
+    functional.set_step_mode(model.eval(), "m")
+    with pytest.raises(InvalidValue, match="neuron '3'"):
+        compile(model, torch.zeros(3, 2, 2, 4, 4))
+
+
+def test_what_follows_the_last_neuron_is_compared_too():
+    class Doubled(layer.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = nn.Sequential(layer.Flatten(), layer.Linear(32, 5), neuron.LIFNode(), Doubled(5, 3, bias=False))
+    functional.set_step_mode(model.eval(), "m")
+    with pytest.raises(InvalidValue, match="'3'"):
+        compile(model, torch.zeros(3, 2, 2, 4, 4))

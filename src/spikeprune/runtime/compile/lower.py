@@ -1,5 +1,7 @@
 """From the user's model to a `LoweredNetwork`: trace one forward, fold BatchNorm, name what cannot be compiled."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,10 +15,23 @@ from spikeprune.model.examples import undisturbed
 from spikeprune.model.trace import Graph, Node, Tracer
 from spikeprune.runtime.compile.network import LoweredLayer, LoweredNetwork, Option, busyness, interpret
 from spikeprune.runtime.compile.ops import Operation, operation, operations
+from spikeprune.runtime.compile.probe import probe
 
 
 def _keep(spikes: dict[str, Tensor], name: str, _: nn.Module, __: Any, result: Tensor) -> None:
     spikes[name] = result
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; every module's own mode afterwards."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
 
 
 @dataclass
@@ -30,20 +45,16 @@ def _trace(model: nn.Module, example: Tensor, adapter: Adapter) -> _Recorded:
     graphs: list[Graph] = []
     spikes: dict[str, Tensor] = {}
     tracer = Tracer(model, adapter, graphs.append, constants=True)
-    training = {module: module.training for module in model.modules()}
     hooks = [
         neuron.register_forward_hook(partial(_keep, spikes, name)) for name, neuron in adapter.neurons(model).items()
     ]
     try:
-        model.eval()
-        with torch.no_grad(), undisturbed(model, adapter):
+        with torch.no_grad(), evaluating(model), undisturbed(model, adapter):
             output = model(example)
     finally:
         tracer.remove()
         for hook in hooks:
             hook.remove()
-        for module, mode in training.items():
-            module.training = mode
     if not graphs:
         raise InvalidValue("the model's output does not depend on its input, so there is nothing to compile")
     return _Recorded(graphs[0], spikes, output)
@@ -236,6 +247,8 @@ def lower(model: nn.Module, example: Tensor) -> LoweredNetwork:
     network = lowering.run(example, _image_dims(recorded.graph, example))
     _fold(network)
     _check(network, recorded, example)
+    with evaluating(model):
+        probe(model, network, example, adapter)
     return network
 
 
