@@ -524,3 +524,66 @@ def test_products_of_activations_stand_beside_the_totals():
     counts = sp.count(Attention(), [torch.rand(2, 5, 6)])
     assert counts.products == 5 * 5 * 8
     assert counts.dense.macs == 2 * 5 * 6 * 8
+
+
+PARALLEL = {
+    "PSN": lambda: neuron.PSN(T=3),
+    "MaskedPSN": lambda: neuron.MaskedPSN(k=2, T=3, step_mode="m"),
+    "SlidingPSN": lambda: neuron.SlidingPSN(k=2, step_mode="m"),
+    "GatedLIF": lambda: neuron.GatedLIFNode(T=3),
+}
+
+
+@pytest.mark.parametrize("make", PARALLEL.values(), ids=PARALLEL.keys())
+def test_parallel_neurons_are_pruned_by_what_their_surrogate_sees(make):
+    net = nn.Sequential(layer.Conv2d(2, 8, 3, padding=1, step_mode="m"), make(), layer.Flatten(step_mode="m"))
+    net.append(layer.Linear(512, 10, step_mode="m"))
+    x = torch.rand(3, 4, 2, 8, 8)
+    masks = sp.prune(net, sp.Criticality(regrow=sp.Constant(0.3)), 0.5, data=[x])
+    assert set(masks) == {"0.weight", "3.weight"}
+
+
+def test_the_potential_of_a_parallel_neuron_is_its_own():
+    psn = neuron.PSN(T=3)
+    x = torch.rand(3, 4, 5)
+    u = torch.stack(list(adapters.find_adapter(psn).drive(psn, (x,))))
+    torch.testing.assert_close(u, torch.addmm(psn.bias, psn.weight, x.flatten(1)).view(x.shape).detach())
+
+
+def test_a_function_that_runs_over_time_by_itself_is_refused_by_name():
+    net = nn.Sequential(layer.Conv2d(2, 8, 3, padding=1, step_mode="m"), neuron.DSRIFNode(T=3))
+    net.extend([layer.Flatten(step_mode="m"), layer.Linear(512, 10, step_mode="m")])
+    with pytest.raises(InvalidValue, match="no spiking neuron was found"):
+        sp.prune(net, "criticality", 0.5, data=[torch.rand(3, 4, 2, 8, 8)])
+
+
+@pytest.mark.parametrize("method", ["magnitude", "criticality", "random"])
+def test_weights_may_lie_in_any_order_in_memory(method):
+    def made():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), neuron.LIFNode(), nn.Conv2d(8, 8, 3), neuron.LIFNode())
+        return net.extend([nn.Flatten(), nn.Linear(288, 10)])
+
+    x = [torch.rand(4, 2, 8, 8) * 3]
+    plain, moved = made(), made().to(memory_format=torch.channels_last)
+    moved[5].weight.data = moved[5].weight.data.t().contiguous().t()
+    one, two = (sp.prune(net, method, 0.5, data=x) for net in (plain, moved))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_framework_whose_version_has_no_adapter_stands_in_nobodys_way(monkeypatch):
+    monkeypatch.setattr(adapters, "_BUILT_IN", {"torch": "spikeprune.integrations.missing:Missing"})
+    x = torch.rand(3, 4, 2, 6, 6) * 3
+    assert sp.count(Modules(), [x], time="first").samples == 4
+    assert sp.prune(Modules(), "magnitude", 0.5)
+    assert sp.prune(Modules(), "criticality", 0.5, data=[x])
+
+
+def test_a_budget_prices_a_transposed_convolution_by_its_input_positions():
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), neuron.IFNode(), nn.ConvTranspose2d(4, 3, 2, 2))
+    from spikeprune.count.costs import weight_costs
+
+    graph = trace(net, torch.rand(1, 2, 6, 6), adapter=adapters.find_adapter(net))
+    cost, fixed = weight_costs("macs", net, {"2.weight": net[2].weight}, graph, {})
+    assert cost == {"2.weight": 36.0}
+    assert fixed == 36 * net[0].weight.numel()

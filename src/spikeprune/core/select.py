@@ -50,9 +50,16 @@ def keep_top(scores: Mapping[str, Tensor], k: int, among: Mapping[str, Tensor] |
             break
         tied = score == cut if among is None else (score == cut) & among[name]
         tied = torch.nonzero(tied.reshape(-1))[:missing, 0]
-        masks[name].view(-1)[tied] = True
+        masks[name] = _also(masks[name], tied)
         missing -= tied.numel()
     return masks
+
+
+def _also(mask: Tensor, index: Tensor) -> Tensor:
+    """The mask, True at flat indices as well: in place where it is stored in their order (channels_last is not)."""
+    flat = mask.reshape(-1)
+    flat[index] = True
+    return flat.view(mask.shape)
 
 
 def kth_largest(values: list[Tensor], k: int) -> Tensor:
@@ -128,7 +135,7 @@ def keep_cost(
     fits = torch.cat(costs)[order].cumsum(0) <= budget * (1 + 1e-12)
     chosen = torch.cat(places, dim=1)[:, order[fits]]
     for number, name in enumerate(scores):
-        masks[name].view(-1)[chosen[1, chosen[0] == number]] = True
+        masks[name] = _also(masks[name], chosen[1, chosen[0] == number])
     return masks
 
 

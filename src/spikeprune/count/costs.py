@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from spikeprune.core.errors import MissingEvidence
 from spikeprune.core.select import Cost
 from spikeprune.model.groups import ChannelGroup
-from spikeprune.model.trace import Graph
+from spikeprune.model.trace import Graph, Node
 
 BUDGETS = ("macs", "parameters", "synops", "weights")
 
@@ -39,10 +39,10 @@ def weight_costs(
         raise MissingEvidence(f"budget={budget!r} needs one forward through the model first; pass data=, or attach")
     every = dict(model.named_parameters())
     positions: dict[str, float] = {}
+    outputs_of = {node.weight: _outputs(node) for node in graph.nodes if node.weight is not None}
     for node in graph.nodes:
         if node.weight is not None:
-            outputs = every[node.weight].shape[0]
-            positions[node.weight] = positions.get(node.weight, 0.0) + _numel(node.shape) / outputs
+            positions[node.weight] = positions.get(node.weight, 0.0) + _positions(node, graph, every[node.weight])
     missing = [name for name in parameters if name not in positions]
     if missing:
         raise MissingEvidence(f"{missing[0]!r} took no part in the traced forward; exclude it or call the whole model")
@@ -54,12 +54,25 @@ def weight_costs(
             if name not in rates:
                 raise MissingEvidence("budget='synops' needs firing rates; pass data=, or attach before the forward")
             each = (rates[name] * count).clamp_min(1e-9 * count)
-            each = each.view(1, -1, *([1] * (every[name].ndim - 2)))
+            inputs = 1 - outputs_of[name]
+            each = each.view(*[-1 if dim == inputs else 1 for dim in range(every[name].ndim)])
         if name in parameters:
             cost[name] = each
         else:
             fixed += float(torch.as_tensor(each).expand(every[name].shape).sum())
     return {name: cost[name] for name in parameters}, fixed
+
+
+def _outputs(node: Node) -> int:
+    """The dimension of the node's weight that counts outputs."""
+    return node.use.outputs if node.use is not None else int(isinstance(node.module, _ConvTransposeNd))
+
+
+def _positions(node: Node, graph: Graph, weight: Tensor) -> float:
+    """How often the node multiplies with the whole weight; a transposed convolution does so at each input position."""
+    if isinstance(node.module, _ConvTransposeNd) or "transpose" in node.name:
+        return _numel(graph.nodes[node.inputs[0]].shape) / weight.shape[0]
+    return _numel(node.shape) / weight.shape[_outputs(node)]
 
 
 def _numel(shape: tuple[int, ...]) -> int:

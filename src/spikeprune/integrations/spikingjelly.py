@@ -25,14 +25,18 @@ _BASES = tuple(cls for name in ("BaseNode", "SimpleBaseNode") if (cls := getattr
 class _Spy(nn.Module):
     """Stands in for the surrogate during one step and keeps what it was called with."""
 
-    def __init__(self, surrogate: Any) -> None:
+    def __init__(self, surrogate: Any, every: bool = False) -> None:
         super().__init__()
         self.surrogate = surrogate
+        self.every = every
         self.seen: Tensor | None = None
+        self.calls: list[Tensor] = []
 
     def forward(self, u: Tensor) -> Tensor:
         if self.seen is None:  # a neuron with two thresholds fires twice; the first call is the positive one
             self.seen = u
+        if self.every:
+            self.calls.append(u)
         return self.surrogate(u)
 
 
@@ -44,7 +48,7 @@ class SpikingJelly(Adapter):
     def is_neuron(self, module: nn.Module) -> bool:
         if isinstance(module, _BASES):
             return True
-        return isinstance(module, base.MemoryModule) and hasattr(module, "surrogate_function")
+        return isinstance(module, (base.MemoryModule, base.StepModule)) and hasattr(module, "surrogate_function")
 
     def reset(self, model: nn.Module) -> None:
         for module in model.modules():
@@ -53,10 +57,10 @@ class SpikingJelly(Adapter):
                 reset()
 
     def begins(self, neuron: Any, args: tuple[Any, ...]) -> bool:
-        return not any(isinstance(value, Tensor) for value in neuron._memories.values())
+        return not any(isinstance(value, Tensor) for value in getattr(neuron, "_memories", {}).values())
 
     def multi_step(self, module: nn.Module) -> bool:
-        return getattr(module, "step_mode", "s") == "m"
+        return getattr(module, "step_mode", "s") == "m" or isinstance(module, base.MultiStepModule)
 
     def drive(self, neuron: Any, args: tuple[Any, ...]) -> Iterator[Tensor]:
         x = args[0].detach()
@@ -66,11 +70,41 @@ class SpikingJelly(Adapter):
             return _integrated(plain, neuron.v, sequence)
         if hasattr(neuron, "neuronal_charge"):
             return self._charged(neuron, sequence)
+        if self.multi_step(neuron) and not isinstance(neuron, _BASES):
+            return self._whole(neuron, x)  # parallel neurons and such have no step of their own
         if hasattr(neuron, "single_step_functional_forward"):
             return self._spied(neuron, sequence, (x, *args[1:]))
         raise InvalidValue(
             f"the potential of {type(neuron).__name__} before firing cannot be read; "
             "derive it from BaseNode or register an adapter of your own"
+        )
+
+    def _whole(self, neuron: Any, x: Tensor) -> Iterator[Tensor]:
+        """The whole sequence in the neuron's own forward; its state is put back."""
+        saved = dict(getattr(neuron, "_memories", {}))
+        spy = _Spy(neuron.surrogate_function, every=True)
+        with torch.no_grad():
+            neuron._modules["surrogate_function"] = spy
+            try:
+                type(neuron).forward(neuron, x)
+            except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
+                said = (str(error) or type(error).__name__).splitlines()[0][:120]
+                raise InvalidValue(
+                    f"{type(neuron).__name__} cannot take an input of shape {list(x.shape)}: {said}; see its own T and "
+                    "step mode"
+                ) from error
+            finally:
+                neuron._modules["surrogate_function"] = spy.surrogate
+                if saved:
+                    neuron._memories.update(saved)
+        seen = spy.calls
+        if len(seen) == 1 and seen[0].numel() == x.numel():
+            return iter(seen[0].reshape(x.shape))
+        if len(seen) == len(x) and all(u.numel() == x[0].numel() for u in seen):
+            return iter([u.reshape(x.shape[1:]) for u in seen])
+        raise InvalidValue(
+            f"{type(neuron).__name__} calls its surrogate_function {len(seen)} times for {len(x)} time steps, so its "
+            "potential at each step cannot be told; register an adapter of your own, or exclude the layers before it"
         )
 
     def _spied(self, neuron: Any, sequence: Tensor, inputs: tuple[Any, ...]) -> Iterator[Tensor]:
@@ -82,6 +116,11 @@ class SpikingJelly(Adapter):
                 neuron._modules["surrogate_function"] = spy
                 try:
                     _, states = neuron.single_step_functional_forward((x,), states)
+                except (ValueError, NotImplementedError) as error:
+                    raise InvalidValue(
+                        f"{type(neuron).__name__} has no single step whose potential could be read "
+                        f"({str(error).splitlines()[0][:100]}); use step_mode='m', or exclude the layers before it"
+                    ) from error
                 finally:
                     neuron._modules["surrogate_function"] = spy.surrogate
             if spy.seen is None:
@@ -89,7 +128,7 @@ class SpikingJelly(Adapter):
                     f"{type(neuron).__name__} fires without its surrogate_function, so its potential cannot be read; "
                     "register an adapter of your own"
                 )
-            yield spy.seen
+            yield spy.seen.reshape(x.shape) if spy.seen.numel() == x.numel() else spy.seen
 
     def _charged(self, neuron: Any, sequence: Tensor) -> Iterator[Tensor]:
         saved = dict(neuron._memories)
@@ -233,7 +272,7 @@ class SpikingJellyFusing(Fusing):
         return LearnedLeak(neuron.w.sigmoid(), (-1.0, 1.0 if neuron.decay_input else 0.0, v_rest))
 
     def sequence(self, module: Any) -> bool:
-        return getattr(module, "step_mode", "s") == "m"
+        return getattr(module, "step_mode", "s") == "m" or isinstance(module, base.MultiStepModule)
 
     def batch_norm(self, module: Any) -> Literal["", "merged", "per step"]:
         if type(module) in _NORMS:

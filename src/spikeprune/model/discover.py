@@ -75,7 +75,11 @@ class Discovered(Adapter):
         return isinstance(module, SpikeNeuron)
 
     def reset(self, model: nn.Module) -> None:
-        pass
+        """Calls `reset()` of every module that has one, as user code and old SpikingJelly do it."""
+        for module in model.modules():
+            reset = getattr(module, "reset", None)
+            if callable(reset) and not type(module).__module__.startswith("torch."):
+                reset()
 
     def begins(self, neuron: nn.Module, args: tuple[Any, ...]) -> bool:
         return False  # the watch tells when a forward begins
@@ -88,7 +92,7 @@ class Discovered(Adapter):
 
     def smooth(self, neuron: nn.Module, u: Tensor) -> Tensor:
         raise InvalidValue(
-            f"{_title(neuron)} is known by its spikes and its gradient only and has no smooth forward curve, which "
+            f"{title_of(neuron)} is known by its spikes and its gradient only and has no smooth forward curve, which "
             "curve='value' needs; give one by name, for example surrogate='atan'"
         )
 
@@ -100,10 +104,15 @@ class Discovered(Adapter):
 
     def states(self, model: nn.Module) -> Any:
         """Every tensor and number that a module keeps as a plain attribute: user code keeps its potentials there."""
-        return [(module, dict(_attributes(module)), set(module.__dict__)) for module in model.modules()]
+        return [
+            (module, dict(_attributes(module)), set(module.__dict__), dict(module.__dict__.get("_memories", {})))
+            for module in model.modules()
+        ]
 
     def restore(self, model: nn.Module, states: Any) -> None:
-        for module, saved, names in states:
+        for module, saved, names, memories in states:
+            if memories:  # where old SpikingJelly keeps its states
+                module.__dict__["_memories"].update(memories)
             for name, _ in _attributes(module):
                 if name not in names:
                     del module.__dict__[name]
@@ -119,7 +128,8 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _title(neuron: nn.Module) -> str:
+def title_of(neuron: nn.Module) -> str:
+    """What messages call a neuron."""
     return repr(neuron.title) if isinstance(neuron, SpikeNeuron) else type(neuron).__name__
 
 
@@ -138,6 +148,11 @@ def fires(call: SpikeCall, spikes: Tensor) -> bool:
             return False
         low = call(torch.full_like(call.u, -_FAR))
         if not bool(((low == 0) | (low == -top)).all()):
+            return False
+        # Each value for itself: a function that runs over time by itself, such as a whole neuron's, is none.
+        signs = torch.rand(call.u.shape, generator=torch.Generator().manual_seed(0)).to(call.u.device) < 0.5
+        mixed = torch.full_like(call.u, -_FAR).masked_fill(signs, _FAR)
+        if not torch.equal(call(mixed), torch.where(signs, high, low)):
             return False
         levels = spikes.detach().unique()
         return bool(((levels == 0) | (levels.abs() == top) | (levels == levels.round())).all())

@@ -14,7 +14,7 @@ from spikeprune.core.errors import InvalidValue
 from spikeprune.core.statistic import ChannelMean, Statistic, SynapseMean, as_channels
 from spikeprune.methods.base import Method, Site
 from spikeprune.model.adapter import Adapter
-from spikeprune.model.discover import Discovered, SpikeCall, SpikeNeuron
+from spikeprune.model.discover import Discovered, SpikeCall, SpikeNeuron, title_of
 from spikeprune.model.pairing import Pairing
 from spikeprune.model.trace import Graph, Tracer, batch_of
 from spikeprune.model.weights import Operation, Use
@@ -46,6 +46,16 @@ class ProbeSite(Site):
         if self.use is not None:
             return self.use.axis == -1
         return isinstance(self.layer, nn.Linear)
+
+    def laid(self, u: Tensor) -> Tensor:
+        """One time step as [N, C, *space]."""
+        try:
+            return as_channels(u, self.channels, last=self.channels_last)
+        except InvalidValue as error:
+            raise InvalidValue(
+                f"{self.weight!r} has {self.channels} outputs, and {title_of(self.neuron)} behind it sees "
+                f"{list(u.shape)} at a time step, so its channels cannot be told; pass exclude=[{self.weight!r}]"
+            ) from error
 
     def derivative(self, u: Tensor) -> Tensor:
         return self.adapter.derivative(self.neuron, u)
@@ -277,7 +287,7 @@ class Probe:
             u = u.float()
             for name in names:
                 site, x = self.sites[name], inputs.get(name)
-                value = as_channels(u, site.channels, last=site.channels_last)
+                value = site.laid(u)
                 self.statistics[name].step(value, None if x is None else _at_step(x, t, steps, u.shape[0]))
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -317,7 +327,7 @@ class Probe:
                 for name in names:
                     site, x = self.sites[name], inputs.get(name)
                     neuron.call = _by_channels(call, site)
-                    value = as_channels(call.u.float(), site.channels, last=site.channels_last)
+                    value = site.laid(call.u.float())
                     x = None if x is None else _at_step(x, t, len(steps), call.u.shape[0])
                     # Recurrent weights have no input yet at the first step, so there is nothing to sum.
                     if x is not None or site.use is None or not isinstance(self.statistics[name], SynapseMean):
@@ -383,7 +393,7 @@ def _by_channels(call: SpikeCall, site: ProbeSite) -> SpikeCall:
 
     def apply(value: Tensor) -> Tensor:
         u = value.movedim(1, -1) if moved else value.reshape(shape)
-        return as_channels(call(u), site.channels, last=site.channels_last)
+        return site.laid(call(u))
 
     return SpikeCall(apply, call.u)
 

@@ -137,7 +137,9 @@ class Tracer:
 
     def _fresh(self) -> tuple[Graph, Watch]:
         graph = Graph() if self.known is None else Graph(spikes=self.known.spikes, renamed=self.known.renamed)
-        return graph, Watch(graph, self.model, self.constants, self.listener)
+        watch = Watch(graph, self.model, self.constants, self.listener)
+        watch.first = self.known is None
+        return graph, watch
 
     def _watch(self, name: str, module: nn.Module, kind: str) -> None:
         pending: list[tuple[tuple[int, ...], Any, str | None]] = []

@@ -47,6 +47,7 @@ class Watch(TorchFunctionMode):
         self.weights = {id(p): name for name, p in model.named_parameters()}
         self.derived = Derived(model)
         self.depth = 0  # how many leaf modules we are inside of
+        self.first = True  # whether this is the first forward that is traced, whose calls are counted
         self.inside: str | None = None  # the neuron module that we are inside of
         self.source: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensor -> index of the node it came from
         # Tensor -> the weights that feed it since the last spike, and neurons whose spikes are in it.
@@ -64,7 +65,7 @@ class Watch(TorchFunctionMode):
         short = short_name(func)
         use = self.derived.use(short, args, kwargs)
         if self.depth:
-            if use is not None and self.inside is not None:
+            if use is not None and self.inside is not None and use.weight in self.derived.held:
                 self.graph.inner.setdefault(use.weight, (self.inside, use))
                 if self.depth == 1:  # deeper, the layer's own hooks see it
                     self._tell_use(use, func, short, args, kwargs)
@@ -188,7 +189,7 @@ class Watch(TorchFunctionMode):
         title = self._title(function, fed)
         neuron = self.graph.spikes.setdefault(title, SpikeNeuron(title))
         self.graph.relabel_last("neuron", title)
-        neuron.calls += 1
+        neuron.calls += self.first
         self.fed[result] = frozenset({_SPIKES_OF + title})
         if self.listener is not None:
             neuron.call = SpikeCall(call.apply, call.u.detach(), call.rest, result.detach())

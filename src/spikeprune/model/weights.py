@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from spikeprune.model.adapter import weights_of_neurons
 from spikeprune.model.operations import MOVES, multiplied, short_name
 
 
@@ -199,6 +200,9 @@ class Derived:
     """What was computed from which parameter alone, and which of the parameter's values went where."""
 
     def __init__(self, model: nn.Module) -> None:
+        held = {id(stored_weight(m)) for m in layer_modules(model).values()}
+        held |= {id(p) for p in weights_of_neurons(model).values()}
+        self.held = {n for n, p in model.named_parameters() if id(p) in held}  # weights of layers, also of a neuron's
         parameters = [(n, p) for n, p in model.named_parameters() if p.dim() >= 2]
         self.names = {id(p): n for n, p in parameters}
         self.shapes = {n: tuple(p.shape) for n, p in parameters}
@@ -237,7 +241,9 @@ class Derived:
         """How a function multiplies with a parameter, None if it does not."""
         for operand, outputs, axis in multiplied(name, args, kwargs):
             origin = self.origin(operand)
-            if origin is not None and operand.dim() >= 2:
+            # A square matrix of no layer, on the left: parallel neurons mix time steps with one, [T, T] @ [T, ...].
+            mixes = outputs == -2 and origin not in self.held
+            if origin is not None and operand.dim() >= 2 and not (mixes and operand.shape[-1] == operand.shape[-2]):
                 direct = id(operand) in self.names
                 dim = outputs % operand.dim() if direct else self._dimension(operand, outputs, origin)
                 return Use(origin, dim, axis, direct)
