@@ -9,7 +9,7 @@ from torch import Tensor
 from spikeprune.core.errors import InvalidValue, UnknownName, UserError
 from spikeprune.data import Dataset, Split, facts_of, load, names, sizes
 from spikeprune.data.dataset import Source, assemble, digest, moments, stratified
-from spikeprune.lab.train.run import data_record
+from spikeprune.lab.train.measure import data_record
 
 
 def source(train: int = 40, test: int = 10, own: int = 0) -> Source:

@@ -52,6 +52,20 @@ def test_a_model_whose_time_cannot_be_changed_is_refused():
         Network(model, ADAPTER, "image", 3, "mean").at(2)
 
 
+def test_fewer_steps_are_a_view_that_leaves_the_model_alone():
+    model = Table([8.0, 0.0], [2.0, 0.0], [0.0, 0.0])
+    network = Network(model, ADAPTER, "image", 3, "mean")
+    few = network.at(2)
+    assert (few(torch.zeros(4, 1)).shape[0], model.T) == (2, 3)
+    assert network(torch.zeros(4, 1)).shape[0] == 3
+    with few.one_call() as inside:
+        assert inside.T == 2
+    assert model.T == 3
+    with pytest.raises(TypeError):
+        few(5)  # type: ignore[arg-type]
+    assert model.T == 3
+
+
 def test_recordings_are_cut_to_the_first_steps():
     seen: list[int] = []
     model = nn.Identity()

@@ -5,7 +5,7 @@ import pytest
 from spikeprune.core.schedule import Constant, Cubic, OneShot
 from spikeprune.lab.recipe import load, make_method, settings_hash
 from spikeprune.lab.recipe.timetable import lay_out
-from spikeprune.lab.train.run import preview
+from spikeprune.lab.train.preview import preview
 
 
 def test_a_method_brings_its_own_start_schedule_and_share():

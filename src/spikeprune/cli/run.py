@@ -68,7 +68,7 @@ def summary(record: "RunRecord") -> list[str]:
 
 
 def _dry_run(recipe: "Recipe") -> None:
-    from spikeprune.lab.train.run import preview
+    from spikeprune.lab.train.preview import preview
 
     for line in preview(recipe):
         print(line)

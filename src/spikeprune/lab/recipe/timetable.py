@@ -9,6 +9,7 @@ from spikeprune.core.errors import InvalidValue
 from spikeprune.core.schedule import SCHEDULES, OneShot, Schedule, duration, turnover_steps
 from spikeprune.lab.recipe.method import make_method
 from spikeprune.lab.recipe.settings import Recipe
+from spikeprune.methods.base import Method
 from spikeprune.methods.registry import hints_of
 
 
@@ -41,12 +42,14 @@ class Timetable:
         return Timetable(self.steps_per_epoch, epochs, self.schedule)
 
 
-def lay_out(recipe: Recipe, train_count: int) -> Timetable:
+def lay_out(recipe: Recipe, train_count: int, method: Method | None = None) -> Timetable:
     """Lay the recipe's phases out over a training split of `train_count` images.
 
     With M = floor((end - begin) / every) below `prune.events`, `every` shrinks until there are so many events, as far
     as there are steps; a very short run prunes from its first step on.
 
+    Args:
+        method: the recipe's, if it has been made already.
     Raises: InvalidValue if pruning would outlast the run, or no event fits.
     """
     per_epoch = math.ceil(train_count / recipe.batch)
@@ -65,7 +68,9 @@ def lay_out(recipe: Recipe, train_count: int) -> Timetable:
         return Timetable(per_epoch, recipe.epochs, OneShot(recipe.sparsity), max(1, epochs))
     own = hints_of(recipe.method).schedule
     if own is not None:
-        return Timetable(per_epoch, recipe.epochs, own(make_method(recipe), recipe.sparsity, total, per_epoch))
+        return Timetable(
+            per_epoch, recipe.epochs, own(method or make_method(recipe), recipe.sparsity, total, per_epoch)
+        )
     every = max(1, every)
     if end > total:
         raise InvalidValue(

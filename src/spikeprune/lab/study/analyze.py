@@ -24,7 +24,7 @@ from spikeprune.lab.study.features import (
 from spikeprune.lab.train.device import choose_device, repeatable
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.lab.train.layers import channel_criticality
-from spikeprune.lab.train.run import load_data, restore
+from spikeprune.lab.train.parts import load_data, restore
 from spikeprune.record.analysis import (
     SCHEMA,
     AgainstRun,

@@ -10,10 +10,11 @@ from spikeprune import data as datasets
 from spikeprune.core.errors import UserError
 from spikeprune.data.dataset import Dataset, Split
 from spikeprune.lab.recipe import Recipe
+from spikeprune.lab.recipe.job import DataFacts, resolve
 from spikeprune.lab.recipe.timetable import lay_out
 from spikeprune.lab.train.device import choose_device, choose_precision, repeatable
 from spikeprune.lab.train.loop import Phase, Setting
-from spikeprune.lab.train.run import load_data, make_network
+from spikeprune.lab.train.parts import load_data, make_network
 from spikeprune.runtime.fuse import fuse
 
 _STEPS = 3  # measured, after one to warm up
@@ -79,9 +80,8 @@ class Estimator:
 
         try:
             with repeatable(self._threads):
-                setting = Setting(
-                    short, lay_out(short, len(data.train)), data, device, choose_precision(recipe.precision, device)
-                )
+                facts = DataFacts(data.shape, len(data.classes), len(data.train))
+                setting = Setting(resolve(short, facts, device, choose_precision(recipe.precision, device)), data)
                 network = make_network(short, data, device)
                 if recipe.fuse:
                     fuse(network.model)

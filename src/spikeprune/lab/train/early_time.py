@@ -22,10 +22,9 @@ def fewer_steps(network: Network, x: Tensor, recorded: bool, threshold: float = 
     T = network.T
     apart: dict[int, float] = {}
     with undisturbed(network.model, network.adapter), torch.no_grad():
-        full = F.softmax(network.at(T)(x, recorded).float().mean(0), dim=1)
+        full = F.softmax(network(x, recorded).float().mean(0), dim=1)
         for t in range(2, T):
             few = F.log_softmax(network.at(t)(x, recorded).float().mean(0), dim=1)
             apart[t] = float(F.kl_div(few, full, reduction="batchmean"))
-        network.at(T)
     largest = max(apart.values(), default=0.0)
     return next((t for t, distance in apart.items() if distance < threshold * largest), T)

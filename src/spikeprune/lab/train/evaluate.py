@@ -7,7 +7,8 @@ from typing import final
 from spikeprune.lab.recipe import load
 from spikeprune.lab.train.device import choose_device, repeatable
 from spikeprune.lab.train.folder import RunFolder
-from spikeprune.lab.train.run import load_data, restore, score_test
+from spikeprune.lab.train.measure import score_test
+from spikeprune.lab.train.parts import load_data, restore
 from spikeprune.prune.pattern import unit_of
 
 

@@ -12,7 +12,7 @@ from spikeprune.data import Dataset, Split, batches, facts_of
 from spikeprune.lab.recipe import Recipe, load
 from spikeprune.lab.train.folder import RunFolder
 from spikeprune.lab.train.network import Network
-from spikeprune.lab.train.run import load_data, restore
+from spikeprune.lab.train.parts import load_data, restore
 from spikeprune.record.run import RunRecord
 
 _RANDOM = 256

@@ -19,6 +19,7 @@ from spikeprune.core.errors import InvalidValue, RunFailed
 from spikeprune.data import Dataset, batches
 from spikeprune.data.augment import Augment
 from spikeprune.lab.recipe import Recipe
+from spikeprune.lab.recipe.job import Job, PhaseName
 from spikeprune.lab.recipe.timetable import Timetable, learning_rate
 from spikeprune.lab.train.device import PRECISIONS, random_states, restore_random_states, seed_everything
 from spikeprune.lab.train.early_time import fewer_steps
@@ -35,13 +36,26 @@ _ET_EPOCHS = 2  # Early-Time chooses its time steps after so many epochs, as its
 @final
 @dataclass(frozen=True)
 class Setting:
-    """What both phases of a run share."""
+    """What the phases of a run share: the job, and the data on its device."""
 
-    recipe: Recipe
-    plan: Timetable
+    job: Job
     data: Dataset
-    device: torch.device
-    precision: str
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.job.recipe
+
+    @property
+    def plan(self) -> Timetable:
+        return self.job.timetable
+
+    @property
+    def device(self) -> torch.device:
+        return self.job.device
+
+    @property
+    def precision(self) -> str:
+        return self.job.precision
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
@@ -66,7 +80,7 @@ class Phase:
 
     def __init__(
         self,
-        name: Literal["dense", "pretrain", "pruned"],
+        name: PhaseName,
         setting: Setting,
         network: Network,
         pruner: Pruner | None,

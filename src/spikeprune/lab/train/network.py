@@ -35,6 +35,7 @@ class Network:
             called T times.
         T: time steps of a still image.
         loss: entry of zoo/readout.py's `LOSSES`.
+        sets_T: a view over another number of time steps, which the model's own attribute `T` follows during a call.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class Network:
     takes: Takes
     T: int
     loss: str
+    sets_T: bool = False
 
     def __call__(self, x: Tensor, recorded: bool = False) -> Tensor:
         """Logits [T, N, K] of a batch, from a fresh membrane state; [1, N, K] where the model averages by itself.
@@ -50,23 +52,36 @@ class Network:
             x: images [N, C, H, W], or recordings [T, N, C, H, W] if `recorded`.
         """
         self.adapter.reset(self.model)
-        return _call(self.model, x[: self.T] if recorded else x, self.takes, self.T, recorded)
+        with self._timed():
+            return _call(self.model, x[: self.T] if recorded else x, self.takes, self.T, recorded)
 
     def at(self, T: int) -> "Network":
-        """The same model over another number of time steps; of recordings, over the first ones.
+        """A view of the same model over another number of time steps; of recordings, over the first ones.
 
-        A model that repeats images by itself must say how often in an attribute `T`, which is changed.
-        Raises: InvalidValue if it does not.
+        A model that repeats images by itself must say how often in an attribute `T`, which has the other value during
+        each call through the view and its own at all other times.
+        Raises: InvalidValue if the model has no such attribute.
         """
-        own: Any = self.model
-        if isinstance(getattr(own, "T", None), int):
-            own.T = T
-        elif self.takes == "image" and T != self.T:
+        has_T = isinstance(getattr(self.model, "T", None), int)
+        if not has_T and self.takes == "image" and T != self.T:
             raise InvalidValue(
-                f"{type(own).__name__} has no attribute T to change its time steps by, as Early-Time needs; "
+                f"{type(self.model).__name__} has no attribute T to change its time steps by, as Early-Time needs; "
                 "take imp or early-bird"
             )
-        return dataclasses.replace(self, T=T)
+        return dataclasses.replace(self, T=T, sets_T=has_T)
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        """The model's own attribute `T` has this view's value inside."""
+        own: Any = self.model
+        if not self.sets_T or own.T == self.T:
+            yield
+            return
+        before, own.T = own.T, self.T
+        try:
+            yield
+        finally:
+            own.T = before
 
     def fed(self, x: Tensor, recorded: bool = False) -> Tensor:
         """What the model is called with for a batch, inside `one_call`."""
@@ -76,7 +91,8 @@ class Network:
     def one_call(self, recorded: bool = False) -> Iterator[nn.Module]:
         """The model, whose one call goes over all time steps even if it takes them one at a time: for counting."""
         if self.takes != "step":
-            yield self.model
+            with self._timed():
+                yield self.model
             return
         own, step = "forward" in vars(self.model), self.model.forward
 

@@ -9,41 +9,35 @@ import importlib.util
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from spikeprune import data as datasets
 from spikeprune.core.errors import MissingDependency, RunFailed, UserError
-from spikeprune.count.counts import Counts, count
-from spikeprune.lab.recipe import Recipe, complete, make_method, settings_hash
-from spikeprune.lab.recipe.timetable import Timetable, lay_out
+from spikeprune.count.counts import Counts
+from spikeprune.lab.recipe import Recipe, complete, settings_hash
+from spikeprune.lab.recipe.job import DataFacts, PhaseName, resolve
+from spikeprune.lab.train.cost import cost_of_one, cost_of_two
 from spikeprune.lab.train.device import choose_device, choose_precision, environment, repeatable
 from spikeprune.lab.train.done import CutPhase, DensePhase, PhasesDone, network_record
-from spikeprune.lab.train.folder import RunFolder, read_safetensors
-from spikeprune.lab.train.layers import layer_statistics
+from spikeprune.lab.train.folder import RunFolder
 from spikeprune.lab.train.loop import Phase, Setting
-from spikeprune.lab.train.network import Network, build, connect, load_weights
+from spikeprune.lab.train.measure import counted, data_record, score_test
+from spikeprune.lab.train.network import Network
+from spikeprune.lab.train.parts import load_data, make_network, make_pruner, set_layout
 from spikeprune.lab.train.progress import ProgressBar
-from spikeprune.lab.train.score import Score, score
+from spikeprune.lab.train.score import Score
 from spikeprune.lab.train.structured import Pruned, cut_out, example_of, latencies, prune_once
-from spikeprune.prune.pruner import Pruner
 from spikeprune.record.epoch import Epoch
-from spikeprune.record.run import ChannelsRecord, Cost, DataRecord, Latency, RunRecord, RunSettings, Stages
+from spikeprune.record.run import ChannelsRecord, Latency, RunRecord, RunSettings, Stages
 from spikeprune.record.schema import SCHEMA
 from spikeprune.record.statistics import QUANTILES, NetworkStatistics, StatisticsRecord
 from spikeprune.runtime.fuse import fuse, unfuse
 from spikeprune.shrink.plan import ChannelPlan
 
-PhaseName = Literal["dense", "pretrain", "pruned"]
-
-# A step of the backward pass costs two passes: gradients for the inputs and for the weights.
-_PASSES = 3
 # Between two checkpoints at most so much work is lost, in seconds.
 _CHECKPOINT_EVERY = 60.0
-# Spikes are counted on so many test images, in the order of the files.
-_COUNTED = 1000
 
 
 def run(recipe: Recipe) -> RunFolder:
@@ -57,11 +51,11 @@ def run(recipe: Recipe) -> RunFolder:
         folder.open(complete(recipe))
         folder.read_record()
         return folder
-    job = _Job(recipe, folder)
+    begun = _RunInProgress(recipe, folder)
     folder.open(complete(recipe))
     with folder.locked():
         if not folder.record.is_file():  # another process may have finished it meanwhile
-            job.work()
+            begun.work()
     return folder
 
 
@@ -70,148 +64,27 @@ def folder_of(recipe: Recipe) -> RunFolder:
     return RunFolder(Path(recipe.out) / f"{recipe.name}-{settings_hash(recipe)}")
 
 
-def preview(recipe: Recipe) -> list[str]:
-    """What `run` would do, without training: events and quotas as plain lines.
-
-    The sizes of built-in datasets are known without their files; data of the user's own is loaded.
-    """
-    name = recipe.data.name
-    facts = datasets.facts_of(name)
-    if facts is not None:
-        classes, shape = facts.classes, facts.shape
-        train_count = datasets.sizes(facts.train, recipe.data.limit, recipe.data.validation)[0]
-    else:
-        data = load_data(recipe)
-        classes, shape, train_count = len(data.classes), data.shape, len(data.train)
-    model = build(recipe.model, classes, recipe.T, shape, recipe.seed)
-    if recipe.weights is not None:
-        load_weights(model, recipe.weights)
-    laid_out = lay_out(recipe, train_count)
-    pruner = make_pruner(recipe, laid_out.schedule, model)
-    if recipe.pattern in ("channel", "gate"):
-        return _preview_channels(recipe, laid_out, pruner, model, classes, shape, train_count)
-    total = {name: mask.numel() for name, mask in pruner.masks.items()}
-    events = pruner.preview()
-    lines = [
-        f"prunable weights: {sum(total.values())}",
-        f"training images: {train_count}",
-        f"steps per epoch: {laid_out.steps_per_epoch}",
-        f"steps: {laid_out.steps}",
-        f"events: {len(events)}",
-    ]
-    lines += [
-        f"event {n}: step {event.step} target {event.target:.4f} kept {event.kept}" for n, event in enumerate(events, 1)
-    ]
-    if events:
-        quota = pruner.quota(events[-1].target)
-        lines += [f"quota {name}: {kept} of {total[name]}" for name, kept in quota.items()]
-    return lines
-
-
-def _preview_channels(
-    recipe: Recipe,
-    laid_out: Timetable,
-    pruner: Pruner,
-    model: torch.nn.Module,
-    classes: int,
-    shape: tuple[int, ...],
-    train_count: int,
-) -> list[str]:
-    """The same for channels, which show in a forward: noise of the images' shape does for that."""
-    few = torch.rand(2 * recipe.T + 2, *shape)
-    network = connect(model, few, recipe.T, classes, recipe.loss, False)
-    pruner.trace(network.fed(few[:2]))
-    before = laid_out.steps - laid_out.of("pruned").steps
-    events = pruner.preview()
-    lines = [
-        f"prunable channels: {pruner.prunable}",
-        f"training images: {train_count}",
-        f"steps per epoch: {laid_out.steps_per_epoch}",
-        f"steps: {laid_out.steps}",
-        f"events: {len(events)}",
-    ]
-    lines += [
-        f"event {n}: step {before or event.step} target {event.target:.4f} kept {event.kept}"
-        for n, event in enumerate(events, 1)
-    ]
-    if laid_out.finetune is not None:
-        lines += [f"epochs before pruning: {laid_out.epochs - laid_out.finetune}", f"fine-tuning: {laid_out.finetune}"]
-    if recipe.allocate == "global" or not events:  # fresh scales are all alike and would rank by chance
-        return lines + [f"channels {name}: {len(alive)}" for name, alive in pruner.channels.items()]
-    quota = pruner.quota(events[-1].target)
-    return lines + [f"quota {name}: {kept} of {len(pruner.channels[name])}" for name, kept in quota.items()]
-
-
-def load_data(recipe: Recipe) -> datasets.Dataset:
-    """The recipe's data, split by its seed."""
-    settings = recipe.data
-    return datasets.load(
-        settings.name,
-        settings.root,
-        T=recipe.T,
-        limit=settings.limit,
-        seed=recipe.seed,
-        validation=settings.validation,
-        download=settings.download,
-    )
-
-
-def make_network(recipe: Recipe, data: datasets.Dataset, device: torch.device) -> Network:
-    """The recipe's network with its initial weights, which depend on the seed or on `weights`."""
-    classes = len(data.classes)
-    model = build(recipe.model, classes, recipe.T, data.shape, recipe.seed)
-    if recipe.weights is not None:
-        load_weights(model, recipe.weights)
-    model.to(device)
-    example = next(datasets.batches(data, "train", 2 * recipe.T + 2, device=device))[0]
-    return connect(model, example, recipe.T, classes, recipe.loss, data.time_first)
-
-
-def _lay_out(model: Any, form: torch.memory_format) -> None:
-    """In place; torch's stubs know no `Module.to` with a memory format alone."""
-    model.to(memory_format=form)
-
-
-def make_pruner(recipe: Recipe, schedule: Any, model: torch.nn.Module) -> Pruner:
-    """The recipe's Pruner, not yet attached."""
-    floor: dict[str, Any] = {} if recipe.floor is None else {"floor": recipe.floor}
-    return Pruner(
-        model,
-        make_method(recipe),
-        schedule,
-        allocate=recipe.allocate,
-        pattern=recipe.pattern,
-        budget=recipe.budget,
-        exclude=None if recipe.exclude is None else recipe.exclude.split(),
-        seed=recipe.seed,
-        start=recipe.start,
-        **floor,
-    )
-
-
 @final
-class _Job:
+class _RunInProgress:
     """A run in progress. Making one checks all input and writes nothing."""
 
     def __init__(self, recipe: Recipe, folder: RunFolder):
         self.recipe = recipe
         self.folder = folder
-        self.hash = settings_hash(recipe)
         self.metrics = 0
         device = choose_device(recipe.device)
         if recipe.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise MissingDependency("--tensorboard needs TensorBoard; try: pip install 'spikeprune[tensorboard]'")
         data = load_data(recipe)
-        laid_out = lay_out(recipe, len(data.train))
-        self.setting = Setting(recipe, laid_out, data.to(device), device, choose_precision(recipe.precision, device))
-        self.phases: list[PhaseName] = ["pruned"] if laid_out.finetune is None else ["pretrain", "pruned"]
-        if recipe.baseline and recipe.method != "dense":
-            self.phases.insert(0, "dense")
+        facts = DataFacts(data.shape, len(data.classes), len(data.train))
+        job = resolve(recipe, facts, device, choose_precision(recipe.precision, device))
+        self.setting = Setting(job, data.to(device))
+        self.hash, self.phases = job.hash, job.phases
         self.check_model()
 
     def make_phase(self, name: PhaseName, done: PhasesDone) -> Phase:
         """A phase from the initial weights, or from those of the network that was shrunk before it."""
-        setting = dataclasses.replace(self.setting, plan=self.setting.plan.of(name))
+        setting = dataclasses.replace(self.setting, job=self.setting.job.of(name))
         network = make_network(self.recipe, setting.data, setting.device)
         cut = done.pretrain if name == "pruned" else None
         pruner = None
@@ -222,11 +95,11 @@ class _Job:
                 done.pretrain = dataclasses.replace(cut, model=None)
             network.model.to(setting.device)
         elif name == "pruned":
-            pruner = make_pruner(self.recipe, setting.plan.schedule, network.model)
+            pruner = make_pruner(setting.job, network.model)
         if self.recipe.fuse:
             fuse(network.model)
             if setting.device.type == "cpu":  # the layout that the fused kernels are fastest in
-                _lay_out(network.model, torch.channels_last)
+                set_layout(network.model, torch.channels_last)
         first = 0 if cut is None else self.recipe.epochs - setting.plan.epochs
         return Phase(name, setting, network, pruner, first, 0.0 if cut is None else cut.pruned.sparsity)
 
@@ -234,7 +107,7 @@ class _Job:
         """A model that cannot be pruned, or a weight whose neuron cannot be told, shows before anything is written."""
         setting = self.setting
         network = make_network(self.recipe, setting.data, setting.device)
-        pruner = make_pruner(self.recipe, setting.plan.schedule, network.model)
+        pruner = make_pruner(setting.job, network.model)
         pruner.trace(example_of(network, setting.data, setting.device))
 
     def work(self) -> None:
@@ -251,7 +124,8 @@ class _Job:
             threads, self.metrics = state["threads"], state["metrics"]
             done = PhasesDone.from_state(state["done"])
             remaining = self.phases[self.phases.index(state["phase"]["name"]) :]
-            self.setting = dataclasses.replace(self.setting, precision=state["precision"])
+            job = dataclasses.replace(self.setting.job, precision=state["precision"])
+            self.setting = dataclasses.replace(self.setting, job=job)
         self.folder.cut_metrics(self.metrics)
         lengths = {name: self.setting.plan.of(name).steps for name in self.phases}
         behind = sum(lengths[name] for name in self.phases if name not in remaining)
@@ -312,7 +186,7 @@ class _Job:
             if best is not None:
                 phase.network.model.load_state_dict(best["model"])
         # What is scored is the plain network that model.safetensors holds.
-        _lay_out(unfuse(phase.network.model), torch.contiguous_format)
+        set_layout(unfuse(phase.network.model), torch.contiguous_format)
 
     def score_test(self, network: Network) -> Score:
         """The test split, once for each network that is reported."""
@@ -341,7 +215,7 @@ class _Job:
         self.settle(phase)
         accuracy = self.score_between(network)
         counts, _ = self.count(network, None)
-        pruner = make_pruner(self.recipe, setting.plan.schedule, network.model)
+        pruner = make_pruner(setting.job, network.model)
         pruned = prune_once(pruner, network, setting.data, self.recipe.batch, setting.device)
         pruned = dataclasses.replace(pruned, rounds=[dataclasses.replace(u, step=phase.step) for u in pruned.rounds])
         small, plan = cut_out(network, pruned.masks, example_of(network, setting.data, setting.device))
@@ -376,7 +250,11 @@ class _Job:
             pruned = Pruned.by(pruner, phase.pruning_seconds)
         counts, statistics = self.count(network, None if plan else pruned.masks)
         whole = cut.figures if cut is not None else network_record(counts.dense)
-        cost = self.cost(phase, counts, pruned.masks) if cut is None else self.cost_of_two(phase, counts, cut)
+        cost = (
+            cost_of_one(self.setting.job, phase, counts, pruned.masks)
+            if cut is None
+            else cost_of_two(self.setting.job, phase, counts, cut)
+        )
         if pruned.channels and plan is None:
             network, plan = cut_out(network, pruned.masks, example_of(network, self.setting.data, self.setting.device))
             counts, statistics = self.count(network, None)
@@ -426,102 +304,9 @@ class _Job:
         )
         self.folder.drop_older_checkpoints()
 
-    def cost(self, phase: Phase, counts: Counts, masks: Mapping[str, Tensor]) -> Cost:
-        """What the pruned run took; see contract: search is up to the last change of a mask, the others are totals.
-
-        Zeros are credited in all passes, but where the method needed the gradients of dead weights (to regrow by them,
-        or to keep their momentum) not in the one that computes them.
-        """
-        layout: Timetable = self.setting.plan
-        samples = phase.samples
-        effective = 0.0
-        for name, layer in counts.layers.items():
-            weight = f"{name}.weight"
-            if weight in masks:
-                passes = _PASSES * phase.kept_samples[weight] + phase.filled_samples[weight]
-                effective += layer.dense.macs * passes / masks[weight].numel()
-            else:
-                effective += _PASSES * layer.dense.macs * samples
-        return Cost(
-            epochs=self.recipe.epochs,
-            seconds=phase.seconds,
-            train_macs=_PASSES * counts.dense.macs * samples,
-            train_macs_effective=effective,
-            pruning_seconds=phase.pruning_seconds,
-            search_epochs=phase.search_step / layout.steps_per_epoch,
-            search_seconds=phase.search_seconds,
-        )
-
-    def cost_of_two(self, phase: Phase, counts: Counts, cut: CutPhase) -> Cost:
-        """The same where the network was pruned between two trainings; `counts` are of the small one."""
-        whole, small, after = cut.figures.macs, counts.dense.macs, phase.samples
-        return Cost(
-            epochs=self.recipe.epochs,
-            seconds=cut.seconds + phase.seconds,
-            train_macs=_PASSES * whole * (cut.samples + after),
-            train_macs_effective=_PASSES * (whole * cut.samples + small * after),
-            pruning_seconds=cut.pruned.seconds,
-            search_epochs=float(self.recipe.epochs - self.setting.plan.of("pruned").epochs),
-            search_seconds=cut.seconds,
-        )
-
     def count(self, network: Network, masks: Mapping[str, Tensor] | None) -> tuple[Counts, NetworkStatistics]:
         """MACs, SynOps, energy and firing rates on the first test images, and what each layer does on them."""
         return counted(network, self.setting.data, self.recipe, self.setting.device, masks)
-
-
-def counted(
-    network: Network,
-    data: datasets.Dataset,
-    recipe: Recipe,
-    device: torch.device,
-    masks: Mapping[str, Tensor] | None,
-) -> tuple[Counts, NetworkStatistics]:
-    """Counts and layer statistics on the first test images."""
-    size, recorded = recipe.batch, data.time_first
-    batches = datasets.batches(data, "test", size, device=device)
-    few = [(network.fed(x, recorded), y) for (x, y), _ in zip(batches, range(0, _COUNTED, size), strict=False)]
-    with network.one_call(recorded) as model:
-        counts = count(model, few, masks)
-        return counts, layer_statistics(network, [x for x, _ in few], counts)
-
-
-def score_test(network: Network, data: datasets.Dataset, recipe: Recipe, device: torch.device) -> Score:
-    """The whole test split, in batches of the recipe's size."""
-    return score(network, datasets.batches(data, "test", recipe.batch, device=device), data.time_first)
-
-
-def restore(
-    folder: RunFolder, recipe: Recipe, data: datasets.Dataset, device: torch.device, file: Path | None = None
-) -> Network:
-    """A network of a finished run, from model.safetensors or another `file` of its folder."""
-    path = file or folder.model
-    model = build(recipe.model, len(data.classes), recipe.T, data.shape, recipe.seed)
-    tensors = read_safetensors(path)
-    own = model.state_dict()
-    if folder.plan.is_file() and any(name in own and own[name].shape != t.shape for name, t in tensors.items()):
-        ChannelPlan.load(folder.plan).apply(model)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit the network {recipe.model}; restore it or run again") from error
-    model.to(device)
-    example = next(datasets.batches(data, "train", 2 * recipe.T + 2, device=device))[0]
-    return connect(model, example, recipe.T, len(data.classes), recipe.loss, data.time_first)
-
-
-def data_record(data: datasets.Dataset) -> DataRecord:
-    """What record.json says of the data."""
-    return DataRecord(
-        name=data.name,
-        counts=data.counts,
-        shape=data.shape,
-        classes=len(data.classes),
-        checksum=data.checksum,
-        published={True: "true", False: "false", None: "unknown"}[data.published],
-        notes=tuple(data.notes),
-        counted=min(_COUNTED, len(data.test)),
-    )
 
 
 def _to_tensorboard(folder: RunFolder, line: Epoch) -> None:

@@ -10,7 +10,8 @@ from spikeprune.count.counts import Figures
 from spikeprune.lab.recipe import load
 from spikeprune.lab.train.device import choose_device, repeatable
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
-from spikeprune.lab.train.run import counted, load_data, make_network, restore
+from spikeprune.lab.train.measure import counted
+from spikeprune.lab.train.parts import load_data, make_network, restore
 from spikeprune.lab.train.structured import cut_out, example_of, latencies
 from spikeprune.record.run import NetworkRecord
 from spikeprune.shrink.plan import ChannelPlan

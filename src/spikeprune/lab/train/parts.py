@@ -1,0 +1,82 @@
+"""What a run is made of: its data, its network, its Pruner, and the network of a finished run."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spikeprune import data as datasets
+from spikeprune.core.errors import UserError
+from spikeprune.lab.recipe import Recipe
+from spikeprune.lab.recipe.job import Job
+from spikeprune.lab.train.folder import RunFolder, read_safetensors
+from spikeprune.lab.train.network import Network, build, connect, load_weights
+from spikeprune.prune.pruner import Pruner
+from spikeprune.shrink.plan import ChannelPlan
+
+
+def load_data(recipe: Recipe) -> datasets.Dataset:
+    """The recipe's data, split by its seed."""
+    settings = recipe.data
+    return datasets.load(
+        settings.name,
+        settings.root,
+        T=recipe.T,
+        limit=settings.limit,
+        seed=recipe.seed,
+        validation=settings.validation,
+        download=settings.download,
+    )
+
+
+def make_network(recipe: Recipe, data: datasets.Dataset, device: torch.device) -> Network:
+    """The recipe's network with its initial weights, which depend on the seed or on `weights`."""
+    classes = len(data.classes)
+    model = build(recipe.model, classes, recipe.T, data.shape, recipe.seed)
+    if recipe.weights is not None:
+        load_weights(model, recipe.weights)
+    model.to(device)
+    example = next(datasets.batches(data, "train", 2 * recipe.T + 2, device=device))[0]
+    return connect(model, example, recipe.T, classes, recipe.loss, data.time_first)
+
+
+def set_layout(model: Any, form: torch.memory_format) -> None:
+    """In place; torch's stubs know no `Module.to` with a memory format alone."""
+    model.to(memory_format=form)
+
+
+def make_pruner(job: Job, model: torch.nn.Module) -> Pruner:
+    """The job's Pruner, not yet attached."""
+    recipe = job.recipe
+    floor: dict[str, Any] = {} if recipe.floor is None else {"floor": recipe.floor}
+    return Pruner(
+        model,
+        job.method,
+        job.timetable.schedule,
+        allocate=recipe.allocate,
+        pattern=recipe.pattern,
+        budget=recipe.budget,
+        exclude=None if recipe.exclude is None else recipe.exclude.split(),
+        seed=recipe.seed,
+        start=recipe.start,
+        **floor,
+    )
+
+
+def restore(
+    folder: RunFolder, recipe: Recipe, data: datasets.Dataset, device: torch.device, file: Path | None = None
+) -> Network:
+    """A network of a finished run, from model.safetensors or another `file` of its folder."""
+    path = file or folder.model
+    model = build(recipe.model, len(data.classes), recipe.T, data.shape, recipe.seed)
+    tensors = read_safetensors(path)
+    own = model.state_dict()
+    if folder.plan.is_file() and any(name in own and own[name].shape != t.shape for name, t in tensors.items()):
+        ChannelPlan.load(folder.plan).apply(model)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit the network {recipe.model}; restore it or run again") from error
+    model.to(device)
+    example = next(datasets.batches(data, "train", 2 * recipe.T + 2, device=device))[0]
+    return connect(model, example, recipe.T, len(data.classes), recipe.loss, data.time_first)

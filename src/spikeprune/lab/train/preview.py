@@ -1,0 +1,75 @@
+"""What a run would do, without training: the mask updates and the quotas as plain lines."""
+
+import torch
+
+from spikeprune import data as datasets
+from spikeprune.lab.recipe import Recipe
+from spikeprune.lab.recipe.job import DataFacts, Job, resolve
+from spikeprune.lab.train.network import build, connect, load_weights
+from spikeprune.lab.train.parts import load_data, make_pruner
+from spikeprune.prune.pruner import Pruner
+
+
+def preview(recipe: Recipe) -> list[str]:
+    """What `run` would do, without training: events and quotas as plain lines.
+
+    The sizes of built-in datasets are known without their files; data of the user's own is loaded.
+    """
+    name = recipe.data.name
+    facts = datasets.facts_of(name)
+    if facts is not None:
+        classes, shape = facts.classes, facts.shape
+        train_count = datasets.sizes(facts.train, recipe.data.limit, recipe.data.validation)[0]
+    else:
+        data = load_data(recipe)
+        classes, shape, train_count = len(data.classes), data.shape, len(data.train)
+    model = build(recipe.model, classes, recipe.T, shape, recipe.seed)
+    if recipe.weights is not None:
+        load_weights(model, recipe.weights)
+    job = resolve(recipe, DataFacts(tuple(shape), classes, train_count), torch.device("cpu"), "fp32")
+    laid_out, pruner = job.timetable, make_pruner(job, model)
+    if recipe.pattern in ("channel", "gate"):
+        return _preview_channels(job, pruner, model)
+    total = {name: mask.numel() for name, mask in pruner.masks.items()}
+    events = pruner.preview()
+    lines = [
+        f"prunable weights: {sum(total.values())}",
+        f"training images: {train_count}",
+        f"steps per epoch: {laid_out.steps_per_epoch}",
+        f"steps: {laid_out.steps}",
+        f"events: {len(events)}",
+    ]
+    lines += [
+        f"event {n}: step {event.step} target {event.target:.4f} kept {event.kept}" for n, event in enumerate(events, 1)
+    ]
+    if events:
+        quota = pruner.quota(events[-1].target)
+        lines += [f"quota {name}: {kept} of {total[name]}" for name, kept in quota.items()]
+    return lines
+
+
+def _preview_channels(job: Job, pruner: Pruner, model: torch.nn.Module) -> list[str]:
+    """Preview for channel pruning. Channels are found by tracing a forward, so one is traced on random noise."""
+    recipe, laid_out, facts = job.recipe, job.timetable, job.facts
+    few = torch.rand(2 * recipe.T + 2, *facts.shape)
+    network = connect(model, few, recipe.T, facts.classes, recipe.loss, False)
+    pruner.trace(network.fed(few[:2]))
+    before = laid_out.steps - laid_out.of("pruned").steps
+    events = pruner.preview()
+    lines = [
+        f"prunable channels: {pruner.prunable}",
+        f"training images: {facts.train}",
+        f"steps per epoch: {laid_out.steps_per_epoch}",
+        f"steps: {laid_out.steps}",
+        f"events: {len(events)}",
+    ]
+    lines += [
+        f"event {n}: step {before or event.step} target {event.target:.4f} kept {event.kept}"
+        for n, event in enumerate(events, 1)
+    ]
+    if laid_out.finetune is not None:
+        lines += [f"epochs before pruning: {laid_out.epochs - laid_out.finetune}", f"fine-tuning: {laid_out.finetune}"]
+    if recipe.allocate == "global" or not events:  # fresh scales are all alike and would rank by chance
+        return lines + [f"channels {name}: {len(alive)}" for name, alive in pruner.channels.items()]
+    quota = pruner.quota(events[-1].target)
+    return lines + [f"quota {name}: {kept} of {len(pruner.channels[name])}" for name, kept in quota.items()]
