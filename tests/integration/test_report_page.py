@@ -15,7 +15,7 @@ from spikeprune.count.counts import count
 from spikeprune.integrations import adapter_for
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.lab.train.layers import QUANTILES, layer_statistics
-from spikeprune.lab.train.network import Network, build, connect
+from spikeprune.lab.train.network import TimedNetwork, build, connect
 
 TINY = ["--model", "digits-conv", "--epochs", "1", "--data.limit", "128", "--precision", "fp32"]
 
@@ -29,7 +29,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return RunFolder(path)
 
 
-def small_network() -> tuple[Network, Tensor]:
+def small_network() -> tuple[TimedNetwork, Tensor]:
     model = build("digits-conv", 10, 4, (1, 8, 8), seed=0).eval()
     x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     return connect(model, x, 4, 10, "auto", False), x
@@ -105,7 +105,7 @@ def test_criticality_equals_a_membrane_simulated_beside():
 def test_a_model_that_criticality_refuses_has_rates_all_the_same():
     model = torch.nn.Sequential(LIFNode(), torch.nn.Flatten(), torch.nn.Linear(64, 10))  # no layer feeds the neuron
     x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    found = layer_statistics(Network(model, adapter_for(model), "step", 1, "mean"), [x], count(model, [x]))
+    found = layer_statistics(TimedNetwork(model, adapter_for(model), "step", 1, "mean"), [x], count(model, [x]))
     assert set(found["neurons"]["0"]) == {"firing_rate"}
     assert found["layers"]["2"]["neuron"] is None
 

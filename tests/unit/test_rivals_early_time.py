@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spikeprune.lab.recipe import load
 from spikeprune.lab.train.early_time import fewer_steps
-from spikeprune.lab.train.network import Network
+from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.lab.train.run import run
 from spikeprune.methods.eb_et import EbEt
 from spikeprune.methods.imp_et import ImpEt
@@ -37,7 +37,7 @@ def test_the_first_number_of_steps_whose_answers_are_near():
     # sigmoid: .8808, .9933, .9656, .9241. KL(p || q) = p ln(p/q) + (1-p) ln((1-p)/(1-q)): .2374, .0671, .0116.
     # .0671 is below .6 * .2374 = .1424, so 3 steps do.
     model = Table([8.0, 0.0], [2.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0])
-    network = Network(model, ADAPTER, "image", 5, "mean")
+    network = TimedNetwork(model, ADAPTER, "image", 5, "mean")
     assert fewer_steps(network, torch.zeros(4, 1), False) == 3
     assert model.T == 5
     # .0671 / .2374 = .2824 and .0116 / .2374 = .0487: with a threshold in between 4 steps do, below both none.
@@ -49,12 +49,12 @@ def test_a_model_whose_time_cannot_be_changed_is_refused():
     model = Table([1.0, 0.0], [1.0, 0.0], [1.0, 0.0])
     del model.T
     with pytest.raises(ValueError, match="has no attribute T"):
-        Network(model, ADAPTER, "image", 3, "mean").at(2)
+        TimedNetwork(model, ADAPTER, "image", 3, "mean").at(2)
 
 
 def test_fewer_steps_are_a_view_that_leaves_the_model_alone():
     model = Table([8.0, 0.0], [2.0, 0.0], [0.0, 0.0])
-    network = Network(model, ADAPTER, "image", 3, "mean")
+    network = TimedNetwork(model, ADAPTER, "image", 3, "mean")
     few = network.at(2)
     assert (few(torch.zeros(4, 1)).shape[0], model.T) == (2, 3)
     assert network(torch.zeros(4, 1)).shape[0] == 3
@@ -70,7 +70,7 @@ def test_recordings_are_cut_to_the_first_steps():
     seen: list[int] = []
     model = nn.Identity()
     model.forward = lambda x: (seen.append(len(x)), x.flatten(2))[1]
-    network = Network(model, ADAPTER, "sequence", 4, "mean").at(2)
+    network = TimedNetwork(model, ADAPTER, "sequence", 4, "mean").at(2)
     network(torch.zeros(4, 3, 1, 2, 2), recorded=True)
     assert seen == [2]
 

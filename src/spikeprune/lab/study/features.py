@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spikeprune.data import Dataset, batches
-from spikeprune.lab.train.network import Network
+from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.record.analysis import ClassConsistency
 
 _BINS = 16
@@ -30,7 +30,9 @@ class Observation:
     labels: Tensor
 
 
-def observe(network: Network, data: Dataset, split: Literal["train", "test"], images: int, batch: int) -> Observation:
+def observe(
+    network: TimedNetwork, data: Dataset, split: Literal["train", "test"], images: int, batch: int
+) -> Observation:
     """Show the first `images` of a split, not augmented, in eval mode; nothing of the network changes."""
     neurons = network.adapter.neurons(network.model)
     seen: dict[str, list[Tensor]] = {name: [] for name in neurons}

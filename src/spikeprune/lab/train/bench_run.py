@@ -12,7 +12,7 @@ from spikeprune.core.machine import version
 from spikeprune.data import batches as batches_of
 from spikeprune.lab.train.finished import Finished, finished
 from spikeprune.lab.train.folder import read_safetensors
-from spikeprune.lab.train.network import Network
+from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.lab.train.structured import cut_out, example_of
 from spikeprune.record.bench import BenchInputs, BenchRecord
 from spikeprune.record.schema import SCHEMA
@@ -110,11 +110,11 @@ def _thread_counts(threads: str | None) -> list[int]:
     return sorted({"1": {1}, "all": {every}}.get(threads or "", {1, every}))
 
 
-def _from_images(network: Network) -> nn.Module:
+def _from_images(network: TimedNetwork) -> nn.Module:
     return _FromImages(network.model, network.T).eval() if network.takes == "sequence" else network.model
 
 
-def _shrunk(run: Finished) -> tuple[Network | None, str | None]:
+def _shrunk(run: Finished) -> tuple[TimedNetwork | None, str | None]:
     """The physically smaller network, or why there is none to time beside."""
     if run.record.channels is not None:
         return None, "the run has cut its channels out already: every row is of the small network"

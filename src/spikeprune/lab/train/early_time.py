@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spikeprune.lab.train.network import Network
+from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.model.examples import undisturbed
 
 
-def fewer_steps(network: Network, x: Tensor, recorded: bool, threshold: float = 0.6) -> int:
+def fewer_steps(network: TimedNetwork, x: Tensor, recorded: bool, threshold: float = 0.6) -> int:
     """The smallest number of time steps whose answers are near those of all T; T if none are.
 
         kl[t] = mean KL(softmax(mean logits over T) || softmax(mean logits over t)),  t = 2 .. T - 1

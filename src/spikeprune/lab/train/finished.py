@@ -11,7 +11,7 @@ from spikeprune.core.errors import UserError
 from spikeprune.data import Dataset, Split, batches, facts_of
 from spikeprune.lab.recipe import Recipe, load
 from spikeprune.lab.train.folder import RunFolder
-from spikeprune.lab.train.network import Network
+from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.lab.train.parts import load_data, restore
 from spikeprune.record.run import RunRecord
 
@@ -33,7 +33,7 @@ class Finished:
     folder: RunFolder
     record: RunRecord
     recipe: Recipe
-    network: Network
+    network: TimedNetwork
     data: Dataset
     inputs: str
     why_random: str | None

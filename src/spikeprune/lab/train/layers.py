@@ -8,14 +8,14 @@ from torch import Tensor
 
 from spikeprune.core.errors import UserError
 from spikeprune.count.counts import Counts
-from spikeprune.lab.train.network import Network
+from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.methods.criticality import Criticality
 from spikeprune.model.prunable import prunable
 from spikeprune.prune.evidence import Observer
 from spikeprune.record.statistics import QUANTILES, LayerOperations, NetworkStatistics, NeuronStatistics
 
 
-def layer_statistics(network: Network, inputs: Sequence[Tensor], counts: Counts) -> NetworkStatistics:
+def layer_statistics(network: TimedNetwork, inputs: Sequence[Tensor], counts: Counts) -> NetworkStatistics:
     """One network's part of `statistics.json`: what differs from layer to layer.
 
     A neuron channel's criticality is that of `Criticality()`: the surrogate's derivative at v_pre - v_threshold, mean
@@ -42,7 +42,9 @@ def layer_statistics(network: Network, inputs: Sequence[Tensor], counts: Counts)
     return NetworkStatistics(images=counts.samples, layers=layers, neurons=neurons)
 
 
-def channel_criticality(network: Network, inputs: Sequence[Tensor]) -> tuple[dict[str, str | None], dict[str, Tensor]]:
+def channel_criticality(
+    network: TimedNetwork, inputs: Sequence[Tensor]
+) -> tuple[dict[str, str | None], dict[str, Tensor]]:
     """Layer -> the neuron it feeds, and neuron -> score of each channel; both empty where they cannot be told."""
     model = network.model
     modes = [(module, module.training) for module in model.modules()]

@@ -23,7 +23,7 @@ from spikeprune.lab.recipe.job import Job, PhaseName
 from spikeprune.lab.recipe.timetable import Timetable, learning_rate
 from spikeprune.lab.train.device import PRECISIONS, random_states, restore_random_states, seed_everything
 from spikeprune.lab.train.early_time import fewer_steps
-from spikeprune.lab.train.network import Network
+from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.lab.train.score import Score, score
 from spikeprune.methods.registry import hints_of
 from spikeprune.prune.pruner import Pruner
@@ -82,7 +82,7 @@ class Phase:
         self,
         name: PhaseName,
         setting: Setting,
-        network: Network,
+        network: TimedNetwork,
         pruner: Pruner | None,
         first_epoch: int = 0,
         sparsity: float = 0.0,
@@ -209,7 +209,7 @@ class Phase:
             yield shown
 
     def _slim(self) -> None:
-        """Network slimming: the gradient of slim * |gamma|, as long as the network is not pruned to its end.
+        """TimedNetwork slimming: the gradient of slim * |gamma|, as long as the network is not pruned to its end.
 
         Source: Liu et al. 2017, arXiv:1708.06519.
         """

@@ -9,7 +9,7 @@ from spikeprune import data as datasets
 from spikeprune.count.counts import Counts, count
 from spikeprune.lab.recipe import Recipe
 from spikeprune.lab.train.layers import layer_statistics
-from spikeprune.lab.train.network import Network
+from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.lab.train.score import Score, score
 from spikeprune.record.run import DataRecord
 from spikeprune.record.statistics import NetworkStatistics
@@ -19,7 +19,7 @@ _COUNTED = 1000
 
 
 def counted(
-    network: Network,
+    network: TimedNetwork,
     data: datasets.Dataset,
     recipe: Recipe,
     device: torch.device,
@@ -34,7 +34,7 @@ def counted(
         return counts, layer_statistics(network, [x for x, _ in few], counts)
 
 
-def score_test(network: Network, data: datasets.Dataset, recipe: Recipe, device: torch.device) -> Score:
+def score_test(network: TimedNetwork, data: datasets.Dataset, recipe: Recipe, device: torch.device) -> Score:
     """The whole test split, in batches of the recipe's size."""
     return score(network, datasets.batches(data, "test", recipe.batch, device=device), data.time_first)
 

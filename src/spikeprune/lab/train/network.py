@@ -26,7 +26,7 @@ Takes = Literal["image", "sequence", "step"]
 
 @final
 @dataclass(frozen=True)
-class Network:
+class TimedNetwork:
     """A spiking model and how it takes a batch.
 
     Args:
@@ -55,7 +55,7 @@ class Network:
         with self._timed():
             return _call(self.model, x[: self.T] if recorded else x, self.takes, self.T, recorded)
 
-    def at(self, T: int) -> "Network":
+    def at(self, T: int) -> "TimedNetwork":
         """A view of the same model over another number of time steps; of recordings, over the first ones.
 
         A model that repeats images by itself must say how often in an attribute `T`, which has the other value during
@@ -139,7 +139,7 @@ def build(name: str, classes: int, T: int, shape: tuple[int, ...], seed: int) ->
     return model
 
 
-def connect(model: nn.Module, example: Tensor, T: int, classes: int, loss: str, recorded: bool) -> Network:
+def connect(model: nn.Module, example: Tensor, T: int, classes: int, loss: str, recorded: bool) -> TimedNetwork:
     """Find out how the model takes a batch, by trying on `example`.
 
     Zoo networks take images. Others: neurons in multi-step mode want sequences; neurons in single-step mode are
@@ -174,7 +174,7 @@ def connect(model: nn.Module, example: Tensor, T: int, classes: int, loss: str, 
         fits = logits.dim() == 3 and tuple(logits.shape[1:]) == (few.shape[int(recorded)], classes)
         alone = takes != "image" or whole or calls.most > 1 or logits.shape[0] == T
         if fits and alone:
-            return Network(model, adapter, takes, T, chosen)
+            return TimedNetwork(model, adapter, takes, T, chosen)
         refusals.append(f"{takes}: outputs {list(logits.shape)} in {calls.most} steps")
     raise InvalidValue(
         f"the model takes {list(few.shape)} in no known way to give [T, N, {classes}] or [N, {classes}] "

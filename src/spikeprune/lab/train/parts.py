@@ -10,7 +10,7 @@ from spikeprune.core.errors import UserError
 from spikeprune.lab.recipe import Recipe
 from spikeprune.lab.recipe.job import Job
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
-from spikeprune.lab.train.network import Network, build, connect, load_weights
+from spikeprune.lab.train.network import TimedNetwork, build, connect, load_weights
 from spikeprune.prune.pruner import Pruner
 from spikeprune.shrink.plan import ChannelPlan
 
@@ -29,7 +29,7 @@ def load_data(recipe: Recipe) -> datasets.Dataset:
     )
 
 
-def make_network(recipe: Recipe, data: datasets.Dataset, device: torch.device) -> Network:
+def make_network(recipe: Recipe, data: datasets.Dataset, device: torch.device) -> TimedNetwork:
     """The recipe's network with its initial weights, which depend on the seed or on `weights`."""
     classes = len(data.classes)
     model = build(recipe.model, classes, recipe.T, data.shape, recipe.seed)
@@ -65,7 +65,7 @@ def make_pruner(job: Job, model: torch.nn.Module) -> Pruner:
 
 def restore(
     folder: RunFolder, recipe: Recipe, data: datasets.Dataset, device: torch.device, file: Path | None = None
-) -> Network:
+) -> TimedNetwork:
     """A network of a finished run, from model.safetensors or another `file` of its folder."""
     path = file or folder.model
     model = build(recipe.model, len(data.classes), recipe.T, data.shape, recipe.seed)

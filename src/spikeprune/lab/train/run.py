@@ -24,7 +24,7 @@ from spikeprune.lab.train.done import CutPhase, DensePhase, PhasesDone, network_
 from spikeprune.lab.train.folder import RunFolder
 from spikeprune.lab.train.loop import Phase, Setting
 from spikeprune.lab.train.measure import counted, data_record, score_test
-from spikeprune.lab.train.network import Network
+from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.lab.train.parts import load_data, make_network, make_pruner, set_layout
 from spikeprune.lab.train.progress import ProgressBar
 from spikeprune.lab.train.score import Score
@@ -188,11 +188,11 @@ class _RunInProgress:
         # What is scored is the plain network that model.safetensors holds.
         set_layout(unfuse(phase.network.model), torch.contiguous_format)
 
-    def score_test(self, network: Network) -> Score:
+    def score_test(self, network: TimedNetwork) -> Score:
         """The test split, once for each network that is reported."""
         return score_test(network, self.setting.data, self.recipe, self.setting.device)
 
-    def score_between(self, network: Network) -> float:
+    def score_between(self, network: TimedNetwork) -> float:
         """Test accuracy of a network that training goes on from: shown in the record, nothing is chosen by it."""
         if self.recipe.fuse:
             fuse(network.model)
@@ -304,7 +304,7 @@ class _RunInProgress:
         )
         self.folder.drop_older_checkpoints()
 
-    def count(self, network: Network, masks: Mapping[str, Tensor] | None) -> tuple[Counts, NetworkStatistics]:
+    def count(self, network: TimedNetwork, masks: Mapping[str, Tensor] | None) -> tuple[Counts, NetworkStatistics]:
         """MACs, SynOps, energy and firing rates on the first test images, and what each layer does on them."""
         return counted(network, self.setting.data, self.recipe, self.setting.device, masks)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spikeprune.lab.train.network import Network
+from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.zoo.readout import predict
 
 
@@ -21,7 +21,7 @@ class Score:
     loss: float
 
 
-def score(network: Network, batches: Iterable[tuple[Tensor, Tensor]], recorded: bool = False) -> Score:
+def score(network: TimedNetwork, batches: Iterable[tuple[Tensor, Tensor]], recorded: bool = False) -> Score:
     """Evaluate without changing anything: mode and membrane state are put back.
 
     Args:

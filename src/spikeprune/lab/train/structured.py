@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.data import Dataset, batches
-from spikeprune.lab.train.network import Network
+from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.prune.pruner import Pruner
 from spikeprune.record.round import Round
 from spikeprune.record.run import ChannelsRecord
@@ -57,7 +57,7 @@ class Pruned:
         return ChannelsRecord(before=before, after=after, groups=groups, layers=dict(plan.layers))
 
 
-def prune_once(pruner: Pruner, network: Network, data: Dataset, batch: int, device: torch.device) -> Pruned:
+def prune_once(pruner: Pruner, network: TimedNetwork, data: Dataset, batch: int, device: torch.device) -> Pruned:
     """One event of a trained network, by evidence of the whole training set in eval mode, without augmentation."""
     started = time.perf_counter()
     recorded, training = data.time_first, network.model.training
@@ -75,19 +75,19 @@ def prune_once(pruner: Pruner, network: Network, data: Dataset, batch: int, devi
     return Pruned.by(pruner, time.perf_counter() - started)
 
 
-def cut_out(network: Network, masks: Mapping[str, Tensor], example: Tensor) -> tuple[Network, ChannelPlan]:
+def cut_out(network: TimedNetwork, masks: Mapping[str, Tensor], example: Tensor) -> tuple[TimedNetwork, ChannelPlan]:
     """The network without its pruned channels; `example` is one small batch, as the model takes it in one call."""
     small, plan = shrink(network.model, masks, example)
     return dataclasses.replace(network, model=small), plan
 
 
-def example_of(network: Network, data: Dataset, device: torch.device, images: int = 2) -> Tensor:
+def example_of(network: TimedNetwork, data: Dataset, device: torch.device, images: int = 2) -> Tensor:
     """The first training images as the model takes them in one call; one time step for a model called step by step."""
     x, _ = next(batches(data, "train", images, device=device))
     return x[0] if data.time_first and network.takes == "step" else network.fed(x, data.time_first)
 
 
-def latencies(networks: Sequence[Network], data: Dataset, device: torch.device) -> tuple[int, list[float]]:
+def latencies(networks: Sequence[TimedNetwork], data: Dataset, device: torch.device) -> tuple[int, list[float]]:
     """Images in a batch, and milliseconds of it for each network: medians of interleaved calls in plain PyTorch."""
     x, target = next(batches(data, "test", _LATENCY_BATCH, device=device))
     times: list[list[float]] = [[] for _ in networks]
