@@ -6,6 +6,7 @@ from typing import Self, final
 from spikeprune.record import schema
 from spikeprune.record.base import Count, Impossible, Number, Positive, Record, Share, optional, recorded
 from spikeprune.record.round import Round
+from spikeprune.record.squeeze import SqueezeRecord
 
 SPLITS = ("train", "validation", "test")
 
@@ -181,6 +182,7 @@ class RunRecord(Record):
     status: str
     channels: ChannelsRecord | None = optional()
     stages: Stages | None = optional()
+    squeeze: SqueezeRecord | None = optional()
 
     @classmethod
     def read(cls, values: object, key: str = "") -> Self:

@@ -85,7 +85,7 @@ def render(run: ShownRun) -> str:
         record=run.record,
         first=_first_words(run),
         tiles=_tiles(run),
-        timeline=figures.timeline(run),
+        timeline=figures.timeline(run) if run.epochs else None,
         layers=figures.layer_bars(run),
         columns=figures.columns(run),
         strips=figures.regrowth_strips(run),

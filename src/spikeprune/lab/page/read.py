@@ -99,7 +99,8 @@ def read_run(folder: RunFolder) -> ShownRun:
     record = folder.read_record()
     statistics = StatisticsRecord.of_file(folder.statistics) if folder.statistics.is_file() else None
     feeds = {name: layer.neuron for name, layer in statistics.pruned.layers.items()} if statistics else {}
-    epochs = _epochs(folder.metrics)
+    # A squeeze without training after it has no epochs.
+    epochs = () if record.squeeze is not None and not folder.metrics.is_file() else _epochs(folder.metrics)
     return ShownRun(
         path=folder.path,
         record=record,

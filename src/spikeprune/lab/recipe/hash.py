@@ -9,16 +9,19 @@ from typing import Any
 
 from spikeprune.core.errors import UserError
 from spikeprune.lab.recipe.settings import GROUPS, Recipe
+from spikeprune.lab.recipe.squeeze_settings import SQUEEZE, training_method
 from spikeprune.lab.recipe.validate import shown
 
 # They say where things stand, and change no number of the result. The rest decides.
-_OUTSIDE = ("name", "out", "device", "weights", "tensorboard", "data.root", "data.download")
+_OUTSIDE = ("name", "out", "device", "weights", "tensorboard", "data.root", "data.download", "squeeze.masks")
 
 
 def complete(recipe: Recipe) -> dict[str, Any]:
     """The recipe as nested plain values, with the settings of its method filled in: what `recipe.yaml` holds."""
     values = dataclasses.asdict(recipe)
     values.update(values.pop("settings"))
+    if recipe.method != SQUEEZE:
+        del values["squeeze"]
     return values
 
 
@@ -32,12 +35,14 @@ def settings_hash(recipe: Recipe) -> str:
     from spikeprune.methods.registry import settings_of
 
     flat = deciding(complete(recipe))
-    if "regrow" not in settings_of(recipe.method):
+    if "regrow" not in settings_of(training_method(recipe.method)):
         del flat["regrow"], flat["regrow_schedule"]
     if recipe.data.root is not None and data.told_apart_by_root(recipe.data.name):
         flat["data.root"] = str(Path(recipe.data.root).resolve())
     if recipe.weights is not None:
         flat["weights content"] = file_digest(Path(recipe.weights))
+    if recipe.method == SQUEEZE and recipe.squeeze.masks is not None:
+        flat["squeeze.masks content"] = file_digest(Path(recipe.squeeze.masks))
     return hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.schedule import Constant, Until
 from spikeprune.lab.recipe.settings import Recipe, leaves
+from spikeprune.lab.recipe.squeeze_settings import training_method
 from spikeprune.lab.recipe.validate import fits, shown, spelled
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def make_method(recipe: Recipe) -> "Method":
 
     part = recipe.regrow
     regrow = {"decay": part, "constant": Constant(part), "early": Until(initial=part)}[recipe.regrow_schedule]
-    return methods.make_method(recipe.method, regrow=regrow, **recipe.settings)
+    return methods.make_method(training_method(recipe.method), regrow=regrow, **recipe.settings)
 
 
 def own_settings(recipe: Recipe) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def own_settings(recipe: Recipe) -> dict[str, Any]:
     from spikeprune.methods import settings_of
 
     own: dict[str, Any] = {}
-    for key, default in settings_of(recipe.method).items():
+    for key, default in settings_of(training_method(recipe.method)).items():
         if key not in _shared():
             value = recipe.settings.get(key, default)
             if default is not None and not fits(value, type(default)):

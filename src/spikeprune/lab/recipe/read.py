@@ -17,6 +17,8 @@ from spikeprune.lab.recipe.document import read_yaml
 from spikeprune.lab.recipe.hash import flatten
 from spikeprune.lab.recipe.method import make_method, method_defaults, method_settings, own_settings
 from spikeprune.lab.recipe.settings import GROUPS, Recipe, leaves
+from spikeprune.lab.recipe.squeeze import squeeze_settings
+from spikeprune.lab.recipe.squeeze_settings import SQUEEZE
 from spikeprune.lab.recipe.validate import LONGEST, from_text, key_of, shown, spelled
 
 
@@ -54,6 +56,11 @@ def from_values(name: str, values: Mapping[str, Any], overrides: Sequence[str] =
     settings = own_settings(recipe)
     recipe = dataclasses.replace(recipe, settings=settings, weights=_absolute(recipe.weights), data=data)
     make_method(recipe)  # for its errors
+    if recipe.method == SQUEEZE:
+        recipe = dataclasses.replace(
+            recipe, squeeze=dataclasses.replace(recipe.squeeze, masks=_absolute(recipe.squeeze.masks))
+        )
+        squeeze_settings(recipe)  # for its errors
     return recipe
 
 
@@ -115,7 +122,11 @@ def _stretched(recipe: Recipe, factor: Fraction, fixed: set[str]) -> Recipe:
     phases = [part for part in ("begin", "end", "every", "finetune") if f"prune.{part}" not in fixed]
     lengths = {part: getattr(recipe.prune, part) for part in phases}
     scaled = {part: _scaled(text, factor) for part, text in lengths.items() if text is not None}
-    return dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, **scaled))
+    recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, **scaled))
+    if "squeeze.tune" in fixed:
+        return recipe
+    tune = _scaled(recipe.squeeze.tune, factor)
+    return dataclasses.replace(recipe, squeeze=dataclasses.replace(recipe.squeeze, tune=tune))
 
 
 def _scaled(text: str, factor: Fraction) -> str:
@@ -139,8 +150,8 @@ def _check_names(recipe: Recipe) -> None:
     """
     from spikeprune import data, methods, zoo
 
-    if recipe.method not in methods.names():
-        raise unknown("method", recipe.method, methods.names(), "(`spikeprune list methods` lists all)")
+    if recipe.method not in (known := [*methods.names(), SQUEEZE]):
+        raise unknown("method", recipe.method, known, "(`spikeprune list methods` lists all)")
     if ":" not in recipe.model and recipe.model not in zoo.names():
         raise unknown(
             "model", recipe.model, zoo.names(), "(`spikeprune list models` lists all; or package.module:build)"

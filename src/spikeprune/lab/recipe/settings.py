@@ -8,6 +8,7 @@ from spikeprune.core.allocate import ALLOCATIONS
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.schedule import duration
 from spikeprune.count.costs import BUDGETS
+from spikeprune.lab.recipe.squeeze_settings import SqueezeOptions
 from spikeprune.lab.recipe.validate import Rule, check_fields, key, said, share, whole
 from spikeprune.prune.pattern import CHANNEL_PATTERNS
 
@@ -124,7 +125,7 @@ class Recipe:
         "name of the recipe; the run folder starts with it",
         rule=Rule("letters, digits, '-', '_' and '.', at most 100 of them", _plain),
     )
-    method: str = key("criticality", "what is pruned and regrown (`spikeprune list methods`)")
+    method: str = key("criticality", "what is pruned and regrown (`spikeprune list methods`), or squeeze")
     sparsity: float = key(0.95, "share of the prunable weights (or channels) that is 0 at the end, in [0, 1)")
     regrow: float = key(0.2, "share of the kept weights that is regrown at an event", rule=share())
     regrow_schedule: str = key(
@@ -178,6 +179,9 @@ class Recipe:
     data: DataSettings = field(default_factory=DataSettings, metadata=said("what the network learns from"))
     optim: OptimSettings = field(default_factory=OptimSettings, metadata=said("the optimizer"))
     prune: PruneSettings = field(default_factory=PruneSettings, metadata=said("when the network is pruned"))
+    squeeze: SqueezeOptions = field(
+        default_factory=SqueezeOptions, metadata=said("how a trained network is squeezed, with method squeeze")
+    )
     settings: dict[str, Any] = field(
         default_factory=dict, metadata=said("further settings of the method, such as `unit` and `curve` of criticality")
     )
@@ -195,8 +199,14 @@ class Recipe:
 
 
 # Prefix of the keys -> the class that has them.
-GROUPS: dict[str, Any] = {"": Recipe, "data.": DataSettings, "optim.": OptimSettings, "prune.": PruneSettings}
-_NESTED = ("data", "optim", "prune", "settings")
+GROUPS: dict[str, Any] = {
+    "": Recipe,
+    "data.": DataSettings,
+    "optim.": OptimSettings,
+    "prune.": PruneSettings,
+    "squeeze.": SqueezeOptions,
+}
+_NESTED = ("data", "optim", "prune", "squeeze", "settings")
 
 
 def leaves(cls: Any) -> list[dataclasses.Field[Any]]:

@@ -60,6 +60,7 @@ class RunFolder:
         self.plan = path / "plan.json"
         self.small = path / "small.safetensors"
         self.bench = path / "bench.json"
+        self.certificate = path / "certificate.safetensors"
         self.report = path / "report.html"
         self.checkpoints = path / "checkpoint"
 
@@ -176,11 +177,16 @@ class RunFolder:
             file.write(line.as_json().encode() + b"\n")
             return file.tell()
 
-    def save_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        """Write a safetensors file; tensors that share memory are stored once each."""
+    def save_tensors(self, path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> None:
+        """Write a safetensors file, with `facts` as its metadata; tensors that share memory are stored once each."""
         from safetensors.torch import save
 
-        write_whole(path, save({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}))
+        apart = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+        write_whole(path, save(apart, None if facts is None else dict(facts)))
+
+    def save_certificate(self, content: bytes) -> None:
+        """Write certificate.safetensors: what the network's files must hold and how it must fire."""
+        write_whole(self.certificate, content)
 
     def save_plan(self, text: str) -> None:
         """Write plan.json: what makes the small network of model.safetensors out of the recipe's."""

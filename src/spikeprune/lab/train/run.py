@@ -18,6 +18,7 @@ from spikeprune.core.errors import MissingDependency, RunFailed, UserError
 from spikeprune.count.counts import Counts
 from spikeprune.lab.recipe import Recipe, complete, settings_hash
 from spikeprune.lab.recipe.job import DataFacts, PhaseName, resolve
+from spikeprune.lab.recipe.squeeze_settings import SQUEEZE
 from spikeprune.lab.train.cost import cost_of_one, cost_of_two
 from spikeprune.lab.train.device import choose_device, choose_precision, environment, repeatable
 from spikeprune.lab.train.done import CutPhase, DensePhase, PhasesDone, network_record
@@ -46,6 +47,10 @@ def run(recipe: Recipe) -> RunFolder:
     Returns: the folder with `record.json` and `model.safetensors`.
     Raises: UserError for input that is wrong, before anything is written; RunFailed if the loss is not a number.
     """
+    if recipe.method == SQUEEZE:
+        from spikeprune.lab.train.squeeze_run import run_squeeze
+
+        return run_squeeze(recipe)
     folder = folder_of(recipe)
     if folder.record.is_file():
         folder.open(complete(recipe))

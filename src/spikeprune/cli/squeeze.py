@@ -1,0 +1,193 @@
+"""Make a trained network small without labels or training: a run folder like any other."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spikeprune.core.errors import InvalidValue, UserError, unknown
+
+if TYPE_CHECKING:
+    from spikeprune.record.run import RunRecord
+
+_HELP = """usage: spikeprune squeeze RUN [--key value ...]
+       spikeprune squeeze --model NAME [--weights FILE] [--data.name NAME] [--data.root FOLDER] [--key value ...]
+
+Cuts most weights of a trained network and solves the remaining ones again, so that each layer still computes what it
+did: no labels, no training. Calibration images are drawn from the training split; the test split is scored once for
+the dense and once for the squeezed network.
+
+RUN is a run folder, or a name of `spikeprune list pretrained`. --model is a zoo network, a pretrained one, or your own
+`package.module:build`; --weights is its state_dict (safetensors, or a checkpoint that is read weights-only).
+The last line of the output is the folder of the squeezed network. `eval`, `bench`, `shrink`, `export`, `report`,
+`compare` and `verify` take it. The same command again prints the folder. A squeeze that was stopped starts anew.
+"""
+# Keys of every recipe that make sense here, beside those of the group `squeeze.`, which are given by their own names.
+_SHARED = ("model", "weights", "sparsity", "T", "batch", "budget", "pattern", "floor", "exclude", "device", "out")
+_SHARED += ("epochs", "lr", "loss", "fuse")
+_DATA = ("data.name", "data.root", "data.limit", "data.validation", "data.download")
+_NETWORKS = ("pruned", "dense")
+
+
+def main(arguments: Sequence[str]) -> int:
+    words = list(arguments)
+    if not words or "--help" in words or "-h" in words:
+        _help()
+        if words:
+            return 0
+        raise InvalidValue("squeeze needs a run folder, or --model with --weights; see `spikeprune squeeze --help`")
+    run = None if words[0].startswith("--") else words.pop(0)
+    given = _pairs(words)
+    from spikeprune.lab.recipe import from_values
+
+    name, values = _base(run, given)
+    overrides = [word for key, text in given.items() for word in (f"--{_recipe_key(key)}", text)]
+    recipe = from_values(name, values, overrides)
+    from spikeprune.lab.page import write_report
+    from spikeprune.lab.train.squeeze_run import run_squeeze
+
+    folder = run_squeeze(recipe)
+    if not folder.report.is_file():
+        write_report(folder.path)
+    for line in summary(folder.read_record()):
+        print(line)
+    print(folder.path)
+    return 0
+
+
+def summary(record: "RunRecord") -> list[str]:
+    """A squeeze in a few lines."""
+    entry, dense, pruned = record.squeeze, record.dense, record.pruned
+    assert entry is not None
+    images = f"{record.data.counts['test']:,} test images"
+    agreement = sum(n.equal for n in entry.neurons.values()) / max(1, len(entry.neurons))
+    lines = [
+        f"dense     accuracy {dense.accuracy or 0:.2%}  {dense.synops:,.0f} synaptic operations an image",
+        f"squeezed  accuracy {record.accuracy:.2%}  {pruned.synops:,.0f} synaptic operations an image  "
+        f"sparsity {record.sparsity:.4f} ({pruned.alive:,} of {dense.alive:,} weights alive)",
+        f"spikes    {agreement:.2%} as in the dense network, mean over {len(entry.neurons)} neuron layers  "
+        f"({entry.images:,} calibration images; {images})",
+        f"seconds   {entry.seconds:.1f} ({entry.cpu_seconds:.1f} of CPU): "
+        + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in entry.phases.items()),
+    ]
+    return lines
+
+
+def _help() -> None:
+    from spikeprune.lab.recipe import describe_keys
+
+    print(_HELP)
+    print("  --network              of a RUN with a baseline: pruned (default) or dense")
+    rows = {key: (kind, meaning) for key, kind, meaning in describe_keys()}
+    for key in _keys():
+        kind, meaning = rows[_recipe_key(key)]
+        print(f"  --{key:<20} {meaning}{f' ({kind})' if kind else ''}")
+
+
+def _options() -> list[str]:
+    from spikeprune.lab.recipe.squeeze_settings import SqueezeOptions
+
+    return [entry.name for entry in dataclasses.fields(SqueezeOptions)]
+
+
+def _keys() -> list[str]:
+    return [*_SHARED, *_DATA, *_options()]
+
+
+def _recipe_key(key: str) -> str:
+    """The key of a recipe that a flag stands for: `--images` is `squeeze.images`."""
+    return f"squeeze.{key}" if key in _options() else key
+
+
+def _pairs(words: Sequence[str]) -> dict[str, str]:
+    """`--key value` and `--key=value` as a mapping. Raises: UserError for other words and unknown keys."""
+    pairs: dict[str, str] = {}
+    rest = list(words)
+    known = [*_keys(), "network"]
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise InvalidValue(
+                f"expected --key value, got {word[:80]!r}; one run folder comes first, then keys such as --sparsity 0.9"
+            )
+        key, equals, text = word.removeprefix("--").partition("=")
+        if key not in known:
+            raise unknown("setting", key, known, "(`spikeprune squeeze --help` lists all)")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise InvalidValue(f"--{key} needs a value after it, as in --{key} VALUE")
+            text = rest.pop(0)
+        pairs[key] = text
+    return pairs
+
+
+def _base(run: str | None, given: dict[str, str]) -> tuple[str, dict[str, Any]]:
+    """Name and flat values of the recipe that the keys are applied to; takes out of `given` what is no key of it."""
+    from spikeprune.zoo.pretrained import names
+
+    network = given.pop("network", _NETWORKS[0])
+    if network not in _NETWORKS:
+        raise InvalidValue(f"--network must be pruned or dense, got {network[:40]!r}")
+    if run is not None and "model" in given:
+        raise InvalidValue(f"give a run folder or --model, not both: {run[:80]!r} and --model {given['model'][:40]}")
+    chosen = run if run is not None else given.get("model")
+    if chosen in names() and "weights" not in given and not Path(chosen).exists():
+        given.pop("model", None)
+        return _of_card(chosen)
+    if run is not None:
+        return _of_run(run, network)
+    if chosen is None:
+        raise InvalidValue("squeeze needs a run folder, or --model with --weights; see `spikeprune squeeze --help`")
+    if "weights" not in given:
+        raise InvalidValue(
+            f"--model {chosen[:60]} needs --weights FILE, a trained state_dict; `spikeprune list pretrained` names "
+            "networks that come with weights"
+        )
+    if "data.name" not in given:
+        raise InvalidValue(
+            "squeeze needs --data.name, the data that the network was trained on; `spikeprune list datasets` lists all"
+        )
+    return f"{chosen.replace(':', '.')}-squeezed", _settings()
+
+
+def _settings() -> dict[str, Any]:
+    """What all squeezes from the command line have in common."""
+    return {"method": "squeeze", "sparsity": 0.95, "epochs": 1, "lr": 0.01, "baseline": False, "start": "dense"}
+
+
+def _of_card(name: str) -> tuple[str, dict[str, Any]]:
+    """A network that comes trained: its card says all."""
+    from spikeprune.zoo.pretrained import card, file_of
+
+    found = card(name)
+    own = {
+        "model": found.model,
+        "weights": str(file_of(name)),
+        "T": found.T,
+        "data.name": found.data,
+        "data.validation": found.validation,
+        "batch": 250,
+    }
+    return f"{name}-squeezed", {**_settings(), **own}
+
+
+def _of_run(run: str, network: str) -> tuple[str, dict[str, Any]]:
+    """The network of a finished run, with the run's own settings."""
+    from spikeprune.lab.recipe import read_values
+    from spikeprune.lab.train.folder import RunFolder
+
+    folder = RunFolder.existing(run)
+    record = folder.read_record()
+    weights = folder.model if network == "pruned" else folder.dense
+    if record.channels is not None and network == "pruned":
+        raise UserError(
+            f"the network in {run} is smaller than its model, since channels were cut out, and cannot be squeezed yet; "
+            "take a run of --pattern weight, or --network dense"
+        )
+    if not weights.is_file():
+        raise UserError(f"{run} holds no {weights.name}; a run with --baseline true keeps its dense network")
+    _, values = read_values(str(folder.recipe))
+    for key in [key for key in values if key.startswith(("squeeze.", "prune."))]:
+        del values[key]
+    name = record.name if record.name.endswith("-squeezed") else f"{record.name}-squeezed"
+    return name, {**values, **_settings(), "name": name, "weights": str(weights), "pattern": "weight"}

@@ -1,0 +1,63 @@
+"""The method `squeeze` of a recipe: a dense training, `sp.squeeze`, and a training that holds its zeros.
+
+With `weights` the network comes trained, and only what follows is done.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.core.schedule import OneShot, duration
+from spikeprune.lab.recipe.settings import Recipe, leaves
+from spikeprune.lab.recipe.timetable import Timetable
+from spikeprune.squeeze.settings import SqueezeSettings
+
+# Keys of the group that `sp.squeeze` does not take, or takes in another form.
+_OTHERS = ("include", "masks", "seed", "tune", "targets")
+
+
+def squeeze_settings(recipe: Recipe, masks: Mapping[str, Tensor] | None = None) -> SqueezeSettings:
+    """What `sp.squeeze` is told.
+
+    Args:
+        masks: of the file that the recipe names, if it names one.
+    Raises: InvalidValue or UnknownName for settings that do not go together.
+    """
+    options = recipe.squeeze
+    values: dict[str, Any] = {
+        entry.name: getattr(options, entry.name) for entry in leaves(type(options)) if entry.name not in _OTHERS
+    }
+    if recipe.floor is not None:
+        values["floor"] = recipe.floor
+    return SqueezeSettings(
+        sparsity=recipe.sparsity,
+        masks=masks,
+        budget=recipe.budget,
+        pattern=recipe.pattern,
+        include=None if options.include is None else options.include.split(),
+        exclude=None if recipe.exclude is None else recipe.exclude.split(),
+        seed=squeeze_seed(recipe),
+        **values,
+    )
+
+
+def squeeze_seed(recipe: Recipe) -> int:
+    """The seed that calibration images and rows are drawn by."""
+    return recipe.seed if recipe.squeeze.seed is None else recipe.squeeze.seed
+
+
+def lay_out_squeeze(recipe: Recipe, per_epoch: int) -> Timetable:
+    """Dense epochs, then those after the squeeze, which may be 0; with `weights` there are no dense ones.
+
+    Raises: InvalidValue if the training after the squeeze is longer than the run.
+    """
+    tune = math.ceil(duration(recipe.squeeze.tune, per_epoch, None) / per_epoch)
+    if tune > recipe.epochs or (tune == recipe.epochs and recipe.weights is None):
+        raise InvalidValue(
+            f"squeeze.tune {recipe.squeeze.tune} leaves no epoch of {recipe.epochs} to train the dense network in; "
+            "shorten it, raise epochs, or start from a trained network with --weights"
+        )
+    return Timetable(per_epoch, recipe.epochs, OneShot(recipe.sparsity), tune)

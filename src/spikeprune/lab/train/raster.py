@@ -1,0 +1,36 @@
+"""The spikes of one image for the report: some neurons of each layer, dense and squeezed."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from spikeprune.core.mask import pack
+from spikeprune.record.squeeze import RasterRows
+
+# Neurons of a layer that are shown, and layers: more cannot be told apart on a page.
+_SHOWN, _LAYERS = 96, 24
+
+
+def raster(before: Mapping[str, Tensor], after: Mapping[str, Tensor], T: int, images: int) -> dict[str, RasterRows]:
+    """Neuron -> its rows, of the first of the images; neurons that do not see every step and image are left out.
+
+    Args:
+        before, after: neuron -> bool, flat [T * images * neurons], dense and squeezed.
+    """
+    rows: dict[str, RasterRows] = {}
+    for name, dense in before.items():
+        if name not in after or dense.numel() % (T * images) or dense.numel() == 0:
+            continue
+        one, two = (spikes.view(T, images, -1)[:, 0] for spikes in (dense, after[name]))
+        neurons = one.shape[1]
+        shown = min(_SHOWN, neurons)
+        chosen = torch.linspace(0, neurons - 1, shown).round().long()
+        rows[name] = RasterRows(
+            T=T, neurons=neurons, shown=shown, dense=_hex(one[:, chosen]), pruned=_hex(two[:, chosen])
+        )
+    return dict(list(rows.items())[:_LAYERS])
+
+
+def _hex(spikes: Tensor) -> str:
+    return pack(spikes).numpy().tobytes().hex()

@@ -1,0 +1,116 @@
+"""`spikeprune squeeze`: a run folder like any other, from a network that comes trained; one squeeze for all tests."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from spikeprune.cli.main import main
+from spikeprune.lab.recipe.squeeze_settings import SqueezeOptions
+from spikeprune.lab.train.folder import RunFolder, read_safetensors
+from spikeprune.squeeze.settings import SqueezeSettings
+
+WORDS = ["squeeze", "digits", "--sparsity", "0.8", "--images", "60", "--rounds", "2", "--rows", "500"]
+
+
+@pytest.fixture(scope="module")
+def squeezed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("squeezed")
+    assert main([*WORDS, "--out", str(out)]) == 0
+    (folder,) = out.iterdir()
+    return RunFolder(folder)
+
+
+def test_the_last_line_is_the_folder_and_the_same_call_prints_it_again(squeezed, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in squeezed.path.iterdir() if path.name != ".lock"}
+    assert main([*WORDS, "--out", str(squeezed.path.parent)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(squeezed.path)
+    after = {path.name: path.stat().st_mtime_ns for path in squeezed.path.iterdir() if path.name != ".lock"}
+    assert after == before
+
+
+def test_the_record_has_what_the_contract_asks_for(squeezed):
+    record = squeezed.read_record()
+    masks, model = read_safetensors(squeezed.masks), read_safetensors(squeezed.model)
+    alive = sum(int(mask.sum()) for mask in masks.values())
+    total = sum(mask.numel() for mask in masks.values())
+    assert alive == record.pruned.alive == int(total * 0.2 + 1e-6)
+    assert record.sparsity == 1 - alive / total
+    assert record.settings.method == "squeeze"
+    assert all(not bool(model[name][~mask].any()) for name, mask in masks.items())
+    entry = record.squeeze
+    assert entry is not None
+    assert entry.images == 60
+    assert sum(layer.alive for layer in entry.layers.values()) == alive
+    assert sum(c.images for c in entry.classes) == record.data.counts["test"]
+    assert sum(c.pruned for c in entry.classes) / record.data.counts["test"] == record.accuracy
+    assert sum(c.dense for c in entry.classes) / record.data.counts["test"] == record.dense.accuracy
+
+
+def test_another_seed_draws_other_images_and_has_another_folder(squeezed):
+    from spikeprune.lab.train.calibration import calibration
+    from spikeprune.lab.train.pretrained import data_of
+
+    data = data_of("digits")
+    one, again, two = (torch.cat([y for _, y in calibration(data, 60, 25, seed, "cpu")]) for seed in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, two)
+    sizes = [len(y) for _, y in calibration(data, 51, 25, 0)]
+    assert sizes == [17, 17, 17]  # no last batch of one image, which BatchNorm could not use
+
+
+def test_eval_repeats_the_score(squeezed, capsys):
+    assert main(["eval", str(squeezed.path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy"] == found["recorded"] == squeezed.read_record().accuracy
+
+
+def test_a_run_is_squeezed_further_and_revives_nothing(squeezed, tmp_path, capsys):
+    words = ["squeeze", str(squeezed.path), "--sparsity", "0.9", "--rounds", "1", "--rows", "300"]
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    further = RunFolder(next(tmp_path.iterdir()))
+    assert further.read_record().name == "digits-squeezed"
+    before, after = read_safetensors(squeezed.masks), read_safetensors(further.masks)
+    assert all(bool((after[name] <= before[name]).all()) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "needs a run folder, or --model"),
+        (["digits", "--sparsty", "0.9"], "did you mean 'sparsity'"),
+        (["digits", "--sparsity", "95"], "for 95 % pass 0.95"),
+        (["digits", "--images", "0"], "squeeze.images must be"),
+        (["digits", "--pattern", "channel"], "re-solves single weights"),
+        (["digits", "--network", "small"], "--network must be pruned or dense"),
+        (["digits", "--model", "digits-conv"], "give a run folder or --model"),
+        (["nowhere"], "no run folder nowhere"),
+        (["--model", "digits-conv"], "needs --weights FILE"),
+        (["--model", "digits-conv", "--weights", "none.safetensors"], "needs --data.name"),
+        (["--model", "digits-conv", "--weights", "none.safetensors", "--data.name", "digits"], "cannot read"),
+        (["digits", "--masks", "none.safetensors"], "cannot read"),
+        (["digits", "extra"], "expected --key value"),
+        (["digits", "--sparsity"], "--sparsity needs a value"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["squeeze", *words]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_to_cut_is_refused(squeezed, tmp_path, capsys):
+    assert main(["squeeze", str(squeezed.path), "--sparsity", "0.5", "--out", str(tmp_path)]) == 2
+    assert "zeros already" in capsys.readouterr().err
+
+
+def test_every_setting_of_the_library_is_a_key_with_the_same_default():
+    own = {field.name: field.default for field in dataclasses.fields(SqueezeOptions)}
+    shared = {"sparsity", "budget", "pattern", "exclude", "floor", "progress", "seed", "tolerance"}
+    for field in dataclasses.fields(SqueezeSettings):
+        if field.name not in shared:
+            assert own[field.name] == field.default, field.name
