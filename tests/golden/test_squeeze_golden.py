@@ -39,10 +39,10 @@ def test_scores_by_hand():
     expected = {"magnitude": [9, 1], "energy": [9, 4], "critical": [9, 16], "wanda": [3, 2], "obs": [18, 10]}
     for name, values in expected.items():
         torch.testing.assert_close(score(name, w, known), torch.tensor([values], dtype=DOUBLE), atol=1e-6, rtol=1e-6)
-    energy = {"a": score("energy", w, known)}
-    torch.testing.assert_close(comparable("lamp", energy, {"a": known})["a"][0, 1].item(), 4 / 13)
-    assert comparable("energy", energy, {"a": known})["a"].tolist() == [[4.5, 2.0]]
-    assert comparable("neuron", energy, {"a": known})["a"].tolist() == [[1.0, 0.5]]
+    energy, alive = {"a": score("energy", w, known)}, {"a": torch.ones(1, 2, dtype=torch.bool)}
+    torch.testing.assert_close(comparable("lamp", energy, {"a": known}, alive)["a"][0, 1].item(), 4 / 13)
+    assert comparable("energy", energy, {"a": known}, alive)["a"].tolist() == [[4.5, 2.0]]
+    assert comparable("neuron", energy, {"a": known}, alive)["a"].tolist() == [[1.0, 0.5]]
 
 
 def test_row_weights_by_hand():

@@ -51,8 +51,7 @@ class LayerProblem:
         self.shift = torch.zeros(len(self.dense), dtype=self.dtype, device=weight.device)
         self.seconds = 0.0
         self._constant = 0.0
-        self._problems: list[LeastSquares] | None = None
-        self._c: Tensor | None = None
+        self.problems: list[LeastSquares] = []  # one per group
         if rows is None:
             ones = torch.ones_like(self.dense)
             self.known = Quantities(ones, ones, float(self.dense.square().sum()))
@@ -61,22 +60,21 @@ class LayerProblem:
             mean_square = rows.x.to(self.dtype).square().mean()
             self._constant = float(mean_square.sqrt()) or 1.0
         self.known = self._quantities(rows)
-        if weighted and rows.c is not None:
-            self._c = row_weights(rows.c.to(self.dtype), power, eps, per_output=True)
+        self.problems = self._made(rows, weighted)
+        rows.c = None  # its parts live on, normalised
 
     @property
     def weighted(self) -> bool:
         """Whether rows weigh by criticality in the solve."""
-        return self._c is not None
+        return any(problem.c is not None for problem in self.problems)
 
     def _quantities(self, rows: Rows) -> Quantities:
-        groups = self._groups()
         c = None
         if rows.c is not None:
             c = row_weights(rows.c.to(self.dtype), self.power, self.eps, per_output=False)
         energies, critical, output = [], [], 0.0
-        for g, part in enumerate(groups):
-            x = rows.inputs(g, self.dtype)
+        for g, part in enumerate(self._groups()):
+            x = rows.x[g].to(self.dtype)
             plain = LeastSquares(x, self.dense[part] @ x, None if c is None else c[part])
             energies.append(x.square().sum(1).expand(len(plain.y), -1))
             critical.append(plain.energy())
@@ -88,20 +86,20 @@ class LayerProblem:
         size = len(self.dense) // count
         return [slice(g * size, (g + 1) * size) for g in range(count)]
 
-    def problems(self) -> list[LeastSquares]:
-        """One problem per group. Those whose outputs share a Gram matrix are kept with it, the others made anew."""
-        if self._problems is not None:
-            return self._problems
-        assert self.rows is not None
-        made = []
+    def _made(self, rows: Rows, weighted: bool) -> list[LeastSquares]:
+        c = (
+            row_weights(rows.c.to(self.dtype), self.power, self.eps, per_output=True)
+            if weighted and rows.c is not None
+            else None
+        )
+        made: list[LeastSquares] = []
         for g, part in enumerate(self._groups()):
-            x = self.rows.inputs(g, self.dtype)
-            y = self.dense[part] @ x
+            x = rows.x[g] if rows.x.dtype == torch.uint8 else rows.x[g].to(self.dtype)
+            y = self.dense[part] @ x.to(self.dtype)
             if self._constant:
+                x = x.to(self.dtype)
                 x = torch.cat([x, x.new_full((1, x.shape[1]), self._constant)])
-            made.append(LeastSquares(x, y, None if self._c is None else self._c[part]))
-        if self._c is None:
-            self._problems = made
+            made.append(LeastSquares(x, y, None if c is None else c[part]))
         return made
 
     def solve(self, weight: Tensor, mask: Tensor, iterations: int) -> Tensor:
@@ -116,7 +114,7 @@ class LayerProblem:
         solver = Solver(self.solver.ridge, iterations, self.solver.tolerance, self.solver.how)
         start, kept = weight.to(self.dtype).flatten(1), mask.flatten(1)
         found = []
-        for part, problem in zip(self._groups(), self.problems(), strict=True):
+        for part, problem in zip(self._groups(), self.problems, strict=True):
             dense, on, first = self.dense[part], kept[part], start[part]
             if self._constant:
                 dense = torch.cat([dense, dense.new_zeros(len(dense), 1)], 1)
@@ -136,7 +134,7 @@ class LayerProblem:
             return None
         w = weight.to(self.dtype).flatten(1)
         off = whole = 0.0
-        for part, problem in zip(self._groups(), self.problems(), strict=True):
+        for part, problem in zip(self._groups(), self.problems, strict=True):
             v = w[part]
             if self._constant:
                 v = torch.cat([v, self.shift[part, None] / self._constant], 1)
@@ -151,6 +149,6 @@ class LayerProblem:
         kept = mask.flatten(1)
         parts = [
             inverse_diagonal(LeastSquares(p.x[: kept.shape[1]], p.y, p.c), kept[part], self.solver)
-            for part, p in zip(self._groups(), self.problems(), strict=True)
+            for part, p in zip(self._groups(), self.problems, strict=True)
         ]
         return torch.cat(parts)

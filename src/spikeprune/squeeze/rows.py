@@ -46,10 +46,6 @@ class Rows:
     available: int
     note: str = ""
 
-    def inputs(self, group: int, dtype: torch.dtype) -> Tensor:
-        """x of one group, [I, R]."""
-        return self.x[group].to(dtype)
-
     @property
     def silent(self) -> bool:
         """Whether nothing but zeros came in."""

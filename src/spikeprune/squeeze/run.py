@@ -203,7 +203,7 @@ class Squeezing:
             )  # fmt: skip
             known = {n: self._known(p, alive[n], draw.get(n)) for n, p in problems.items()}
             scores = {n: score(settings.score, w.flatten(1), known[n]).view(w.shape) for n, w in weights.items()}
-            alive = cut(comparable(settings.allocate, scores, known), alive, now)
+            alive = cut(comparable(settings.allocate, scores, known, alive), alive, now)
             weights = self._solved(problems, weights, alive, last)
         return weights, alive
 

@@ -66,14 +66,19 @@ def score(saliency: str, w: Tensor, known: Quantities) -> Tensor:
     return square * (known.critical if saliency == "critical" else known.energy).double()
 
 
-def comparable(allocate: str, scores: Mapping[str, Tensor], known: Mapping[str, Quantities]) -> dict[str, Tensor]:
+def comparable(
+    allocate: str, scores: Mapping[str, Tensor], known: Mapping[str, Quantities], alive: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Scores that may be ranked over all layers together.
 
-    lamp: over the sum of all scores of the layer that are not smaller;  energy: over the layer's output energy;
+    lamp: over the sum of the layer's alive scores that are not smaller;  energy: over the layer's output energy;
     neuron: the rank within the neuron, so that all neurons keep the same share;  others: as they are.
     """
     if allocate == "lamp":
-        return {n: lamp_score(s.sqrt()) for n, s in scores.items()}
+        found = {n: torch.zeros_like(s) for n, s in scores.items()}
+        for n, s in scores.items():
+            found[n][alive[n]] = lamp_score(s[alive[n]].sqrt())
+        return found
     if allocate == "energy":
         return {n: s / max(known[n].output, 1e-30) for n, s in scores.items()}
     if allocate == "neuron":

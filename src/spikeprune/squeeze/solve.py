@@ -42,20 +42,26 @@ class LeastSquares:
     """The rows of one layer, or of one group of a grouped layer.
 
     Args:
-        x: inputs [I, R].
+        x: inputs [I, R], in the type of y, or as bytes, which are converted whenever they are used.
         y: outputs of the dense layer [O, R], without the bias.
         c: weights of the rows [O, R], positive; None weighs all alike, and the outputs then share one Gram matrix.
     """
 
     def __init__(self, x: Tensor, y: Tensor, c: Tensor | None) -> None:
-        self.x, self.y, self.c = x, y, c
+        self._x, self.y, self.c = x, y, c
         self._gram: Tensor | None = None
         self._energy: Tensor | None = None
+        self._cross: Tensor | None = None
+
+    @property
+    def x(self) -> Tensor:
+        """The inputs as numbers, [I, R]. Converting costs far less than one product with them."""
+        return self._x.to(self.y.dtype)
 
     @property
     def rows(self) -> int:
         """R."""
-        return self.x.shape[1]
+        return self._x.shape[1]
 
     def energy(self) -> Tensor:
         """sum_r c x^2, [O, I]: the diagonal of every output's Gram matrix."""
@@ -67,21 +73,25 @@ class LeastSquares:
     def gram(self) -> Tensor:
         """sum_r x x^T, [I, I], shared by all outputs where c is None."""
         if self._gram is None:
-            self._gram = self.x @ self.x.T
+            x = self.x
+            self._gram = x @ x.T
         return self._gram
 
     def cross(self) -> Tensor:
         """sum_r c x y, [O, I]."""
-        return (self.y if self.c is None else self.y * self.c) @ self.x.T
+        if self._cross is None:
+            self._cross = (self.y if self.c is None else self.y * self.c) @ self.x.T
+        return self._cross
 
     def times(self, v: Tensor, index: Tensor | slice = slice(None)) -> Tensor:
         """Each output's Gram matrix times its row of v [O', I]; `index` says which outputs the rows of v are."""
         if self.c is None and self._gram is not None:
             return v @ self._gram
-        through = v @ self.x
+        x = self.x
+        through = v @ x
         if self.c is not None:
             through *= self.c[index]
-        return through @ self.x.T
+        return through @ x.T
 
     def error(self, w: Tensor) -> tuple[float, float]:
         """(sum c (w x - y)^2, sum c y^2) over all outputs."""
@@ -118,7 +128,7 @@ def _is_direct(problem: LeastSquares, kept: Tensor, solver: Solver) -> bool:
     """Whether one factorisation per output needs fewer operations than conjugate gradients."""
     if solver.how != "auto":
         return solver.how == "direct"
-    (inputs, rows), outputs = problem.x.shape, len(kept)
+    (outputs, inputs), rows = problem.energy().shape, problem.rows
     sizes = kept.double()
     shared = problem.c is None
     build = 2.0 * rows * inputs**2 if shared else float((2.0 * rows * sizes**2).sum())
@@ -133,6 +143,7 @@ def _direct(problem: LeastSquares, dense: Tensor, mask: Tensor, lam: Tensor) -> 
     result = torch.zeros_like(dense)
     gram = problem.gram() if problem.c is None else None
     cross = problem.cross() if problem.c is None else None
+    inputs = problem.x
     for o, kept in enumerate(mask):
         s = kept.nonzero().flatten()
         if len(s) == 0:
@@ -141,7 +152,7 @@ def _direct(problem: LeastSquares, dense: Tensor, mask: Tensor, lam: Tensor) -> 
             a, b = gram[s][:, s], cross[o, s]
         else:
             assert problem.c is not None
-            x = problem.x[s]
+            x = inputs[s]
             weighted = x * problem.c[o]
             a, b = weighted @ x.T, weighted @ problem.y[o]
         a, b = a.double(), b.double() + lam[o].double() * dense[o, s].double()
@@ -155,13 +166,14 @@ def inverse_diagonal(problem: LeastSquares, mask: Tensor, solver: Solver) -> Ten
 
     One inversion per output: for small layers.
     """
-    result = torch.ones_like(mask, dtype=problem.x.dtype)
+    inputs = problem.x
+    result = torch.ones_like(mask, dtype=inputs.dtype)
     diagonal = problem.energy()
     lam = solver.ridge * (diagonal * mask).sum(1) / mask.sum(1).clamp_min(1) + _TINY
     for o, kept in enumerate(mask):
         s = kept.nonzero().flatten()
         if len(s):
-            x = problem.x[s].double()
+            x = inputs[s].double()
             a = (x if problem.c is None else x * problem.c[o]) @ x.T
             a.diagonal().add_(lam[o].double())
             result[o, s] = torch.linalg.inv(a).diagonal().to(result.dtype)
