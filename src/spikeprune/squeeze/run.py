@@ -227,7 +227,7 @@ class Squeezing:
         masks: Mapping[str, Tensor],
         last: bool,
     ) -> dict[str, Tensor]:
-        steps = self.settings.iterations if last else math.ceil(self.settings.iterations / 3)
+        steps = self.settings.iterations if last else self.settings.early_iterations
         found: dict[str, Tensor] = {}
         for name, problem in problems.items():
             w = weights[name]

@@ -41,6 +41,7 @@ class SqueezeSettings:
     eps: float = 0.02
     ridge: float = 1e-2
     iterations: int = 24
+    early_iterations: int = 4
     shift: bool = False
     statistics: bool = True
     include: Names = None
@@ -72,6 +73,7 @@ class SqueezeSettings:
             ("rounds", self.rounds, 1),
             ("rows", self.rows, 1),
             ("iterations", self.iterations, 1),
+            ("early_iterations", self.early_iterations, 1),
         ):
             if not isinstance(whole, int) or whole < least:
                 raise InvalidValue(f"{setting} must be a whole number of at least {least}, got {whole}")

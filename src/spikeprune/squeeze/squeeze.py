@@ -38,6 +38,7 @@ def squeeze(
     eps: float = 0.02,
     ridge: float = 1e-2,
     iterations: int = 24,
+    early_iterations: int = 4,
     shift: bool = False,
     statistics: bool = True,
     include: Names = None,
@@ -87,8 +88,9 @@ def squeeze(
         power: exponent of the derivative in c.
         eps: weight that rows far from the threshold keep.
         ridge: pull towards the dense weights, as a share of the mean diagonal of a neuron's Gram matrix.
-        iterations: of conjugate gradients in the last round, a third of it in the rounds before; used where factoring
-            one matrix per neuron costs more.
+        iterations: of conjugate gradients in the last round, used where factoring one matrix per neuron costs more.
+            They end before that once the residual is small.
+        early_iterations: the same in the rounds before, which only prepare the next cut.
         shift: whether a constant per channel is solved too. It goes into the layer's bias, or into the running mean of
             the BatchNorm behind it.
         statistics: whether BatchNorm's running statistics are measured again.
