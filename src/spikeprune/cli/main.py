@@ -63,7 +63,7 @@ def _dispatch(words: list[str]) -> int:
         rows = [f"  {name:<9} {_summary(_module(name))}" for name in commands()]
         print(_HELP.format(commands="\n".join(rows)))
         return 0 if words else 2
-    if words[0] == "--version":
+    if words[0] in ("--version", "version"):
         from importlib.metadata import version
 
         print(f"spikeprune {version('spikeprune')}")
@@ -92,6 +92,13 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+class _Lines(logging.Handler):
+    """Each message on a line of its own, above a progress bar that takes sys.stderr over meanwhile."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"spikeprune: {record.getMessage().removeprefix('spikeprune: ')}", file=sys.stderr)
+
+
 @contextlib.contextmanager
 def _quiet(debug: bool) -> Iterator[None]:
     """Lines that frameworks print by themselves are not ours to show; our own warnings are one line each."""
@@ -107,8 +114,7 @@ def _quiet(debug: bool) -> Iterator[None]:
         if "spikeprune" in Path(filename).parts:
             print(f"spikeprune: {' '.join(str(message).split())}", file=sys.stderr)
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("spikeprune: %(message)s"))
+    handler = _Lines()
     ours, torchs = logging.getLogger("spikeprune"), logging.getLogger("torch")
     level = torchs.level
     ours.addHandler(handler)

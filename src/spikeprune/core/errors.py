@@ -36,12 +36,26 @@ class RunFailed(RuntimeError):
     """A run that cannot go on, through no mistake in its settings that we could see beforehand."""
 
 
+_FEW = 8
+
+
 def unknown(kind: str, name: object, known: Iterable[str], hint: str = "") -> UnknownName:
     """The error for an unknown name, with the nearest known one offered. `hint` says where the whole list stands."""
     names, text = sorted(known), str(name)
     text = text if len(text) <= 80 else f"{text[:80]}..."
-    near = difflib.get_close_matches(text, names, n=1, cutoff=0.4)
-    offer = (
-        f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names[:8])}" + (" ..." if names[8:] else "")
-    )
+    near = _nearest(text, names)
+    if near is not None:
+        offer = f"; did you mean {near!r}?"
+    elif hint and len(names) > _FEW:  # the first of many names in the alphabet would only mislead
+        offer = ""
+    else:
+        offer = f"; known: {', '.join(names[:_FEW])}" + (" ..." if names[_FEW:] else "")
     return UnknownName(f"no {kind} named {text!r}{offer}{' ' + hint if hint else ''}")
+
+
+def _nearest(text: str, names: list[str]) -> str | None:
+    """The name that was probably meant: one that holds the text, `data.limit` for `limit`, or a near spelling."""
+    same_end = [name for name in names if name.rpartition(".")[2] == text]
+    longer = [name for name in names if len(text) >= 3 and name.startswith(text)]
+    close = difflib.get_close_matches(text, names, n=1, cutoff=0.6)
+    return next(iter([*same_end, *close, *longer]), None)

@@ -92,6 +92,8 @@ def _check(schedule: Schedule) -> None:
                 f"; for {value} % pass {value / 100:g}" if isinstance(value, (int, float)) and 1 < value < 100 else ""
             )
             raise InvalidValue(f"{name} must be in [0, 1), got {value}{hint or '; for 80 % pass 0.8'}")
+    for name in ("begin", "end", "every"):
+        _check_steps(name, getattr(schedule, name))
     begin, end, every = schedule.begin or 0, schedule.end, schedule.every
     if begin < 0 or (every is not None and every < 1):
         raise InvalidValue(f"begin must be >= 0 and every >= 1 step, got begin={begin}, every={every}")
@@ -101,6 +103,19 @@ def _check(schedule: Schedule) -> None:
         raise InvalidValue(
             f"no event fits between step {begin} and {end} at one every {every} steps; make every smaller"
         )
+
+
+def _check_steps(name: str, value: object) -> None:
+    """A schedule knows no epochs: only the user's loop says how many steps one has."""
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1):
+        return
+    said = _DURATION.match(value) if isinstance(value, str) else None
+    steps = {"ep": "* len(loader)", "it": "", "turnover": "* turnover_steps(lr, weight_decay, momentum)"}
+    hint = f"{said[1]} {steps[said[2]]}".strip() if said else "an int such as 2000; one epoch is len(loader) steps"
+    raise InvalidValue(
+        f"{name} counts optimizer steps as a whole number, got {str(value)[:40]!r}; in code pass {hint} "
+        "(texts such as '1ep' are for recipes)"
+    )
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ Hooks on the Conv and Linear layers see each input as it passes; nothing of it i
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, cast, final
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from spikeprune.core import counts
 from spikeprune.core.errors import InvalidValue, MissingEvidence
 from spikeprune.core.mask import check_fit
+from spikeprune.count.figures import Counts, Figures, Sides
 from spikeprune.count.uses import UsedWeight, Uses
 from spikeprune.model.adapter import Adapter, find_adapter, weights_of_neurons
 from spikeprune.model.operations import leaf_kind
@@ -29,74 +30,6 @@ _TRANSPOSED: dict[int, Callable[..., Tensor]] = {
     3: F.conv_transpose3d,
 }
 _CONVOLUTIONS: dict[int, type[_ConvNd]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-
-
-@final
-@dataclass(frozen=True)
-class Figures:
-    """The cost of a network or of one layer; operations are per sample, summed over its time steps.
-
-    Attributes:
-        parameters: all parameters, biases and normalisation included, pruned ones too.
-        alive: weights that are not pruned. For the network: of those that masks exist for.
-        bytes: stored size. Dense: all values. Pruned: for each masked tensor one bit a value and the alive values.
-        macs: multiply-accumulates of the weights (dense: all, pruned: alive) if every input were non-zero, padding
-            included as is usual. Activity does not enter.
-        acs: additions that the activity asks for: pairs of a non-zero input and a weight, where all inputs of the
-            call are -1, 0 or 1.
-        mac_ops: the same pairs where other inputs came, such as pixels or pooled spikes: a product each.
-        firing_rate: spikes per neuron and time step. For a layer: non-zero values per input value, which is the rate
-            of the neurons before it.
-    """
-
-    parameters: int
-    alive: int
-    bytes: int
-    macs: float
-    acs: float
-    mac_ops: float
-    firing_rate: float
-
-    @property
-    def synops(self) -> float:
-        """Synaptic operations, acs + mac_ops."""
-        return self.acs + self.mac_ops
-
-    @property
-    def energy_pj(self) -> float:
-        """0.9 acs + 4.6 mac_ops, in picojoule (45 nm; memory, routing and neuron updates are left out)."""
-        return counts.energy_pj(self.acs, self.mac_ops)
-
-
-@final
-@dataclass(frozen=True)
-class Sides:
-    """The same activity counted twice: every weight (`dense`), and the alive ones (`pruned`)."""
-
-    dense: Figures
-    pruned: Figures
-
-
-@final
-@dataclass(frozen=True)
-class Counts:
-    """What `count` found.
-
-    Attributes:
-        dense, pruned: the whole network.
-        layers: name of each Conv and Linear layer, as in `named_modules`, -> its two sides.
-        firing_rates: name of each neuron layer -> spikes per neuron and time step.
-        samples: number of samples that the means are over.
-        products: multiply-accumulates of products of two activations, as in attention, per sample. They stand beside
-            the totals, which are about weights.
-    """
-
-    dense: Figures
-    pruned: Figures
-    layers: dict[str, Sides]
-    firing_rates: dict[str, float]
-    samples: int
-    products: float = 0.0
 
 
 def count(
@@ -206,7 +139,7 @@ def _together(module: Sides | None, used: Sides) -> Sides:
         rate = a.firing_rate if a.macs else b.firing_rate
         return replace(a, macs=a.macs + b.macs, acs=a.acs + b.acs, mac_ops=a.mac_ops + b.mac_ops, firing_rate=rate)
 
-    return Sides(both(module.dense, used.dense), both(module.pruned, used.pruned))
+    return Sides(both(module.dense, used.dense), both(module.pruned, used.pruned), module.outputs)
 
 
 class LayerMeter:
@@ -275,7 +208,9 @@ class LayerMeter:
             )
 
         whole = sum(counts.stored_bytes(p) for p in parameters)
-        return Sides(side(0, self.alive.numel(), whole), side(1, int(self.alive.sum()), packed))
+        # A transposed convolution is laid onto its output, so its uses do not tell how many outputs there are.
+        outputs = 0.0 if isinstance(self.module, _ConvTransposeNd) else self.applied * self.alive.shape[0] / samples
+        return Sides(side(0, self.alive.numel(), whole), side(1, int(self.alive.sum()), packed), outputs)
 
 
 class NeuronMeter:

@@ -69,9 +69,10 @@ class History:
         if not self._warned and last.survived is not None and last.survived < 0.02 * last.regrown:
             self._warned = True
             _log.warning(
-                "of %d weights regrown at step %d only %d outlived the next cut, so the score hardly matters; "
-                "space events further apart, raise the learning rate, or pass grace=True",
-                last.regrown, last.step, last.survived,
+                "spikeprune: %d of %d weights regrown at step %d outlived the next cut, so the score hardly matters; "
+                "space mask updates further apart, raise the learning rate, or pass grace=True "
+                "(docs/guide/training.md, 'When regrown weights die')",
+                last.survived, last.regrown, last.step,
             )  # fmt: skip
 
     def alive(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

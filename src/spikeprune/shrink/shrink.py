@@ -1,6 +1,7 @@
 """The cut itself: from a masked network to a smaller one that computes the same."""
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from spikeprune.shrink.optimizer import repoint
 from spikeprune.shrink.plan import ChannelPlan, Cut, copy_without_state
 
 _TOLERANCE = 1e-5
+_log = logging.getLogger("spikeprune")
 
 
 def shrink(
@@ -66,6 +68,11 @@ def shrink(
         module.training = modes[name]
     if optimizer is not None:
         repoint(optimizer, model, small, plan)
+    if not plan.cuts:
+        _log.warning(
+            "spikeprune: shrink cut nothing, since no channel is dead as a whole; scattered zeros pay off in "
+            "sp.compile (CPU) and exports, and sp.Pruner(..., pattern='channel') makes channels that can be cut"
+        )
     return small, plan
 
 
