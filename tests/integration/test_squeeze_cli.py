@@ -9,6 +9,7 @@ import torch
 from spikeprune.cli.main import main
 from spikeprune.lab.recipe.squeeze_settings import SqueezeOptions
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
+from spikeprune.record.epoch import read_epochs
 from spikeprune.squeeze.settings import SqueezeSettings
 
 WORDS = ["squeeze", "digits", "--sparsity", "0.8", "--images", "60", "--rounds", "2", "--rows", "500"]
@@ -114,3 +115,79 @@ def test_every_setting_of_the_library_is_a_key_with_the_same_default():
     for field in dataclasses.fields(SqueezeSettings):
         if field.name not in shared:
             assert own[field.name] == field.default, field.name
+
+
+TUNED = ["run", "digits-squeeze", "--model", "digits-conv", "--epochs", "2", "--squeeze.tune", "1ep"]
+TUNED += ["--data.limit", "200", "--T", "2", "--squeeze.images", "40", "--squeeze.rounds", "1"]
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    out = tmp_path_factory.mktemp("tuned")
+    assert main([*TUNED, "--out", str(out)]) == 0
+    return RunFolder(next(out.iterdir()))
+
+
+def test_a_recipe_trains_squeezes_and_tunes_with_the_zeros_held(tuned):
+    record = tuned.read_record()
+    assert [epoch.phase for epoch in read_epochs(tuned.metrics)] == ["pretrain", "pruned"]
+    masks, model = read_safetensors(tuned.masks), read_safetensors(tuned.model)
+    assert all(not bool(model[name][~mask].any()) for name, mask in masks.items())
+    assert record.sparsity == pytest.approx(0.95, abs=1e-3)
+    assert record.stages is not None
+    assert record.stages.pretrained == record.dense.accuracy
+    assert record.stages.finetuned == record.accuracy
+    assert record.squeeze is not None
+    assert record.squeeze.tuned_epochs == 1
+    assert record.cost.epochs == 2
+    assert 0 < record.cost.train_macs_effective < record.cost.train_macs
+
+
+@pytest.mark.parametrize("dies_in", ["squeeze", "tune"])
+def test_a_killed_run_ends_with_the_same_bits(tuned, tmp_path, monkeypatch, dies_in):
+    from spikeprune.lab.train import squeeze_run
+    from spikeprune.lab.train.loop import Phase
+
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if dies_in == "squeeze":
+            patch.setattr(squeeze_run, "squeeze", die)
+        else:
+            own = Phase.end_epoch
+            patch.setattr(Phase, "end_epoch", lambda phase: die() if phase.name == "pruned" else own(phase))
+        assert main([*TUNED, "--out", str(tmp_path)]) == 1
+    (folder,) = map(RunFolder, tmp_path.iterdir())
+    assert not folder.record.exists()
+    assert not folder.model.exists()
+    assert main([*TUNED, "--out", str(tmp_path)]) == 0
+    assert folder.masks.read_bytes() == tuned.masks.read_bytes()
+    one, two = (read_safetensors(f.model) for f in (folder, tuned))
+    assert all(torch.equal(one[name], two[name]) for name in two)
+    assert len(read_epochs(folder.metrics)) == 2
+
+
+def test_the_soft_loss_is_least_at_the_dense_networks_outputs():
+    from spikeprune.lab.train import distill
+
+    logits, teacher = torch.randn(3, 4, 5), torch.randn(2, 4, 5)
+    own = distill.distillation(teacher.mean(0, keepdim=True), teacher)
+    other = distill.distillation(logits, teacher)
+    p = torch.softmax(teacher.mean(0) / 2, 1)
+    entropy = -(p * p.log()).sum(1).mean() * 4
+    assert own == pytest.approx(float(entropy), rel=1e-5)  # the least that a cross-entropy can be
+    assert other > own
+
+
+def test_tuning_on_outputs_chooses_no_epoch_by_labels(squeezed, tmp_path):
+    words = ["squeeze", "digits", "--sparsity", "0.8", "--images", "60", "--rounds", "1", "--tune", "1ep"]
+    assert main([*words, "--targets", "dense", "--out", str(tmp_path)]) == 0
+    record = RunFolder(next(tmp_path.iterdir())).read_record()
+    assert record.best_epoch is None
+    assert record.sparsity == squeezed.read_record().sparsity
+
+
+def test_tuning_longer_than_the_run_is_refused(tmp_path, capsys):
+    assert main(["run", "digits-squeeze", "--squeeze.tune", "16ep", "--out", str(tmp_path)]) == 2
+    assert "leaves no epoch" in capsys.readouterr().err

@@ -52,6 +52,10 @@ def summary(record: "RunRecord") -> list[str]:
     """A finished run in a few lines."""
     from spikeprune.prune.pattern import unit_of
 
+    if record.squeeze is not None:
+        from spikeprune.cli.squeeze import summary as squeeze_summary
+
+        return squeeze_summary(record)
     dense, pruned = record.dense, record.pruned
     lines = []
     unit = unit_of(record.settings.pattern)

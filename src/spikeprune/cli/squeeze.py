@@ -61,9 +61,15 @@ def summary(record: "RunRecord") -> list[str]:
     assert entry is not None
     images = f"{record.data.counts['test']:,} test images"
     agreement = sum(n.equal for n in entry.neurons.values()) / max(1, len(entry.neurons))
+    tuned = []
+    if record.stages is not None:
+        squeezed = f"squeezed  accuracy {record.stages.pruned:.2%}"
+        tuned = [f"{squeezed}  before {entry.tuned_epochs} epochs of training with its zeros held"]
     lines = [
         f"dense     accuracy {dense.accuracy or 0:.2%}  {dense.synops:,.0f} synaptic operations an image",
-        f"squeezed  accuracy {record.accuracy:.2%}  {pruned.synops:,.0f} synaptic operations an image  "
+        *tuned,
+        f"{'tuned   ' if tuned else 'squeezed'}  accuracy {record.accuracy:.2%}  "
+        f"{pruned.synops:,.0f} synaptic operations an image  "
         f"sparsity {record.sparsity:.4f} ({pruned.alive:,} of {dense.alive:,} weights alive)",
         f"spikes    {agreement:.2%} as in the dense network, mean over {len(entry.neurons)} neuron layers  "
         f"({entry.images:,} calibration images; {images})",
@@ -189,5 +195,5 @@ def _of_run(run: str, network: str) -> tuple[str, dict[str, Any]]:
     _, values = read_values(str(folder.recipe))
     for key in [key for key in values if key.startswith(("squeeze.", "prune."))]:
         del values[key]
-    name = record.name if record.name.endswith("-squeezed") else f"{record.name}-squeezed"
+    name = record.name if record.name.endswith(("-squeezed", "-squeeze")) else f"{record.name}-squeezed"
     return name, {**values, **_settings(), "name": name, "weights": str(weights), "pattern": "weight"}

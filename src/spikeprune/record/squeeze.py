@@ -73,7 +73,6 @@ class SqueezeRecord(Record):
     Args:
         images: calibration images, of the training split.
         seed: that they were drawn by.
-        squeezed_accuracy: on the test split, after the squeeze and before any training; None if none followed.
         tuned_epochs: of training with the zeros held.
         seconds, cpu_seconds: of the squeeze alone, wall clock and CPU time of the process.
         phases: where the seconds went.
@@ -83,7 +82,6 @@ class SqueezeRecord(Record):
 
     images: Count
     seed: Count
-    squeezed_accuracy: Share | None
     tuned_epochs: Count
     seconds: Positive
     cpu_seconds: Positive

@@ -3,16 +3,12 @@
 With `weights` the network comes trained, and only what follows is done.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from spikeprune.core.errors import InvalidValue
-from spikeprune.core.schedule import OneShot, duration
 from spikeprune.lab.recipe.settings import Recipe, leaves
-from spikeprune.lab.recipe.timetable import Timetable
 from spikeprune.squeeze.settings import SqueezeSettings
 
 # Keys of the group that `sp.squeeze` does not take, or takes in another form.
@@ -47,17 +43,3 @@ def squeeze_settings(recipe: Recipe, masks: Mapping[str, Tensor] | None = None) 
 def squeeze_seed(recipe: Recipe) -> int:
     """The seed that calibration images and rows are drawn by."""
     return recipe.seed if recipe.squeeze.seed is None else recipe.squeeze.seed
-
-
-def lay_out_squeeze(recipe: Recipe, per_epoch: int) -> Timetable:
-    """Dense epochs, then those after the squeeze, which may be 0; with `weights` there are no dense ones.
-
-    Raises: InvalidValue if the training after the squeeze is longer than the run.
-    """
-    tune = math.ceil(duration(recipe.squeeze.tune, per_epoch, None) / per_epoch)
-    if tune > recipe.epochs or (tune == recipe.epochs and recipe.weights is None):
-        raise InvalidValue(
-            f"squeeze.tune {recipe.squeeze.tune} leaves no epoch of {recipe.epochs} to train the dense network in; "
-            "shorten it, raise epochs, or start from a trained network with --weights"
-        )
-    return Timetable(per_epoch, recipe.epochs, OneShot(recipe.sparsity), tune)

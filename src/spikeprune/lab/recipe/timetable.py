@@ -9,6 +9,7 @@ from spikeprune.core.errors import InvalidValue
 from spikeprune.core.schedule import SCHEDULES, OneShot, Schedule, duration, turnover_steps
 from spikeprune.lab.recipe.method import make_method
 from spikeprune.lab.recipe.settings import Recipe
+from spikeprune.lab.recipe.squeeze_settings import SQUEEZE
 from spikeprune.methods.base import Method
 from spikeprune.methods.registry import hints_of
 
@@ -54,6 +55,8 @@ def lay_out(recipe: Recipe, train_count: int, method: Method | None = None) -> T
     """
     per_epoch = math.ceil(train_count / recipe.batch)
     total = per_epoch * recipe.epochs
+    if recipe.method == SQUEEZE:
+        return _lay_out_squeeze(recipe, per_epoch)
     turnover = turnover_of(recipe)
     begin, end, every = (
         duration(text, per_epoch, turnover) for text in (recipe.prune.begin, recipe.prune.end, recipe.prune.every)
@@ -83,6 +86,20 @@ def lay_out(recipe: Recipe, train_count: int, method: Method | None = None) -> T
     make = cast(Callable[..., Schedule], SCHEDULES[recipe.prune.schedule])
     rising = {} if recipe.prune.schedule == "constant" else {"initial": min(recipe.prune.initial, recipe.sparsity)}
     return Timetable(per_epoch, recipe.epochs, make(recipe.sparsity, begin, end, every, **rising))
+
+
+def _lay_out_squeeze(recipe: Recipe, per_epoch: int) -> Timetable:
+    """Dense epochs, then those after the squeeze, which may be 0; with `weights` there are no dense ones.
+
+    Raises: InvalidValue if the training after the squeeze is longer than the run.
+    """
+    tune = math.ceil(duration(recipe.squeeze.tune, per_epoch, None) / per_epoch)
+    if tune > recipe.epochs or (tune == recipe.epochs and recipe.weights is None):
+        raise InvalidValue(
+            f"squeeze.tune {recipe.squeeze.tune} leaves no epoch of {recipe.epochs} to train the dense network in; "
+            "shorten it, raise epochs, or start from a trained network with --weights"
+        )
+    return Timetable(per_epoch, recipe.epochs, OneShot(recipe.sparsity), tune)
 
 
 def turnover_of(recipe: Recipe) -> float | None:

@@ -11,7 +11,7 @@ from spikeprune.lab.train.loop import Phase
 from spikeprune.record.run import Cost
 
 # A step of the backward pass costs two passes: gradients for the inputs and for the weights.
-_PASSES = 3
+PASSES = 3
 
 
 def cost_of_one(job: Job, phase: Phase, counts: Counts, masks: Mapping[str, Tensor]) -> Cost:
@@ -25,14 +25,14 @@ def cost_of_one(job: Job, phase: Phase, counts: Counts, masks: Mapping[str, Tens
     for name, layer in counts.layers.items():
         weight = f"{name}.weight"
         if weight in masks:
-            passes = _PASSES * phase.kept_samples[weight] + phase.filled_samples[weight]
+            passes = PASSES * phase.kept_samples[weight] + phase.filled_samples[weight]
             effective += layer.dense.macs * passes / masks[weight].numel()
         else:
-            effective += _PASSES * layer.dense.macs * samples
+            effective += PASSES * layer.dense.macs * samples
     return Cost(
         epochs=job.recipe.epochs,
         seconds=phase.seconds,
-        train_macs=_PASSES * counts.dense.macs * samples,
+        train_macs=PASSES * counts.dense.macs * samples,
         train_macs_effective=effective,
         pruning_seconds=phase.pruning_seconds,
         search_epochs=phase.search_step / job.timetable.steps_per_epoch,
@@ -46,8 +46,8 @@ def cost_of_two(job: Job, phase: Phase, counts: Counts, cut: CutPhase) -> Cost:
     return Cost(
         epochs=job.recipe.epochs,
         seconds=cut.seconds + phase.seconds,
-        train_macs=_PASSES * whole * (cut.samples + after),
-        train_macs_effective=_PASSES * (whole * cut.samples + small * after),
+        train_macs=PASSES * whole * (cut.samples + after),
+        train_macs_effective=PASSES * (whole * cut.samples + small * after),
         pruning_seconds=cut.pruned.seconds,
         search_epochs=float(job.recipe.epochs - job.timetable.of("pruned").epochs),
         search_seconds=cut.seconds,

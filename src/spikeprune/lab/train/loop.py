@@ -22,6 +22,7 @@ from spikeprune.lab.recipe import Recipe
 from spikeprune.lab.recipe.job import Job, PhaseName
 from spikeprune.lab.recipe.timetable import Timetable, learning_rate
 from spikeprune.lab.train.device import PRECISIONS, random_states, restore_random_states, seed_everything
+from spikeprune.lab.train.distill import distillation, outputs_of
 from spikeprune.lab.train.early_time import fewer_steps
 from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.lab.train.score import Score, score
@@ -76,6 +77,7 @@ class Phase:
         pruner: not yet attached; None trains as it is.
         first_epoch: how many epochs of the run came before this phase.
         sparsity: of a network that was pruned before.
+        teacher: a network whose outputs are learned in place of the labels, which then choose no epoch either.
     """
 
     def __init__(
@@ -86,8 +88,10 @@ class Phase:
         pruner: Pruner | None,
         first_epoch: int = 0,
         sparsity: float = 0.0,
+        teacher: TimedNetwork | None = None,
     ):
         self.name = name
+        self._teacher = teacher
         self.first = first_epoch
         self._sparsity = sparsity
         scales = [p for m in network.model.modules() if isinstance(m, _BatchNorm) for p in [m.weight] if p is not None]
@@ -145,6 +149,11 @@ class Phase:
         return self
 
     @property
+    def precision(self) -> str:
+        """fp32, bf16 or fp16."""
+        return self._setting.precision
+
+    @property
     def pruning_seconds(self) -> float:
         """Time in events and mask upkeep, earlier processes included."""
         return self._pruning_before + (self.pruner.seconds if self.pruner is not None else 0.0)
@@ -185,7 +194,10 @@ class Phase:
             with torch.autocast(setting.device.type, PRECISIONS[setting.precision], setting.precision != "fp32"):
                 logits = self.network(x, data.time_first)
             share = 1 if self.network.T == recipe.T else self.network.T / recipe.T
-            loss = loss_of(logits.float(), target)
+            if self._teacher is None:
+                loss = loss_of(logits.float(), target)
+            else:
+                loss = distillation(logits.float(), outputs_of(self._teacher, x, data.time_first))
             self._optimizer.zero_grad(set_to_none=True)
             self._scaler.scale(loss).backward()
             self._slim()
@@ -244,7 +256,8 @@ class Phase:
         self.epoch, self._batch, self._seen = self.epoch + 1, 0, 0
         self._loss.zero_()
         self._right.zero_()
-        if held and self.step >= setting.plan.schedule.steps()[-1] and self._better(held):
+        arrived = self.step >= setting.plan.schedule.steps()[-1]
+        if held and arrived and self._teacher is None and self._better(held):
             self.best = {"epoch": self.epoch, "accuracy": held.accuracy, "loss": held.loss}
         self.seconds += time.perf_counter() - began
         return line

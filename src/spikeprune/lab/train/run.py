@@ -6,7 +6,6 @@ all that the rest of the run depends on is in the last checkpoint.
 
 import dataclasses
 import importlib.util
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import final
@@ -14,11 +13,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from spikeprune.core.errors import MissingDependency, RunFailed, UserError
+from spikeprune.core.errors import MissingDependency, RunFailed
 from spikeprune.count.counts import Counts
 from spikeprune.lab.recipe import Recipe, complete, settings_hash
 from spikeprune.lab.recipe.job import DataFacts, PhaseName, resolve
 from spikeprune.lab.recipe.squeeze_settings import SQUEEZE
+from spikeprune.lab.train.checkpointed import CheckpointedTraining, settle
 from spikeprune.lab.train.cost import cost_of_one, cost_of_two
 from spikeprune.lab.train.device import choose_device, choose_precision, environment, repeatable
 from spikeprune.lab.train.done import CutPhase, DensePhase, PhasesDone, network_record
@@ -30,15 +30,11 @@ from spikeprune.lab.train.parts import load_data, make_network, make_pruner, set
 from spikeprune.lab.train.progress import ProgressBar
 from spikeprune.lab.train.score import Score
 from spikeprune.lab.train.structured import Pruned, cut_out, example_of, latencies, prune_once
-from spikeprune.record.epoch import Epoch
 from spikeprune.record.run import ChannelsRecord, Latency, RunRecord, RunSettings, Stages
 from spikeprune.record.schema import SCHEMA
 from spikeprune.record.statistics import QUANTILES, NetworkStatistics, StatisticsRecord
 from spikeprune.runtime.fuse import fuse, unfuse
 from spikeprune.shrink.plan import ChannelPlan
-
-# Between two checkpoints at most so much work is lost, in seconds.
-_CHECKPOINT_EVERY = 60.0
 
 
 def run(recipe: Recipe) -> RunFolder:
@@ -76,7 +72,6 @@ class _RunInProgress:
     def __init__(self, recipe: Recipe, folder: RunFolder):
         self.recipe = recipe
         self.folder = folder
-        self.metrics = 0
         device = choose_device(recipe.device)
         if recipe.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise MissingDependency("--tensorboard needs TensorBoard; try: pip install 'spikeprune[tensorboard]'")
@@ -85,6 +80,7 @@ class _RunInProgress:
         job = resolve(recipe, facts, device, choose_precision(recipe.precision, device))
         self.setting = Setting(job, data.to(device))
         self.hash, self.phases = job.hash, job.phases
+        self.training = CheckpointedTraining(folder, self.setting)
         self.check_model()
 
     def make_phase(self, name: PhaseName, done: PhasesDone) -> Phase:
@@ -117,81 +113,30 @@ class _RunInProgress:
 
     def work(self) -> None:
         """All phases, from the last checkpoint on, to the finished record."""
-        state = self.folder.load_checkpoint("last", hash=self.hash)
+        state = self.training.resume()
         done = PhasesDone()
         threads, remaining = torch.get_num_threads(), self.phases
         if state:
-            if state["checksum"] != self.setting.data.checksum:
-                raise UserError(
-                    f"the run in {self.folder.path} began with other data than {self.recipe.data.name} is now; "
-                    "bring that data back, or use another --out"
-                )
-            threads, self.metrics = state["threads"], state["metrics"]
+            threads = state["threads"]
             done = PhasesDone.from_state(state["done"])
             remaining = self.phases[self.phases.index(state["phase"]["name"]) :]
             job = dataclasses.replace(self.setting.job, precision=state["precision"])
             self.setting = dataclasses.replace(self.setting, job=job)
-        self.folder.cut_metrics(self.metrics)
         lengths = {name: self.setting.plan.of(name).steps for name in self.phases}
         behind = sum(lengths[name] for name in self.phases if name not in remaining)
         with repeatable(threads), ProgressBar(sum(lengths.values()), behind) as bar:
             for name in remaining:
                 phase = self.make_phase(name, done).begin(state["phase"] if state else None)
                 if state is None:
-                    self.save(phase, done)
+                    self.training.save(phase, done)
                 state = None
-                self.train(phase, done, bar)
+                self.training.train(phase, done, self.setting.plan.of(name).epochs, bar)
                 if name == "dense":
                     done.dense = self.finish_dense(phase)
                 elif name == "pretrain":
                     done.pretrain = self.cut(phase)
                 else:
                     self.finish(phase, done)
-
-    def train(self, phase: Phase, done: PhasesDone, bar: ProgressBar) -> None:
-        """The rest of a phase, with a checkpoint after every epoch and every minute."""
-        epochs = self.setting.plan.of(phase.name).epochs
-        while phase.epoch < epochs:
-            saved = time.monotonic()
-            for loss in phase.train_epoch():
-                bar.advance(f"{phase.name} epoch {phase.epoch + 1}/{epochs} loss {loss:.3f}")
-                if time.monotonic() - saved > _CHECKPOINT_EVERY:
-                    self.save(phase, done)
-                    saved = time.monotonic()
-            best_before = phase.best
-            line = phase.end_epoch()
-            self.metrics = self.folder.add_metrics(line)
-            if phase.best != best_before:
-                best = {"phase": phase.name, "epoch": phase.epoch, "model": phase.network.model.state_dict()}
-                self.folder.save_checkpoint("best", best)
-            self.save(phase, done)
-            if self.recipe.tensorboard:
-                _to_tensorboard(self.folder, line)
-
-    def save(self, phase: Phase, done: PhasesDone) -> None:
-        """Write the last checkpoint. Raises: RunFailed rather than keep weights that are not numbers."""
-        phase.check_weights()
-        self.folder.save_checkpoint(
-            "last",
-            {
-                "hash": self.hash,
-                "checksum": self.setting.data.checksum,
-                "precision": self.setting.precision,
-                "threads": torch.get_num_threads(),
-                "metrics": self.metrics,
-                "done": done.state_dict(),
-                "phase": phase.state_dict(),
-            },
-        )
-
-    def settle(self, phase: Phase) -> None:
-        """Put the chosen epoch's weights in place."""
-        if phase.best is not None:
-            best = self.folder.load_checkpoint("best", phase=phase.name, epoch=phase.best["epoch"])
-            if best is not None:
-                phase.network.model.load_state_dict(best["model"])
-        # What is scored is the plain network that model.safetensors holds.
-        set_layout(unfuse(phase.network.model), torch.contiguous_format)
 
     def score_test(self, network: TimedNetwork) -> Score:
         """The test split, once for each network that is reported."""
@@ -207,7 +152,7 @@ class _RunInProgress:
 
     def finish_dense(self, phase: Phase) -> DensePhase:
         """What the record says of the dense run; its weights are kept beside."""
-        self.settle(phase)
+        settle(self.folder, phase)
         result = self.score_test(phase.network)
         self.folder.save_tensors(self.folder.dense, phase.network.model.state_dict())
         counts, statistics = self.count(phase.network, None)
@@ -217,7 +162,7 @@ class _RunInProgress:
     def cut(self, phase: Phase) -> CutPhase:
         """Prunes the trained network and shrinks it: what the next phase starts from and what the record says of it."""
         setting, network = self.setting, phase.network
-        self.settle(phase)
+        settle(self.folder, phase)
         accuracy = self.score_between(network)
         counts, _ = self.count(network, None)
         pruner = make_pruner(setting.job, network.model)
@@ -246,7 +191,7 @@ class _RunInProgress:
                     f"{missed} pruning events did not happen, since fp16 skipped as many steps; "
                     "let prune.end come earlier"
                 )
-        self.settle(phase)
+        settle(self.folder, phase)
         plan = None if cut is None else ChannelPlan.from_json(cut.plan)
         if cut is not None:
             pruned = cut.pruned
@@ -312,12 +257,3 @@ class _RunInProgress:
     def count(self, network: TimedNetwork, masks: Mapping[str, Tensor] | None) -> tuple[Counts, NetworkStatistics]:
         """MACs, SynOps, energy and firing rates on the first test images, and what each layer does on them."""
         return counted(network, self.setting.data, self.recipe, self.setting.device, masks)
-
-
-def _to_tensorboard(folder: RunFolder, line: Epoch) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(folder.path / "tensorboard" / line.phase), purge_step=line.epoch) as writer:
-        for key, value in line.items():
-            if isinstance(value, float):
-                writer.add_scalar(key, value, line.epoch)

@@ -1,0 +1,108 @@
+"""A training that a kill at any moment does not harm: checkpoints, the lines of metrics.jsonl, the chosen epoch."""
+
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol, final
+
+import torch
+
+from spikeprune.core.errors import UserError
+from spikeprune.lab.train.folder import RunFolder
+from spikeprune.lab.train.loop import Phase, Setting
+from spikeprune.lab.train.parts import set_layout
+from spikeprune.lab.train.progress import ProgressBar
+from spikeprune.record.epoch import Epoch
+from spikeprune.runtime.fuse import unfuse
+
+# Between two checkpoints at most so much work is lost, in seconds.
+_CHECKPOINT_EVERY = 60.0
+
+
+class Done(Protocol):
+    """What the finished phases left."""
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+
+@final
+class CheckpointedTraining:
+    """Trains the phases of one run.
+
+    Args:
+        setting: of the whole run.
+    """
+
+    def __init__(self, folder: RunFolder, setting: Setting) -> None:
+        self.folder, self.recipe = folder, setting.recipe
+        self.hash, self.checksum = setting.job.hash, setting.data.checksum
+        self.metrics = 0
+
+    def resume(self) -> dict[str, Any] | None:
+        """The last checkpoint, if there is one; metrics.jsonl is cut back to it.
+
+        Raises: UserError if the data is not the same any more.
+        """
+        state = self.folder.load_checkpoint("last", hash=self.hash)
+        if state is not None:
+            if state["checksum"] != self.checksum:
+                raise UserError(
+                    f"the run in {self.folder.path} began with other data than {self.recipe.data.name} is now; "
+                    "bring that data back, or use another --out"
+                )
+            self.metrics = state["metrics"]
+        self.folder.cut_metrics(self.metrics)
+        return state
+
+    def train(self, phase: Phase, done: Done, epochs: int, bar: ProgressBar) -> None:
+        """The rest of a phase, with a checkpoint after every epoch and every minute."""
+        while phase.epoch < epochs:
+            saved = time.monotonic()
+            for loss in phase.train_epoch():
+                bar.advance(f"{phase.name} epoch {phase.epoch + 1}/{epochs} loss {loss:.3f}")
+                if time.monotonic() - saved > _CHECKPOINT_EVERY:
+                    self.save(phase, done)
+                    saved = time.monotonic()
+            best_before = phase.best
+            line = phase.end_epoch()
+            self.metrics = self.folder.add_metrics(line)
+            if phase.best != best_before:
+                best = {"phase": phase.name, "epoch": phase.epoch, "model": phase.network.model.state_dict()}
+                self.folder.save_checkpoint("best", best)
+            self.save(phase, done)
+            if self.recipe.tensorboard:
+                _to_tensorboard(self.folder, line)
+
+    def save(self, phase: Phase, done: Done) -> None:
+        """Write the last checkpoint. Raises: RunFailed rather than keep weights that are not numbers."""
+        phase.check_weights()
+        self.folder.save_checkpoint(
+            "last",
+            {
+                "hash": self.hash,
+                "checksum": self.checksum,
+                "precision": phase.precision,
+                "threads": torch.get_num_threads(),
+                "metrics": self.metrics,
+                "done": done.state_dict(),
+                "phase": phase.state_dict(),
+            },
+        )
+
+
+def settle(folder: RunFolder, phase: Phase) -> None:
+    """Put the chosen epoch's weights in place."""
+    if phase.best is not None:
+        best = folder.load_checkpoint("best", phase=phase.name, epoch=phase.best["epoch"])
+        if best is not None:
+            phase.network.model.load_state_dict(best["model"])
+    # What is scored is the plain network that model.safetensors holds.
+    set_layout(unfuse(phase.network.model), torch.contiguous_format)
+
+
+def _to_tensorboard(folder: RunFolder, line: Epoch) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder.path / "tensorboard" / line.phase), purge_step=line.epoch) as writer:
+        for key, value in line.items():
+            if isinstance(value, float):
+                writer.add_scalar(key, value, line.epoch)
