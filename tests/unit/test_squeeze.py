@@ -79,22 +79,14 @@ def test_it_prunes_in_place_to_the_weight():
     assert "solving" in repr(out)
 
 
-def test_the_squeezed_network_is_nearer_to_the_dense_one_than_a_plain_cut():
-    net = small_net()
-    with torch.no_grad():
-        want = net(batches()[0][0])
-        functional.reset_net(net)
-
-    def distance(model: nn.Module) -> float:
-        with torch.no_grad():
-            got = model(batches()[0][0])
-            functional.reset_net(model)
-        return float((got - want).square().sum())
-
-    squeezed, cut = copy.deepcopy(net), copy.deepcopy(net)
-    sp.squeeze(squeezed, batches(), 0.6, ridge=1e-3)
-    sp.prune(cut, "magnitude", 0.6)
-    assert distance(squeezed) < 0.7 * distance(cut)
+def test_solved_weights_reproduce_every_layer_better_than_cut_ones():
+    masks = sp.prune(small_net(), "magnitude", 0.6)
+    solved = sp.squeeze(small_net(), batches(), masks=masks).table()
+    only_cut = sp.squeeze(small_net(), batches(), masks=masks, solve=False, weighting="none").table()
+    plain = sp.squeeze(small_net(), batches(), masks=masks, weighting="none").table()
+    for a, b, c in zip(solved, only_cut, plain, strict=True):
+        assert a.error < 0.8 * b.error
+        assert c.error < 0.8 * b.error
 
 
 def test_a_second_call_and_sparsity_zero_change_nothing():
@@ -203,6 +195,42 @@ def test_the_table_tells_the_error_of_the_layer_outputs():
     assert out.table()[0].error == pytest.approx(error, rel=1e-3)
 
 
+def test_tolerance_finds_the_highest_sparsity():
+    def agreement(out):
+        return sum(out.agreement.values()) / len(out.agreement)
+
+    net = small_net()
+    out = sp.squeeze(net, [x for x, _ in batches()], tolerance=0.1, rounds=2)
+    assert 0.2 < out.sparsity < 0.99
+    assert agreement(out) >= 0.9
+    other = small_net()
+    denser = 1 - 2 ** (-1 / 8)  # two steps further on, the agreement is too low
+    beyond = sp.squeeze(other, [x for x, _ in batches()], 1 - out.masks.density * (1 - denser), rounds=2)
+    assert agreement(beyond) < 0.9
+    straight = small_net()
+    sp.squeeze(straight, [x for x, _ in batches()], out.sparsity, rounds=2)
+    assert all(torch.equal(v, net.state_dict()[n]) for n, v in straight.state_dict().items())
+
+
+def test_tolerance_with_labels_is_about_accuracy():
+    net = small_net()
+    data = []
+    for x, _ in batches():
+        with torch.no_grad():
+            data.append((x, net(x).mean(0).argmax(1)))  # the dense network is always right
+        functional.reset_net(net)
+    exact = copy.deepcopy(net)
+    out = sp.squeeze(exact, data, tolerance=0.0, rounds=2)
+    with torch.no_grad():
+        right = 0
+        for x, y in data:
+            right += int((exact(x).mean(0).argmax(1) == y).sum())
+            functional.reset_net(exact)
+    assert right == 3 * N
+    loose = sp.squeeze(net, data, tolerance=0.9, rounds=2)
+    assert loose.sparsity > out.sparsity
+
+
 def test_given_masks_are_solved_for():
     net = small_net()
     masks = sp.prune(copy.deepcopy(net), "magnitude", 0.8)
@@ -214,6 +242,21 @@ def test_given_masks_are_solved_for():
     once = weights_of(net)
     sp.squeeze(net, batches(), masks=masks)
     assert same(net, once)
+
+
+def test_cut_channels_are_made_up_for_and_shrink():
+    net = small_net()
+    masks = sp.prune(copy.deepcopy(net), "magnitude", 0.4, data=batches(1), pattern="channel")
+    out = sp.squeeze(net, batches(), masks=masks)
+    assert set(out.masks) == set(masks)
+    for name, mask in masks.items():
+        assert bool((net.get_parameter(name)[~mask] == 0).all())
+    small, _ = sp.shrink(net, out.masks, batch(0)[0])
+    with torch.no_grad():
+        want = net(batch(0)[0])
+        functional.reset_net(net)
+        torch.testing.assert_close(small(batch(0)[0]), want)
+    assert sum(p.numel() for p in small.parameters()) < 0.8 * sum(p.numel() for p in net.parameters())
 
 
 @pytest.mark.parametrize("allocate", ["lamp", "global", "energy", "neuron", "uniform", "erk"])
@@ -516,6 +559,9 @@ def test_spike_functions_of_the_users_own():
         ({"sparsity": 1.0}, InvalidValue, "sparsity must be in"),
         ({"sparsity": -0.1}, InvalidValue, "sparsity must be in"),
         ({"sparsity": 95}, InvalidValue, "for 95 % pass 0.95"),
+        ({"tolerance": 1.5}, InvalidValue, "tolerance must be in"),
+        ({"tolerance": 0.1, "masks": {}}, InvalidValue, "nothing to search"),
+        ({"tolerance": 0.1, "pattern": "2:4"}, InvalidValue, "whose sparsity can be any"),
         ({"images": 0}, InvalidValue, "images must be at least 1"),
         ({"rounds": 0}, InvalidValue, "rounds must be a whole number"),
         ({"rows": 0}, InvalidValue, "rows must be a whole number"),

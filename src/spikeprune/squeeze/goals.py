@@ -16,7 +16,7 @@ from spikeprune.squeeze.settings import SqueezeSettings
 
 
 def given_masks(network: Network, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The user's masks of the weights that may be pruned, as bool.
+    """The user's masks as bool: of weights that may be pruned, and of the vectors that go with cut channels.
 
     Raises: UnknownName, InvalidValue for masks of another network.
     """
@@ -29,7 +29,8 @@ def given_masks(network: Network, masks: Mapping[str, Tensor]) -> dict[str, Tens
                 f"the mask of {name!r} has shape {tuple(mask.shape)}, the parameter {tuple(every[name].shape)}; "
                 "give the masks of this network"
             )
-    return {n: Masks({n: masks[n]})[n].to(p.device) for n, p in network.parameters.items() if n in masks}
+    wanted = {n for n in masks if n in network.parameters or every[n].ndim < 2}
+    return {n: Masks({n: masks[n]})[n].to(p.device) for n, p in every.items() if n in wanted}
 
 
 def target(network: Network, settings: SqueezeSettings, sparsity: float, rates: Mapping[str, Tensor]) -> Target:

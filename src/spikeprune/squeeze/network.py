@@ -1,6 +1,6 @@
 """The model during a squeeze: what may be pruned, which neuron it feeds, and a way back to what it was."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -64,29 +64,39 @@ def unharmed(model: nn.Module, adapter: Adapter | None) -> Generator[None]:
 
     Membrane state comes back in any case.
     """
-    parameters = [(p, p.detach().clone()) for p in model.parameters()]
-    buffers = [(m, n, b, b.clone()) for m in model.modules() for n, b in m._buffers.items() if b is not None]
-    modes = [(m, m.training) for m in model.modules()]
-    momenta = [(m, m.momentum) for m in norms(model).values()]
+    put_back = snapshot(model)
     states: Any = adapter.states(model) if adapter is not None else None
     try:
         yield
     except BaseException:
-        with torch.no_grad():
-            for p, value in parameters:
-                p.data.copy_(value)
-            for module, name, buffer, value in buffers:
-                if buffer.shape == value.shape:
-                    buffer.copy_(value)
-                module._buffers[name] = buffer
-        for module, training in modes:
-            module.training = training
-        for module, momentum in momenta:
-            module.momentum = momentum
+        put_back()
         raise
     finally:
         if adapter is not None:
             adapter.restore(model, states)
+
+
+def snapshot(model: nn.Module) -> Callable[[], None]:
+    """What puts the parameters, buffers and modes back to what they are now, bit for bit."""
+    parameters = [(p, p.detach().clone()) for p in model.parameters()]
+    buffers = [(m, n, b, b.clone()) for m in model.modules() for n, b in m._buffers.items() if b is not None]
+    modes = [(m, m.training) for m in model.modules()]
+    momenta = [(m, m.momentum) for m in norms(model).values()]
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for p, value in parameters:
+            p.data.copy_(value)
+        for module, name, buffer, value in buffers:
+            if buffer.shape == value.shape:
+                buffer.copy_(value)
+            module._buffers[name] = buffer
+        for module, training in modes:
+            module.training = training
+        for module, momentum in momenta:
+            module.momentum = momentum
+
+    return put_back
 
 
 def norm_behind(network: Network, name: str) -> nn.Module | None:

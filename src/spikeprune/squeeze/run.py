@@ -22,9 +22,10 @@ from spikeprune.squeeze.batches import Batches, first_images
 from spikeprune.squeeze.ear import heard
 from spikeprune.squeeze.goals import given_masks, is_met, size_of, target
 from spikeprune.squeeze.layers import LayerProblem
-from spikeprune.squeeze.network import Network, norm_behind, read
+from spikeprune.squeeze.network import Network, norm_behind, read, snapshot
 from spikeprune.squeeze.progress import Progress
 from spikeprune.squeeze.rows import Drawing, Rows, collect, is_solvable, rows_per_forward
+from spikeprune.squeeze.search import highest, judge_of
 from spikeprune.squeeze.select import Quantities, comparable, cut, noise, path, score
 from spikeprune.squeeze.settings import SqueezeSettings
 from spikeprune.squeeze.solve import Solver
@@ -67,7 +68,8 @@ class Squeezing:
             )
 
     def _clock(self, phase: str) -> None:
-        self.phases[phase] = time.perf_counter() - self.started - sum(self.phases.values())
+        now = time.perf_counter() - self.started - sum(self.phases.values())
+        self.phases[phase] = self.phases.get(phase, 0.0) + now
 
     # ---- the whole ------------------------------------------------------------------------------------------------
 
@@ -77,15 +79,21 @@ class Squeezing:
         alive = {n: p.detach() != 0 for n, p in parameters.items()}
         if settings.masks is not None:
             masks = given_masks(self.network, settings.masks)
-            if all(not bool((alive[n] & ~m).any()) for n, m in masks.items()):
+            values = dict(self.network.model.named_parameters())
+            if all(not bool(values[n].detach()[~m].any()) for n, m in masks.items()):
                 return self._unchanged(masks)
             problems = self._look()
             weights = self._solve_all(problems, masks)
         else:
-            if settings.budget != "synops" and is_met(alive, self._target()):
+            if (
+                settings.tolerance is None
+                and settings.budget != "synops"
+                and is_met(alive, self._target(settings.sparsity))
+            ):
                 return self._unchanged(alive)
             problems = self._look()
-            wanted = self._target()
+            sparsity = settings.sparsity if settings.tolerance is None else self._tolerated(problems, alive)
+            wanted = self._target(sparsity)
             if is_met(alive, wanted):
                 return self._unchanged(alive)
             weights, masks = self._rounds(problems, alive, wanted)
@@ -93,8 +101,32 @@ class Squeezing:
         self._clock("solving")
         return self._apply(problems, weights, masks)
 
-    def _target(self) -> Target:
-        return target(self.network, self.settings, self.settings.sparsity, self.rates)
+    def _target(self, sparsity: float) -> Target:
+        return target(self.network, self.settings, sparsity, self.rates)
+
+    def _tolerated(self, problems: Mapping[str, LayerProblem], alive: dict[str, Tensor]) -> float:
+        """The highest sparsity found at which the quality falls by at most the tolerance. The model is put back."""
+        network = self.network
+        judge = judge_of(network, self.batches, self.before)
+        allowed = judge() - (self.settings.tolerance or 0.0)
+
+        def passes(sparsity: float) -> bool:
+            try:
+                wanted = self._target(sparsity)
+            except InvalidValue:  # the budget cannot be met
+                return False
+            if is_met(alive, wanted):
+                return True
+            put_back = snapshot(network.model)
+            try:
+                self._write(problems, *self._rounds(problems, alive, wanted))
+                return judge() >= allowed - 1e-9
+            finally:
+                put_back()
+
+        found = highest(passes)
+        self._clock("searching")
+        return found
 
     def _unchanged(self, masks: Mapping[str, Tensor]) -> Squeezed:
         network = self.network
@@ -102,6 +134,7 @@ class Squeezing:
         layers = [
             SqueezedLayer(n, m.numel(), int(m.sum()), self._feeds(n), 0, None, 0.0, "as it was")
             for n, m in masks.items()
+            if n in network.parameters
         ]
         self._clock("comparing")
         return self._result(masks, layers, spikes, spikes)
@@ -216,9 +249,9 @@ class Squeezing:
         return known
 
     def _solve_all(self, problems: Mapping[str, LayerProblem], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        self.bar.begin("solving", len(masks))
-        weights = {n: problems[n].dense.view(m.shape) for n, m in masks.items()}
-        return self._solved({n: problems[n] for n in masks}, weights, masks, last=True)
+        mine = {n: p for n, p in problems.items() if n in masks}
+        self.bar.begin("solving", len(mine))
+        return self._solved(mine, {n: p.dense.view(p.shape) for n, p in mine.items()}, masks, last=True)
 
     def _solved(
         self,
@@ -250,28 +283,39 @@ class Squeezing:
         weights: Mapping[str, Tensor],
         masks: Mapping[str, Tensor],
     ) -> Squeezed:
+        self._write(problems, weights, masks)
+        network = self.network
+        torch.manual_seed(self.settings.seed)
+        batches = self.bar.over(self.batches.inputs, "comparing")
+        after = watch_spikes(network.model, network.adapter, network.graph, batches)
+        self._clock("comparing")
+        layers = [self._layer(n, masks[n], problems[n], w) for n, w in weights.items()]
+        return self._result(masks, layers, self.before, after)
+
+    def _write(
+        self, problems: Mapping[str, LayerProblem], weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+    ) -> None:
+        """Gives the weights to the model, and measures BatchNorm's statistics again."""
         network = self.network
         with torch.no_grad():
             for name, w in weights.items():
                 network.parameters[name].data.copy_(torch.where(masks[name], w, torch.zeros_like(w)))
+            for name in masks.keys() - weights.keys():  # of cut channels: biases and normalisation
+                parameter = network.model.get_parameter(name)
+                parameter.data.copy_(torch.where(masks[name], parameter, torch.zeros_like(parameter)))
             if self.settings.shift:
-                for name, problem in problems.items():
-                    self._shift(name, problem)
+                for name in weights:
+                    self._shift(name, problems[name])
         if self.settings.statistics and norms(network.model):
             torch.manual_seed(self.settings.seed)
             measure_again(network.model, network.adapter, self.bar.over(self.batches.inputs, "statistics"))
             self._clock("statistics")
-        torch.manual_seed(self.settings.seed)
-        after = watch_spikes(
-            network.model, network.adapter, network.graph, self.bar.over(self.batches.inputs, "comparing")
-        )
-        self._clock("comparing")
-        layers = [self._layer(n, m, problems[n], weights[n]) for n, m in masks.items()]
-        return self._result(masks, layers, self.before, after)
 
     def _shift(self, name: str, problem: LayerProblem) -> None:
-        modules, behind = self.network.layers[name], norm_behind(self.network, name)
-        bias = getattr(modules[0], "bias", None)
+        if problem.rows is None:
+            return
+        behind = norm_behind(self.network, name)
+        bias = getattr(self.network.layers[name][0], "bias", None)
         mean = getattr(behind, "running_mean", None)
         if isinstance(bias, Tensor):
             bias.data.add_(problem.shift.to(bias.dtype))
@@ -315,7 +359,7 @@ class Squeezing:
 
     def _warn_few_rows(self, problems: Mapping[str, LayerProblem], masks: Mapping[str, Tensor]) -> None:
         short: dict[str, int] = {}
-        for name, mask in masks.items():
+        for name, mask in ((n, masks[n]) for n in problems if n in masks):
             rows = problems[name].rows
             most = int(mask.flatten(1).sum(1).max())
             if self.settings.solve and rows is not None and rows.x.shape[2] < most:

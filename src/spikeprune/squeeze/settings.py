@@ -61,6 +61,8 @@ class SqueezeSettings:
             raise InvalidValue(
                 "masks= fixes which weights are kept, so tolerance= has nothing to search; give one of them"
             )
+        if self.tolerance is not None and self.pattern != "weight":
+            raise InvalidValue(f"tolerance= takes pattern='weight', whose sparsity can be any, not {self.pattern!r}")
         check_choice("weighting", self.weighting, ("criticality", "none"))
         for setting, value, names in (
             ("budget", self.budget, BUDGETS),

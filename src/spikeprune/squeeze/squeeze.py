@@ -70,8 +70,9 @@ def squeeze(
             asks for accuracy. Give training images, never test images.
         sparsity: share of the prunable weights (of the budget) that is cut, in [0, 1).
         masks: parameter name -> bool; solves the dense model for these masks instead of choosing some.
-        tolerance: search the highest sparsity at which the accuracy on the labelled images, or without labels the
-            mean agreement of spikes, falls by at most this much; `sparsity` is then ignored.
+        tolerance: search the highest sparsity at which the accuracy on the calibration images, or without labels the
+            mean agreement of spikes, falls by at most this much; `sparsity` is then ignored. Densities in steps of 4 %
+            of themselves are tried, 7 of them. One of 200 images is 0.005, so take more images for a fine tolerance.
         images: how many calibration images are used, the first ones of the data.
         budget: what the sparsity is a share of: "weights", "parameters", "macs" or "synops".
         pattern: "weight", or n:m such as "2:4".
