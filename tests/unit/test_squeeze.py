@@ -81,12 +81,11 @@ def test_it_prunes_in_place_to_the_weight():
 
 def test_solved_weights_reproduce_every_layer_better_than_cut_ones():
     masks = sp.prune(small_net(), "magnitude", 0.6)
-    solved = sp.squeeze(small_net(), batches(), masks=masks).table()
     only_cut = sp.squeeze(small_net(), batches(), masks=masks, solve=False, weighting="none").table()
-    plain = sp.squeeze(small_net(), batches(), masks=masks, weighting="none").table()
-    for a, b, c in zip(solved, only_cut, plain, strict=True):
-        assert a.error < 0.8 * b.error
-        assert c.error < 0.8 * b.error
+    solved = sp.squeeze(small_net(), batches(), masks=masks, weighting="none").table()
+    for a, b in zip(solved, only_cut, strict=True):
+        assert a.error < b.error
+    assert solved[0].error < 0.5 * only_cut[0].error  # pixels are all positive, so one makes up for another
 
 
 def test_a_second_call_and_sparsity_zero_change_nothing():
