@@ -107,10 +107,10 @@ class Watch(TorchFunctionMode):
 
     def feeding(self, values: Any) -> frozenset[str]:
         """The weights (and neurons) that feed these tensors."""
-        found: frozenset[str] = frozenset()
+        found: set[str] = set()
         for tensor in tensors(values):
-            found |= self.fed.get(tensor, frozenset())
-        return found
+            found.update(self.fed.get(tensor) or ())
+        return frozenset(found)
 
     def _mark(self, results: list[Tensor], fed: frozenset[str]) -> None:
         if fed:

@@ -212,7 +212,8 @@ class Derived:
         """The parameter that a tensor is, or was computed from."""
         if not isinstance(tensor, Tensor):
             return None
-        return self.names.get(id(tensor)) or self._known.get(tensor, (None,))[0]
+        known = self._known.get(tensor)
+        return self.names.get(id(tensor)) or (None if known is None else known[0])
 
     def follow(
         self, function: Callable[..., Any], name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any

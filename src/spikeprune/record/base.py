@@ -67,9 +67,12 @@ Positive = Annotated[float, Within(0)]
 Share = Annotated[float, Within(0, 1)]
 
 
-def optional() -> Any:
-    """A field whose key may be missing; it is written only where it is not None."""
-    return field(default=None, metadata={"optional": True})
+def optional(*, default: None = None) -> Any:
+    """A field whose key may be missing; it is written only where it is not None.
+
+    `default` stands in the signature for type checkers, which read there that the field may be left out.
+    """
+    return field(default=default, metadata={"optional": True})
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False, field_specifiers=(field, optional))

@@ -152,7 +152,7 @@ def _difference_section(pooled: PooledArm) -> Section:
     for name, path in QUANTITIES.items():
         row = [name, *(_told(at(arm, path), ".4g") for arm in arms)]
         for arm in arms[1:]:
-            d = arm.difference[name]
+            d = None if arm.difference is None else arm.difference[name]
             half = "" if d is None or d.half is None else f" ± {d.half:.3g}"
             row += [NONE if d is None else f"{d.mean:+.3g}{half}", p_value(None if d is None else d.p)]
         rows.append(row)

@@ -22,7 +22,7 @@ QUANTITIES = {
 }
 
 
-def over_seeds(values: Sequence[object]) -> object:
+def over_seeds(values: Sequence[Any]) -> Any:
     """Nested values of several runs as one of the same shape, in which each number is a spread:
 
         {"each": the runs' numbers in their order, "n": how many there are, "mean": ..., "sd": ...}

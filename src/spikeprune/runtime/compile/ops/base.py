@@ -146,11 +146,11 @@ class Operation(abc.ABC):
         raise graph.refuse(layer, f"NIR has no {self.name}")
 
 
-O = TypeVar("O", bound=type[Operation])
+O = TypeVar("O", bound=Operation)
 _OPERATIONS: dict[str, Operation] = {}
 
 
-def register(cls: O) -> O:
+def register(cls: type[O]) -> type[O]:
     """Class decorator: makes an operation known by its name."""
     if cls.name in _OPERATIONS:
         raise InvalidValue(f"two operations are called {cls.name!r}; give the new one a name of its own")
