@@ -1,16 +1,29 @@
 """What a newcomer sees in the first hour: each test is the right text or number of a command that once misled."""
 
+import functools
 import logging
 
 import pytest
 import torch
+from spikingjelly.activation_based import neuron
 from torch import nn
 
 import spikeprune as sp
+from spikeprune.cli import bench
 from spikeprune.cli import main as cli
 from spikeprune.core.errors import InvalidValue, unknown
 from spikeprune.core.schedule import _check_steps
 from spikeprune.count import table
+from spikeprune.lab.page import figures
+from spikeprune.lab.recipe import load
+from spikeprune.lab.study import tables
+from spikeprune.lab.study.compare import Arm, Block, Comparison
+from spikeprune.lab.study.significance import paired
+from spikeprune.lab.train.folder import folder_of
+from spikeprune.lab.train.network import connect
+from spikeprune.lab.train.progress import ProgressBar, epoch_line
+from spikeprune.record.bench import BenchInputs, BenchRecord, EngineTime, TimedThreads
+from spikeprune.record.epoch import Epoch
 
 
 def counted() -> "sp.Counts":
@@ -105,3 +118,125 @@ def test_a_message_of_the_library_has_its_prefix_once(capsys):
         logging.getLogger("spikeprune").warning("spikeprune: 0 of %d", 7)
         logging.getLogger("spikeprune").warning("no compiler")
     assert capsys.readouterr().err == "spikeprune: 0 of 7\nspikeprune: no compiler\n"
+
+
+def test_list_has_a_line_of_description_each(capsys):
+    for kind in ("methods", "models", "datasets", "recipes", "pretrained"):
+        assert cli.main(["list", kind]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        names = [line for line in lines if not line.startswith(" ")]
+        assert len(lines) == 2 * len(names), kind  # each name is alone on its line, for scripts
+        assert all(len(line.strip()) > 10 for line in lines[1::2]), kind
+
+
+def test_the_help_of_run_shows_defaults_meanings_and_allowed_values(capsys):
+    assert cli.main(["run", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "  --optim.decay  cosine or step or constant; default cosine\n      how the learning rate falls" in text
+    assert "  --epochs  a whole number of at least 1; default 20\n" in text
+    assert "  --curve\n" in text
+    assert 'criticality (default derivative): "derivative" of the surrogate' in text
+    assert all(len(line) <= 80 for line in text.partition("The run:")[2].splitlines())
+    assert "spikeprune run digits --method magnitude" in text
+
+
+def test_an_epoch_is_told_as_it_ends():
+    line = Epoch(
+        phase="pruned", epoch=3, step=60, lr=0.1, train_loss=0.4121, train_accuracy=0.873, val_loss=0.5,
+        val_accuracy=0.851, sparsity=0.6125,
+    )  # fmt: skip
+    assert epoch_line(line, 16) == (
+        "pruned epoch 3/16  loss 0.412  accuracy 87.30% (validation 85.10%)  sparsity 0.6125"
+    )
+    heard: list[tuple[Epoch, int]] = []
+    with ProgressBar(10, on_epoch=lambda line, epochs: heard.append((line, epochs))) as bar:
+        bar.epoch(line, 16)
+    assert heard == [(line, 16)]
+
+
+def test_a_shipped_recipe_on_other_data_makes_a_folder_named_after_that_data(tmp_path):
+    out = ["--out", str(tmp_path)]
+    assert folder_of(load("digits", out)).path.name.startswith("digits-")
+    other = folder_of(load("digits", ["--data.name", "mnist", *out])).path
+    assert other.name.startswith("mnist-")
+    own = folder_of(load("digits", ["--data.name", "my.module:loaders", *out])).path
+    assert own.name.startswith("my.module-loaders-")
+    before = tmp_path / other.name.replace("mnist-", "digits-")
+    before.mkdir()
+    assert folder_of(load("digits", ["--data.name", "mnist", *out])).path == before  # of version 0.1
+
+
+class TwoSteps(nn.Module):
+    """Adds time by itself: two steps, whatever T says."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+        self.lif = neuron.LIFNode()
+
+    def forward(self, x):
+        return sum(self.lif(self.fc(x.flatten(1))) for _ in range(2)) / 2
+
+
+class Sequence(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+        self.lif = neuron.LIFNode(step_mode="m")
+
+    def forward(self, x):
+        return self.lif(self.fc(x.flatten(2)))
+
+
+def test_the_time_steps_that_ran_are_known():
+    images, frames = torch.rand(10, 1, 8, 8), torch.rand(6, 10, 1, 8, 8)
+    two = connect(TwoSteps(), images, 4, 10, "mean", False)
+    assert (two.ran, two.T) == (2, 4)
+    six = connect(Sequence(), frames, 4, 10, "mean", True)
+    assert (six.ran, six.T) == (6, 6)
+    assert six(frames, True).shape[0] == 6  # all of the frames, not the first four
+    four = connect(Sequence(), images, 4, 10, "mean", False)
+    assert (four.ran, four.T) == (4, 4)
+
+
+def block(*differences: float) -> tuple[Comparison, Block]:
+    """Two arms on 357 test images, criticality above magnitude by so much in each seed."""
+    seeds = range(len(differences))
+    arm = functools.partial(
+        Arm, dataset="digits", model="mlp", target=0.9, seeds=tuple(seeds), accuracies=(0.9,) * len(differences),
+        values={}, survived=None, equal_budget=True, settings={}, images={"test": 357}, machines=(), runs=(),
+    )  # fmt: skip
+    versus = paired(dict(enumerate(differences)), dict.fromkeys(seeds, 0.0))
+    rows = (arm("magnitude", "magnitude", versus=None), arm("criticality", "criticality", versus=versus))
+    return Comparison("magnitude", rows, 0), Block("digits", "mlp", 0.9, rows)
+
+
+def test_equal_differences_are_told_in_words():
+    comparison, equal = block(0.0028, 0.0028)
+    assert tables.difference(equal.rows[1]) == "+0.28 in all 2"
+    said = tables.family(comparison, equal)
+    assert said.startswith("The differences to magnitude are equal in all 2 seeds, so they have no spread")
+    assert said.endswith("One test image of 357 is 0.28 points.")
+    assert "two seeds in common" not in said
+    assert tables.family(*block(0.0028)).startswith(
+        "No test: that takes two seeds in common with magnitude, and there is 1 seed."
+    )
+    assert tables.family(*block(0.01, 0.02)).startswith("p (Holm) is p (t) corrected for the 1 test")
+
+
+def test_terminal_and_report_show_one_speedup():
+    rows = [
+        EngineTime(batch=1, engine=engine, median_ms=ms, low_ms=ms, high_ms=ms, images_per_s=1e3 / ms,
+                   speedup=speedup, opponent=over)
+        for engine, ms, speedup, over in (("dense", 3.4, None, None), ("compiled fp32", 1.0, 2.17, "dense"))
+    ]  # fmt: skip
+    timing = TimedThreads(threads=1, clock="cpu", rows=tuple(rows))
+    race = figures._race(timing, rows)
+    assert race.finding.startswith("2.17× faster: compiled fp32 takes 1.00 ms")
+    assert race.bars[1].cells[-1] == "2.17×"
+    result = BenchRecord(
+        schema=1, name="a", model="mlp", T=2, sparsity=0.9, multiplies_kept=0.1, cpu="c", flags=(), isa="avx2",
+        inputs=BenchInputs(kind="test images", count=1, shape=(1, 8, 8), why_random=None), load=0.1, versions={},
+        repeats=3, same_class={}, accuracy=None, int16_flipped=0.0, not_shrunk=None, timings=(timing,),
+    )  # fmt: skip
+    assert any(line.endswith("2.17x over dense") for line in bench.table(result))

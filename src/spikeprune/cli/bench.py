@@ -71,6 +71,7 @@ def table(result: BenchRecord) -> list[str]:
         lines.append(f"accuracy on the whole test split: {right}")
     if result.not_shrunk:
         lines.append(f"no shrunk network: {result.not_shrunk}")
+    lines.append("speedup: the median over rounds of the fastest dense engine's time over the engine's own in a round")
     if result.load is not None:
         lines.append(f"load of the machine: {result.load:.1f}; beside other work only CPU time can be trusted")
     for timing in result.timings:

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     print("Training a spiking network on 8x8 digits twice: dense, and pruned to 95 % with regrowth.", flush=True)
     run.main(["digits", "--seed", "0", "--out", options.out])
     from spikeprune.lab.recipe import load
-    from spikeprune.lab.train.run import folder_of
+    from spikeprune.lab.train.folder import folder_of
 
     print(folder_of(load("digits", ["--seed", "0", "--out", options.out])).report)
     return 0

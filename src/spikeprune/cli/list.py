@@ -25,8 +25,11 @@ def main(arguments: Sequence[str]) -> int:
     for kind, names in listed.items():
         if not options.kind:
             print(f"{kind}:")
+        indent = "" if options.kind else "  "
         for name in names:
-            print(name if options.kind else f"  {name}")
+            print(f"{indent}{name}")  # alone on its line, for scripts
+            if said := _DESCRIPTIONS[kind](name):
+                print(f"{indent}    {said}")
     return 0
 
 
@@ -75,4 +78,51 @@ _KINDS: dict[str, Callable[[], list[str]]] = {
     "datasets": _datasets,
     "recipes": _recipes,
     "pretrained": _pretrained,
+}
+
+
+def _method(name: str) -> str:
+    from spikeprune.methods.shared.described import summary_of
+
+    return summary_of(name)
+
+
+def _model(name: str) -> str:
+    from spikeprune.zoo.registry import description_of
+
+    return description_of(name)
+
+
+def _dataset(name: str) -> str:
+    from spikeprune.data.registry import known_dataset
+
+    known = known_dataset(name)
+    if known.facts is None:
+        return f"any images of your own; {known.cite}"
+    facts = known.facts
+    shape = "x".join(map(str, facts.shape))
+    needs = "" if known.needs_files else "; comes with scikit-learn"
+    return f"{facts.train:,} + {facts.test:,} samples of {shape}, {facts.classes} classes{needs}; {known.cite}"
+
+
+def _recipe(name: str) -> str:
+    from spikeprune.lab.recipe import about
+
+    return about(name)
+
+
+def _trained(name: str) -> str:
+    from spikeprune.zoo.pretrained import card
+
+    found = card(name)
+    images = f"{found.counts['test']:,} test images of {found.data}"
+    return f"{found.model}, T = {found.T}: {found.accuracy:.2%} on the {images}"
+
+
+_DESCRIPTIONS: dict[str, Callable[[str], str]] = {
+    "methods": _method,
+    "models": _model,
+    "datasets": _dataset,
+    "recipes": _recipe,
+    "pretrained": _trained,
 }

@@ -15,18 +15,26 @@ Carries a recipe out: the name of a shipped one (`spikeprune list recipes`) or a
 is the run folder. The same command continues a run that was stopped, and prints the folder of a finished one.
 --dry-run trains nothing and needs no data: it prints the pruning events and the quota of each layer.
 
-Every key can be overridden. Durations read 200ep (epochs) or 2000it (optimizer steps).
+Every key can be overridden. Durations read 200ep (epochs) or 2000it (optimizer steps). The defaults below are those of
+a recipe that says nothing of the key; `spikeprune config RECIPE` prints those of a recipe.
+
+examples:
+  spikeprune run digits                                       one minute on a laptop; the first run to make
+  spikeprune run digits --method magnitude --sparsity 0.98
+  spikeprune run fashion --data.root DIR --prune.every 0.5turnover
+  spikeprune run digits --model mypackage.nets:build          your own network
 """
 
 
 def main(arguments: Sequence[str]) -> int:
-    from spikeprune.lab.recipe import describe_keys, load
+    from spikeprune.lab.recipe import load
 
     words = list(arguments)
     if not words or words[0] in ("--help", "-h") or "--help" in words[1:]:
-        print(_HELP)
-        for key, kind, meaning in describe_keys():
-            print(f"  --{key:<22} {meaning}{f' ({kind})' if kind else ''}")
+        from spikeprune.lab.recipe.help import help_lines
+        from spikeprune.methods.shared.described import meanings_of
+
+        print("\n".join([_HELP.rstrip(), *help_lines(meanings_of)]))
         if words:
             return 0
         raise InvalidValue("run needs a recipe: `spikeprune run digits`, or a YAML file; see `spikeprune list recipes`")
@@ -37,9 +45,10 @@ def main(arguments: Sequence[str]) -> int:
         _dry_run(recipe)
         return 0
     from spikeprune.lab.page import write_report
+    from spikeprune.lab.train.progress import epoch_line
     from spikeprune.lab.train.run import run
 
-    folder = run(recipe)
+    folder = run(recipe, lambda line, epochs: print(epoch_line(line, epochs), flush=True))
     if not folder.report.is_file():
         write_report(folder.path)
     for line in summary(folder.read_record()):

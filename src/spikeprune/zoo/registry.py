@@ -49,6 +49,13 @@ def names() -> list[str]:
     return sorted(_ENTRIES)
 
 
+def description_of(name: str) -> str:
+    """One line on a network. Raises: UnknownName."""
+    if name not in _ENTRIES:
+        raise unknown("model", name, _ENTRIES, "`spikeprune list models` lists all")
+    return " ".join((_ENTRIES[name].builder.__doc__ or "").partition("\n\n")[0].split())
+
+
 def build(name: str, classes: int = 10, T: int = 5, size: int = 32, in_channels: int | None = None) -> "SpikingNet":
     """A zoo network with fresh weights, in multi-step mode.
 

@@ -293,8 +293,7 @@ def _race(timing: TimedThreads, rows: Sequence[EngineTime]) -> Race:
     most = max(row.images_per_s for row in rows)
 
     def bar(row: EngineTime) -> Bar:
-        over = by_name.get(row.opponent) if row.opponent else None
-        factor = words.times(over.median_ms, row.median_ms) if over else ""
+        factor = words.times(row.speedup, 1.0) if row.speedup is not None else ""
         part = ("pruned" if row.opponent else "dense", 100 * row.images_per_s / most)
         cells = (words.milliseconds(row.median_ms), words.short(row.images_per_s), factor)
         return Bar(row.engine, "", (part,), cells)
@@ -306,10 +305,13 @@ def _race(timing: TimedThreads, rows: Sequence[EngineTime]) -> Race:
     if ours:
         best = min(ours, key=lambda row: row.median_ms)
         rival = by_name[best.opponent or ""]
+        # The same quantity as on the terminal: other work on the machine slows both engines of a round alike.
+        speedup = best.speedup if best.speedup is not None else rival.median_ms / best.median_ms
         finding = (
-            f"{words.compared(rival.median_ms, best.median_ms, 'faster', 'slower')}: {best.engine} takes "
+            f"{words.compared(speedup, 1.0, 'faster', 'slower')}: {best.engine} takes "
             f"{words.milliseconds(best.median_ms)} ms where the fastest dense engine, {rival.engine}, takes "
-            f"{words.milliseconds(rival.median_ms)} ms."
+            f"{words.milliseconds(rival.median_ms)} ms. Times are medians over rounds; the factor is the median of the "
+            "ratios within a round, so it need not be the ratio of the two."
         )
     return Race(title, finding, tuple(bar(row) for row in rows))
 

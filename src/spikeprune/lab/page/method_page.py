@@ -1,12 +1,10 @@
 """docs/methods.md: every registered method with its source and settings, from its class and docstring."""
 
-import inspect
-import re
-
 from spikeprune.core.schedule import Schedule
 from spikeprune.methods import names, settings_of
 from spikeprune.methods.base import Method
 from spikeprune.methods.registry import hints_of, method_class, source_of
+from spikeprune.methods.shared.described import ARGUMENTS, doc_of, meanings_of, summary_of
 
 _HEAD = """# Methods
 
@@ -20,25 +18,17 @@ option of the command line (`spikeprune run digits --method criticality --unit s
 
 def methods_page() -> str:
     """The page as Markdown: one table of all methods, then a part for each with its rule and settings."""
-    rows = [f"| [{name}](#{name}) | {_cell(_summary(name))} | {_cell(source_of(name))} |" for name in names()]
+    rows = [f"| [{name}](#{name}) | {_cell(summary_of(name))} | {_cell(source_of(name))} |" for name in names()]
     return _HEAD + "\n".join([*rows, "", *("\n".join(_part(name)) for name in names())])
 
 
-def _doc(name: str) -> str:
-    return inspect.cleandoc(method_class(name).__doc__ or "")
-
-
-def _summary(name: str) -> str:
-    return _doc(name).partition("\n\n")[0].replace("\n", " ")
-
-
 def _part(name: str) -> list[str]:
-    cls, doc = method_class(name), _doc(name)
+    cls, doc = method_class(name), doc_of(name)
     rest = doc.partition("\n\n")[2]
-    arguments = re.search(r"^Args:((?: .*)?\n?(?:[ ].*\n?|\n(?=[ ]))*)", rest, re.MULTILINE)
-    meanings = _meanings(arguments[1]) if arguments else {}
+    arguments = ARGUMENTS.search(rest)
+    meanings = meanings_of(name)
     rule = (rest[: arguments.start()] + rest[arguments.end() :]) if arguments else rest
-    lines = [f"## {name}", "", _summary(name), ""]
+    lines = [f"## {name}", "", summary_of(name), ""]
     if rule.strip():
         lines += ["```text", rule.strip("\n").rstrip(), "```", ""]
     if settings := settings_of(name):
@@ -48,13 +38,6 @@ def _part(name: str) -> list[str]:
         ]
         lines.append("")
     return [*lines, *(f"- {fact}" for fact in _facts(name, cls)), ""]
-
-
-def _meanings(text: str) -> dict[str, str]:
-    """Setting -> its sentence, from what stands at `Args:`; one sentence may be for several (`unit, curve: as ...`)."""
-    entries = re.split(r"^ {1,4}(\w+(?:, \w+)*): ", text, flags=re.MULTILINE)[1:]
-    pairs = zip(entries[::2], entries[1::2], strict=True)
-    return {key: " ".join(said.split()) for keys, said in pairs for key in keys.split(", ")}
 
 
 def _facts(name: str, cls: type[Method]) -> list[str]:

@@ -6,8 +6,8 @@
 
 from spikeprune.lab.recipe.hash import complete, deciding, file_digest, settings_hash
 from spikeprune.lab.recipe.method import make_method
-from spikeprune.lab.recipe.read import describe_keys, from_values, load, read_values, shipped
+from spikeprune.lab.recipe.read import about, describe_keys, from_values, load, read_values, shipped
 from spikeprune.lab.recipe.settings import DataSettings, OptimSettings, PruneSettings, Recipe
 
-__all__ = ["DataSettings", "OptimSettings", "PruneSettings", "Recipe", "complete", "deciding", "describe_keys"]
+__all__ = ["DataSettings", "OptimSettings", "PruneSettings", "Recipe", "about", "complete", "deciding", "describe_keys"]
 __all__ += ["file_digest", "from_values", "load", "make_method", "read_values", "settings_hash", "shipped"]

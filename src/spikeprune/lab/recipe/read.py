@@ -28,6 +28,15 @@ def shipped() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
+def about(name: str) -> str:
+    """The first line of the comment at the head of a shipped recipe; its data and model where it has none."""
+    text = (importlib.resources.files("spikeprune") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    if text.startswith("#"):
+        return text.splitlines()[0].removeprefix("#").strip()
+    recipe = load(name)
+    return f"{recipe.model} on {recipe.data.name}, {recipe.sparsity:.0%} sparse, {recipe.epochs} epochs"
+
+
 def load(source: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe named `source`, or read from the YAML file `source`, with `--key value` overrides applied.
 

@@ -41,6 +41,12 @@ class Paired:
     wilcoxon_p: float | None
     holm_p: float | None = None
 
+    @property
+    def alike(self) -> bool:
+        """Two differences or more, all the same but for rounding: there is no spread to test against."""
+        d = self.difference
+        return d.sd is not None and d.sd <= 1e-12 * max(abs(d.mean), 1e-300)
+
 
 def summarize(values: Sequence[float]) -> Summary:
     """Mean, sd and t interval: mean +- t(0.975, n - 1) * sd / sqrt(n).

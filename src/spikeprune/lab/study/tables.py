@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 
 from spikeprune.lab.study.compare import COST, MEASURED, Arm, Block, Comparison
-from spikeprune.lab.study.significance import Summary
+from spikeprune.lab.study.significance import Paired, Summary
 
 NONE = "-"
 
@@ -16,10 +16,12 @@ def percent(summary: Summary) -> str:
 
 
 def difference(row: Arm) -> str:
-    """To the reference, in points: +0.22 ± 0.20."""
+    """To the reference, in points: +0.22 ± 0.20; +0.28 in all 2, where the seeds do not differ."""
     if row.versus is None:
         return NONE
     d = row.versus.difference
+    if row.versus.alike:  # an interval of width 0 would claim what a few seeds cannot show
+        return f"{100 * d.mean:+.2f} in all {d.n}"
     return f"{100 * d.mean:+.2f}" + (f" ± {100 * d.half:.2f}" if d.half is not None else "")
 
 
@@ -67,11 +69,28 @@ def main_table(comparison: Comparison, rows: Sequence[Arm]) -> list[list[str]]:
 
 
 def family(comparison: Comparison, block: Block) -> str:
-    """Which tests Holm's correction is for."""
+    """Which tests Holm's correction is for, or why there is none, and how fine an accuracy can be."""
+    images = max((row.images.get("test", 0) for row in block.rows), default=0)
+    grain = f" One test image of {images:,} is {100 / images:.2g} points." if images else ""
+    pairs = [row.versus for row in block.rows if row.versus is not None]
+    alike = max((pair.difference.n for pair in pairs if pair.alike), default=0)
+    equal = (
+        f"The differences to {comparison.reference} are equal in all {alike} seeds, so they have no spread, which a "
+        "test or an interval would need; more seeds or more test images tell."
+    )
     if not block.tests:
-        return "No test: that takes a reference and two seeds in common with it."
+        return (equal if alike else _too_few(comparison, pairs)) + grain
     tests = "1 test" if block.tests == 1 else f"{block.tests} tests"
-    return f"p (Holm) is p (t) corrected for the {tests} against {comparison.reference} in this table."
+    said = f"p (Holm) is p (t) corrected for the {tests} against {comparison.reference} in this table."
+    return said + (f" Rows without p: {equal[0].lower()}{equal[1:]}" if alike else "") + grain
+
+
+def _too_few(comparison: Comparison, pairs: Sequence[Paired]) -> str:
+    if comparison.reference is None:
+        return "No test: there is no reference; name one with --reference, or add dense runs."
+    found = max((pair.difference.n for pair in pairs), default=0)
+    seeds = "no seed" if found == 0 else "1 seed"
+    return f"No test: that takes two seeds in common with {comparison.reference}, and there is {seeds}."
 
 
 COST_HEADS = [

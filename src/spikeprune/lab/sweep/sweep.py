@@ -17,7 +17,7 @@ import yaml
 
 from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.lab.recipe import Recipe, from_values, read_values, settings_hash
-from spikeprune.lab.train.folder import RunFolder
+from spikeprune.lab.train.folder import RunFolder, folder_of
 from spikeprune.record.whole import write_whole
 
 SCHEMA = 1
@@ -53,7 +53,7 @@ class Task:
         """Where the run stands, under whatever name, or will stand."""
         out = Path(self.recipe.out)
         there = [path for path in sorted(out.glob(f"*-{self.hash}")) if (path / "recipe.yaml").is_file()]
-        return RunFolder(there[0] if there else out / f"{self.recipe.name}-{self.hash}")
+        return RunFolder(there[0]) if there else folder_of(self.recipe, self.hash)
 
     @property
     def finished(self) -> bool:

@@ -80,7 +80,7 @@ def bench_run(
         schema=SCHEMA,
         name=run.record.name,
         model=run.recipe.model,
-        T=run.recipe.T,
+        T=run.network.ran or run.recipe.T,
         sparsity=run.record.sparsity,
         multiplies_kept=bench.share_of_multiplies(compiled.network),
         inputs=BenchInputs(kind=run.inputs, count=len(x), shape=tuple(x.shape[1:]), why_random=run.why_random),

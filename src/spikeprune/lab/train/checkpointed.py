@@ -65,6 +65,7 @@ class CheckpointedTraining:
             best_before = phase.best
             line = phase.end_epoch()
             self.metrics = self.folder.add_metrics(line)
+            bar.epoch(line, phase.first + epochs)
             if phase.best != best_before:
                 best = {"phase": phase.name, "epoch": phase.epoch, "model": phase.network.model.state_dict()}
                 self.folder.save_checkpoint("best", best)

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
@@ -18,7 +19,7 @@ import yaml
 from torch import Tensor
 
 from spikeprune.core.errors import UserError
-from spikeprune.lab.recipe import deciding
+from spikeprune.lab.recipe import Recipe, deciding, load, settings_hash, shipped
 from spikeprune.lab.recipe.document import read_yaml
 from spikeprune.record.base import whole
 from spikeprune.record.epoch import Epoch
@@ -210,6 +211,25 @@ class RunFolder:
             raise UserError(f"{self.record} is not a record of spikeprune; give a folder that `spikeprune run` made")
         with whole(self.record):
             return RunRecord.read(record)
+
+
+def folder_of(recipe: Recipe, digest: str | None = None) -> RunFolder:
+    """Where a recipe's run stands or will stand: `<out>/<name>-<hash of the settings>`.
+
+    The digits recipe on other data makes `mnist-...`; up to 0.1 it was `digits-...`, and such a folder is found.
+
+    Args: digest: the hash, if it is known.
+    """
+    out, digest = Path(recipe.out), digest or settings_hash(recipe)
+    as_before = out / f"{recipe.name}-{digest}"
+    return RunFolder(as_before if as_before.exists() else out / f"{_label(recipe)}-{digest}")
+
+
+def _label(recipe: Recipe) -> str:
+    """The recipe's name; a shipped recipe that runs on other data than its own is called after that data."""
+    if recipe.name not in shipped() or load(recipe.name).data.name == recipe.data.name:
+        return recipe.name
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", recipe.data.name).strip("-.")[:100]
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

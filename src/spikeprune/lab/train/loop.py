@@ -114,6 +114,7 @@ class Phase:
         self.samples: float = 0
         self.search_T: int | None = None
         self._setting = setting
+        self._whole_T = network.T
         self._batch = 0
         # Of the current epoch: summed loss and right answers, on the device, and samples.
         self._loss = torch.zeros((), dtype=torch.float64, device=setting.device)
@@ -193,7 +194,7 @@ class Phase:
                 group["lr"] = learning_rate(recipe, self.step, plan, span)
             with torch.autocast(setting.device.type, PRECISIONS[setting.precision], setting.precision != "fp32"):
                 logits = self.network(x, data.time_first)
-            share = 1 if self.network.T == recipe.T else self.network.T / recipe.T
+            share = 1 if self._whole_T == self.network.T else self.network.T / self._whole_T
             if self._teacher is None:
                 loss = loss_of(logits.float(), target)
             else:
@@ -295,7 +296,7 @@ class Phase:
         early_time = None if self.pruner is None else hints_of(self.pruner.method).search_T
         if self.pruner is None or early_time is None:
             return
-        T = self._setting.recipe.T
+        T = self._whole_T
         if self.search_T is None:
             self.search_T = early_time(self.pruner.method)
         if self.search_T is None and x is not None and (self.epoch, self._batch) == (_ET_EPOCHS, 0):

@@ -36,6 +36,8 @@ class TimedNetwork:
         T: time steps of a still image.
         loss: entry of zoo/readout.py's `LOSSES`.
         sets_T: a view over another number of time steps, which the model's own attribute `T` follows during a call.
+        ran: time steps that the neurons saw when the model was tried: those that it adds by itself, or those of the
+            recordings, whatever the recipe's `T` says.
     """
 
     model: nn.Module
@@ -44,6 +46,7 @@ class TimedNetwork:
     T: int
     loss: str
     sets_T: bool = False
+    ran: int = 0
 
     def __call__(self, x: Tensor, recorded: bool = False) -> Tensor:
         """Logits [T, N, K] of a batch, from a fresh membrane state; [1, N, K] where the model averages by itself.
@@ -174,7 +177,7 @@ def connect(model: nn.Module, example: Tensor, T: int, classes: int, loss: str, 
         fits = logits.dim() == 3 and tuple(logits.shape[1:]) == (few.shape[int(recorded)], classes)
         alone = takes != "image" or whole or calls.most > 1 or logits.shape[0] == T
         if fits and alone:
-            return TimedNetwork(model, adapter, takes, T, chosen)
+            return TimedNetwork(model, adapter, takes, len(example) if recorded else T, chosen, ran=calls.steps or T)
         refusals.append(f"{takes}: outputs {list(logits.shape)} in {calls.most} steps")
     raise InvalidValue(
         f"the model takes {list(few.shape)} in no known way to give [T, N, {classes}] or [N, {classes}] "
@@ -228,16 +231,20 @@ def _call(model: nn.Module, x: Tensor, takes: Takes, T: int, recorded: bool) -> 
 
 
 class _CallCounter:
-    """Counts how often each neuron is called, inside a `with`."""
+    """Counts how often each neuron is called, and over how many time steps, inside a `with`."""
 
     def __init__(self, adapter: Adapter, model: nn.Module):
+        self._adapter = adapter
+        self.steps = 0
         self._neurons = adapter.neurons(model)
         self._counts = dict.fromkeys(self._neurons, 0)
 
     def __enter__(self) -> None:
         def count(name: str) -> Any:
-            def hook(*_: object) -> None:
+            def hook(neuron: nn.Module, inputs: tuple[Any, ...]) -> None:
                 self._counts[name] += 1
+                whole = self._adapter.multi_step(neuron) and inputs and isinstance(inputs[0], Tensor)
+                self.steps = max(self.steps, len(inputs[0]) if whole else self._counts[name])
 
             return hook
 

@@ -7,7 +7,6 @@ all that the rest of the run depends on is in the last checkpoint.
 import dataclasses
 import importlib.util
 from collections.abc import Mapping
-from pathlib import Path
 from typing import final
 
 import torch
@@ -15,19 +14,19 @@ from torch import Tensor
 
 from spikeprune.core.errors import MissingDependency, RunFailed
 from spikeprune.count.counts import Counts
-from spikeprune.lab.recipe import Recipe, complete, settings_hash
+from spikeprune.lab.recipe import Recipe, complete
 from spikeprune.lab.recipe.job import DataFacts, PhaseName, resolve
 from spikeprune.lab.recipe.squeeze_settings import SQUEEZE
 from spikeprune.lab.train.checkpointed import CheckpointedTraining, settle
 from spikeprune.lab.train.cost import cost_of_one, cost_of_two
 from spikeprune.lab.train.device import choose_device, choose_precision, environment, repeatable
 from spikeprune.lab.train.done import CutPhase, DensePhase, PhasesDone, network_record
-from spikeprune.lab.train.folder import RunFolder
+from spikeprune.lab.train.folder import RunFolder, folder_of
 from spikeprune.lab.train.loop import Phase, Setting
 from spikeprune.lab.train.measure import counted, data_record, score_test
 from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.lab.train.parts import load_data, make_network, make_pruner, set_layout
-from spikeprune.lab.train.progress import ProgressBar
+from spikeprune.lab.train.progress import OnEpoch, ProgressBar
 from spikeprune.lab.train.score import Score
 from spikeprune.lab.train.structured import Pruned, cut_out, example_of, latencies, prune_once
 from spikeprune.record.run import ChannelsRecord, Latency, RunRecord, RunSettings, Stages
@@ -37,22 +36,24 @@ from spikeprune.runtime.fuse import fuse, unfuse
 from spikeprune.shrink.plan import ChannelPlan
 
 
-def run(recipe: Recipe) -> RunFolder:
+def run(recipe: Recipe, on_epoch: OnEpoch | None = None) -> RunFolder:
     """Carry the recipe out, or what is left of it; a finished run is left as it is.
 
+    Args:
+        on_epoch: hears each epoch as it ends: its line of metrics.jsonl, and how many epochs there are in all.
     Returns: the folder with `record.json` and `model.safetensors`.
     Raises: UserError for input that is wrong, before anything is written; RunFailed if the loss is not a number.
     """
     if recipe.method == SQUEEZE:
         from spikeprune.lab.train.squeeze_run import run_squeeze
 
-        return run_squeeze(recipe)
+        return run_squeeze(recipe, on_epoch)
     folder = folder_of(recipe)
     if folder.record.is_file():
         folder.open(complete(recipe))
         folder.read_record()
         return folder
-    begun = _RunInProgress(recipe, folder)
+    begun = _RunInProgress(recipe, folder, on_epoch)
     folder.open(complete(recipe))
     with folder.locked():
         if not folder.record.is_file():  # another process may have finished it meanwhile
@@ -60,17 +61,13 @@ def run(recipe: Recipe) -> RunFolder:
     return folder
 
 
-def folder_of(recipe: Recipe) -> RunFolder:
-    """Where a recipe's run stands or will stand: `<out>/<name>-<hash of the settings>`."""
-    return RunFolder(Path(recipe.out) / f"{recipe.name}-{settings_hash(recipe)}")
-
-
 @final
 class _RunInProgress:
     """A run in progress. Making one checks all input and writes nothing."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder):
+    def __init__(self, recipe: Recipe, folder: RunFolder, on_epoch: OnEpoch | None = None):
         self.recipe = recipe
+        self.on_epoch = on_epoch
         self.folder = folder
         device = choose_device(recipe.device)
         if recipe.tensorboard and importlib.util.find_spec("tensorboard") is None:
@@ -124,7 +121,7 @@ class _RunInProgress:
             self.setting = dataclasses.replace(self.setting, job=job)
         lengths = {name: self.setting.plan.of(name).steps for name in self.phases}
         behind = sum(lengths[name] for name in self.phases if name not in remaining)
-        with repeatable(threads), ProgressBar(sum(lengths.values()), behind) as bar:
+        with repeatable(threads), ProgressBar(sum(lengths.values()), behind, self.on_epoch) as bar:
             for name in remaining:
                 phase = self.make_phase(name, done).begin(state["phase"] if state else None)
                 if state is None:
@@ -235,7 +232,7 @@ class _RunInProgress:
             RunRecord(
                 schema=SCHEMA,
                 name=self.recipe.name,
-                settings=RunSettings.read(complete(self.recipe), "settings"),
+                settings=RunSettings.read(complete(self.recipe) | {"T": network.ran or self.recipe.T}, "settings"),
                 settings_hash=self.hash,
                 seed=self.recipe.seed,
                 environment=environment(self.setting.device, self.setting.precision),

@@ -25,14 +25,13 @@ from spikeprune.lab.train.calibration import calibration
 from spikeprune.lab.train.checkpointed import CheckpointedTraining, settle
 from spikeprune.lab.train.device import choose_device, choose_precision, environment, repeatable
 from spikeprune.lab.train.done import network_record
-from spikeprune.lab.train.folder import RunFolder, read_safetensors
+from spikeprune.lab.train.folder import RunFolder, folder_of, read_safetensors
 from spikeprune.lab.train.loop import Phase, Setting
 from spikeprune.lab.train.measure import counted, data_record
 from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.lab.train.parts import load_data, make_network, set_layout
-from spikeprune.lab.train.progress import ProgressBar
+from spikeprune.lab.train.progress import OnEpoch, ProgressBar
 from spikeprune.lab.train.raster import raster
-from spikeprune.lab.train.run import folder_of
 from spikeprune.lab.train.squeeze_done import (
     NOTHING_DONE,
     SqueezeDone,
@@ -54,8 +53,8 @@ from spikeprune.squeeze.squeeze import squeeze
 KEPT = 2
 
 
-def run_squeeze(recipe: Recipe) -> RunFolder:
-    """Carry the recipe out; a finished run is left as it is.
+def run_squeeze(recipe: Recipe, on_epoch: OnEpoch | None = None) -> RunFolder:
+    """Carry the recipe out; a finished run is left as it is. `on_epoch` is that of `run`.
 
     Returns: the folder, as after every run.
     Raises: UserError for input that is wrong, before anything is written.
@@ -65,7 +64,7 @@ def run_squeeze(recipe: Recipe) -> RunFolder:
         folder.open(complete(recipe))
         folder.read_record()
         return folder
-    run = _SqueezeRun(recipe, folder)
+    run = _SqueezeRun(recipe, folder, on_epoch)
     folder.open(complete(recipe))
     with folder.locked():
         if not folder.record.is_file():  # another process may have finished it meanwhile
@@ -77,7 +76,8 @@ def run_squeeze(recipe: Recipe) -> RunFolder:
 class _SqueezeRun:
     """A run in progress. Making one checks all input and writes nothing."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
+    def __init__(self, recipe: Recipe, folder: RunFolder, on_epoch: OnEpoch | None = None) -> None:
+        self.on_epoch = on_epoch
         self.recipe, self.folder = recipe, folder
         device = choose_device(recipe.device)
         data = load_data(recipe)
@@ -132,7 +132,7 @@ class _SqueezeRun:
         setting = dataclasses.replace(self.setting, job=self.setting.job.of("pretrain"))
         self._fuse(network)
         phase = Phase("pretrain", setting, network, None).begin(None if state is None else state["phase"])
-        with ProgressBar(steps, phase.step) as bar:
+        with ProgressBar(steps, phase.step, self.on_epoch) as bar:
             self.training.train(phase, NOTHING_DONE, setting.plan.epochs, bar)
         settle(self.folder, phase)
         network.model.eval()
@@ -178,7 +178,7 @@ class _SqueezeRun:
         phase.begin(None if state is None else state["phase"])
         if state is None:
             self.training.save(phase, done)
-        with ProgressBar(steps, phase.step) as bar:
+        with ProgressBar(steps, phase.step, self.on_epoch) as bar:
             self.training.train(phase, done, setting.plan.epochs, bar)
         pruner.finish()
         settle(self.folder, phase)
@@ -234,7 +234,7 @@ class _SqueezeRun:
             RunRecord(
                 schema=SCHEMA,
                 name=recipe.name,
-                settings=RunSettings.read(complete(recipe), "settings"),
+                settings=RunSettings.read(complete(recipe) | {"T": network.ran or recipe.T}, "settings"),
                 settings_hash=self.setting.job.hash,
                 seed=squeeze_seed(recipe),
                 environment=environment(self.setting.device, self.setting.precision if phase else "fp32"),

@@ -1,0 +1,77 @@
+"""The keys of a recipe for `spikeprune run --help`: type, allowed values, default and meaning, in groups."""
+
+import dataclasses
+import textwrap
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from spikeprune.lab.recipe.method import method_settings
+from spikeprune.lab.recipe.settings import GROUPS, leaves
+from spikeprune.lab.recipe.validate import key_of, spelled
+
+_TITLES = {
+    "": "The run",
+    "data.": "Data (what the network learns from)",
+    "optim.": "Optimizer",
+    "prune.": "Pruning schedule (when the network is pruned)",
+    "squeeze.": "Squeeze (`spikeprune squeeze`)",
+}
+
+
+def help_lines(meanings_of: Callable[[str], Mapping[str, str]], width: int = 80) -> list[str]:
+    """All keys, two or more lines each.
+
+    Args:
+        meanings_of: method name -> meaning of each of its settings.
+        width: of the terminal, in characters.
+    """
+    lines: list[str] = []
+    for prefix, cls in GROUPS.items():
+        lines += ["", f"{_TITLES.get(prefix, prefix)}:"]
+        kinds = typing.get_type_hints(cls)
+        for field in leaves(cls):
+            said = key_of(field)
+            allowed = spelled(kinds[field.name], said.choices) if said.rule is None else _allowed(said.rule.allowed)
+            if said.rule is not None and type(None) in typing.get_args(kinds[field.name]):
+                allowed += " or null"
+            lines += _entry(prefix + field.name, allowed, _default(field), said.meaning, width)
+    lines += ["", "Settings of methods (--method NAME; others ignore them):"]
+    for key, users in sorted(method_settings().items()):
+        lines += _method_entry(key, users, meanings_of, width)
+    return lines
+
+
+def _entry(key: str, allowed: str, default: object, meaning: str, width: int) -> list[str]:
+    head = textwrap.wrap(f"--{key}  {allowed}; default {written(default)}", width, initial_indent="  ",
+                         subsequent_indent="        ", break_on_hyphens=False)  # fmt: skip
+    return head + textwrap.wrap(meaning, width, initial_indent="      ", subsequent_indent="      ")
+
+
+def _method_entry(key: str, users: list[str], meanings_of: Callable[[str], Mapping[str, str]], width: int) -> list[str]:
+    """One setting with each meaning that it has in some method, the defaults beside."""
+    from spikeprune.methods import settings_of
+
+    told: dict[tuple[str, str], list[str]] = {}
+    for user in users:
+        told.setdefault((meanings_of(user).get(key, ""), written(settings_of(user)[key])), []).append(user)
+    lines = [f"  --{key}"]
+    for (meaning, default), names in told.items():
+        text = f"{', '.join(names)} (default {default}){': ' if meaning else ''}{meaning}"
+        lines += textwrap.wrap(text, width, initial_indent="      ", subsequent_indent="        ")
+    return lines
+
+
+def _allowed(rule: str) -> str:
+    return "text" if rule.startswith("letters") else rule
+
+
+def _default(field: "dataclasses.Field[Any]") -> object:
+    return field.default_factory() if callable(field.default_factory) else field.default
+
+
+def written(value: object) -> str:
+    """A value as a recipe has it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
