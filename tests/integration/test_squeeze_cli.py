@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -191,3 +192,103 @@ def test_tuning_on_outputs_chooses_no_epoch_by_labels(squeezed, tmp_path):
 def test_tuning_longer_than_the_run_is_refused(tmp_path, capsys):
     assert main(["run", "digits-squeeze", "--squeeze.tune", "16ep", "--out", str(tmp_path)]) == 2
     assert "leaves no epoch" in capsys.readouterr().err
+
+
+# ---- the certificate ----------------------------------------------------------------------------------------------
+
+
+def flipped_bit(content, at):
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+def says(capsys, *words):
+    status = main(["verify", *map(str, words)])
+    captured = capsys.readouterr()
+    return status, captured.out + captured.err
+
+
+@pytest.fixture
+def copied(squeezed, tmp_path):
+    """The run folder somewhere else, with its exports."""
+    shutil.copytree(squeezed.path, tmp_path / "moved")
+    moved = RunFolder(tmp_path / "moved")
+    assert main(["export", str(moved.path), "--to", "compiled"]) == 0
+    assert main(["export", str(moved.path), "--to", "safetensors"]) == 0
+    return moved
+
+
+def test_a_moved_folder_its_exports_and_each_file_alone_are_as_certified(copied, tmp_path, capsys):
+    status, said = says(capsys, copied.path)
+    assert status == 0, said
+    assert said.count("all equal") == 2  # the network itself, and the compiled one
+    for name in ("model.compiled", "export.safetensors", "model.safetensors"):
+        alone = tmp_path / f"alone-{name}"
+        shutil.copy(copied.path / name, alone)
+        assert says(capsys, alone)[0] == 0
+    assert says(capsys, copied.masks)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "masks.safetensors", "export.safetensors", "model.compiled"])
+def test_one_changed_bit_is_found(copied, name, capsys):
+    file = copied.path / name
+    file.write_bytes(flipped_bit(file.read_bytes(), file.stat().st_size - 1))
+    status, said = says(capsys, copied.path)
+    assert status == 1
+    assert "DIFFERS" in said
+    assert says(capsys, file)[0] == 1
+
+
+def test_a_changed_certificate_is_refused(copied, capsys):
+    file = copied.certificate
+    file.write_bytes(flipped_bit(file.read_bytes(), file.stat().st_size - 1))
+    status, said = says(capsys, copied.path)
+    assert status == 2
+    assert "damaged" in said
+
+
+def test_a_compiled_network_of_other_weights_differs(copied, tuned, tmp_path, capsys):
+    status, said = says(capsys, copied.path / "model.compiled", "--against", tuned.path)
+    assert status == 1
+    assert "another network" in said  # its T is another one
+
+
+def test_rounded_weights_are_held_to_the_tolerance(copied, monkeypatch, capsys):
+    from spikeprune.squeeze import certificate
+
+    file = copied.path / "int16"
+    assert main(["export", str(copied.path), "--to", "compiled", "--precision", "int16", "--file", str(file)]) == 0
+    status, said = says(capsys, file)
+    assert status == 0, said
+    network = certificate.read_certificate(copied.certificate.read_bytes(), "it")
+    spikes = {name: ~fired for name, fired in network.fingerprint.spikes.items()}
+    assert not certificate.only_ties(network.fingerprint, certificate.flips(network.fingerprint, spikes))
+
+
+def test_code_that_a_folder_names_is_not_run_unless_trusted(copied, capsys):
+    text = copied.recipe.read_text()
+    copied.recipe.write_text(text.replace("model: digits-conv", "model: no_such_module:build"))
+    status, said = says(capsys, copied.path)
+    assert (status, "--trust" in said) == (0, True)
+    assert says(capsys, copied.path, "--trust")[0] == 2
+
+
+def test_nothing_to_compare_with_is_status_2(tmp_path, squeezed, capsys):
+    assert says(capsys, tmp_path / "nothing")[0] == 2
+    assert says(capsys, tmp_path)[0] == 2
+    bare = tmp_path / "bare.safetensors"
+    squeezed.save_tensors(bare, {"w": torch.ones(2)})
+    status, said = says(capsys, bare)
+    assert (status, "--against" in said) == (2, True)
+
+
+def test_ties_are_told_from_other_spikes():
+    from spikeprune.squeeze.certificate import Fingerprint, flips, only_ties
+
+    expected = Fingerprint({"a": torch.zeros(100, dtype=torch.bool), "b": torch.zeros(10, dtype=torch.bool)})
+    found = {"a": torch.zeros(100), "b": torch.ones(10)}
+    assert flips(expected, found) == {"a": 0, "b": 10}
+    assert not only_ties(expected, flips(expected, found))  # the first layer that differs has more than 2
+    found["a"][:2] = 1
+    assert only_ties(expected, flips(expected, found))  # what follows from two ties may differ at will
+    found["a"][2] = 1
+    assert not only_ties(expected, flips(expected, found))

@@ -181,8 +181,9 @@ def test_the_complete_recipe_reads_back_as_the_same_run(tmp_path, words):
 
 def test_the_complete_recipe_names_every_setting():
     settings = complete(load("digits"))
-    names = {entry.name for entry in dataclasses.fields(Recipe)} - {"settings"}
+    names = {entry.name for entry in dataclasses.fields(Recipe)} - {"settings", "squeeze"}
     assert names | {"unit", "curve", "pick", "batches"} <= set(settings)
+    assert "squeeze" in complete(load("digits-squeeze"))
 
 
 def test_an_unknown_name_is_a_lookup_error():

@@ -1,5 +1,6 @@
 """A finished run's network as one file for deployment."""
 
+import base64
 from pathlib import Path
 from typing import Literal
 
@@ -36,11 +37,17 @@ def export_compiled(
     few = _two(opened, example)
     compiled = compile(network.model, few, precision)
     path = file or opened.folder.path / "model.compiled"
-    compiled.save(path)
+    compiled.save(path, _certificate(opened))
     lines = str(EnginePlan(row for row in compiled.plan() if row.sparsity is not None)).splitlines()
     if precision == "int16":
         lines.append(_difference(compile(network.model, few), compiled, example, opened))
     return path, lines
+
+
+def _certificate(opened: Finished) -> dict[str, str]:
+    """The run's certificate, for the metadata of a file; nothing where the run has none."""
+    file = opened.folder.certificate
+    return {"certificate": base64.b64encode(file.read_bytes()).decode()} if file.is_file() else {}
 
 
 def _two(opened: Finished, example: torch.Tensor) -> torch.Tensor:
@@ -88,6 +95,7 @@ def export_packed(run: str | Path, file: Path | None = None, root: str | None = 
     folder, recipe = opened.folder, opened.recipe
     cut = "channels" in opened.record
     facts = {"model": recipe.model, "T": str(recipe.T), "classes": str(len(opened.data.classes))}
+    facts |= _certificate(opened)
     if cut:
         facts["plan"] = folder.plan.read_text()
     path = file or folder.path / "export.safetensors"

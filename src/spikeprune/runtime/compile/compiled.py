@@ -3,6 +3,7 @@
 import math
 import os
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,9 +119,13 @@ class CompiledSNN:
             )  # fmt: skip
         return EnginePlan(rows)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one checksummed file at exactly `path`; `load` reads it, on any machine."""
-        store.save(path, self.network, self.precision)
+    def save(self, path: str | os.PathLike[str], facts: Mapping[str, str] | None = None) -> None:
+        """Writes one checksummed file at exactly `path`; `load` reads it, on any machine.
+
+        Args:
+            facts: further entries of the file's metadata, such as a certificate.
+        """
+        store.save(path, self.network, self.precision, facts)
 
     def _input(self, x: Tensor) -> tuple[Tensor, bool, int, int]:
         network = self.network

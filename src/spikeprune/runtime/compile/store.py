@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,14 @@ from spikeprune.runtime.compile.validate import network_of
 MAGIC = b"spikeprune compiled 1\n"
 
 
-def save(path: str | os.PathLike[str], network: LoweredNetwork, precision: str) -> None:
-    """Writes one file at exactly `path`, whole or not at all."""
+def save(
+    path: str | os.PathLike[str], network: LoweredNetwork, precision: str, facts: Mapping[str, str] | None = None
+) -> None:
+    """Writes one file at exactly `path`, whole or not at all.
+
+    Args:
+        facts: further entries of its metadata, which loading does not read.
+    """
     layers: list[dict[str, Any]] = []
     tensors = {}
     for place, layer in enumerate(network.layers):
@@ -33,7 +40,7 @@ def save(path: str | os.PathLike[str], network: LoweredNetwork, precision: str) 
         "T": network.T, "still": network.still,
         "busy": [[value, *shares] for value, shares in network.busy.items()],
     }  # fmt: skip
-    body = save_tensors(tensors, {"network": json.dumps(head)})
+    body = save_tensors(tensors, {**(facts or {}), "network": json.dumps(head)})
     target = Path(path)
     try:
         handle, scratch = tempfile.mkstemp(prefix=target.name, dir=target.parent)
