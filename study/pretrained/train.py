@@ -2,9 +2,12 @@
 
     python study/pretrained/train.py fashion-small --seed 0 --root DIR --out DIR
 
-Called again after an interruption, it goes on from the last whole epoch. The recipes stand in recipes.py. With
-`--budget SECONDS` progress follows the clock in place of the recipe's, so that the training ends in that time at any
-load of the machine; what it did is written to NAME.progress.json, from which it can be repeated.
+Called again after an interruption, it goes on from the last whole epoch. BatchNorm's running statistics may then differ
+in the last bit, since `sp.fuse` computes the first batch of a process in PyTorch's way.
+
+The recipes stand in recipes.py. With `--budget SECONDS` progress follows the clock in place of the recipe's, so that
+the training ends in that time at any load of the machine. The progress that it made is written to NAME.progress.json,
+from which the training can be repeated.
 """
 
 import argparse
@@ -136,7 +139,7 @@ class Training:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return float(loss), logits.detach()
+        return float(loss.detach()), logits.detach()
 
     def _progress(self) -> Iterator[float]:
         """The progress before each step of this epoch; a last 1 where the training ends within it."""
