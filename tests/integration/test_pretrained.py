@@ -83,7 +83,9 @@ def test_list_and_eval_on_the_command_line(capsys):
     from spikeprune.cli.main import main
 
     assert main(["list", "pretrained"]) == 0
-    assert capsys.readouterr().out.split() == names()
+    listed = capsys.readouterr().out.splitlines()
+    assert [line for line in listed if not line.startswith(" ")] == names()
+    assert f"{card('digits').accuracy:.2%} on the 355 test images of digits" in "\n".join(listed)
     assert main(["eval", "digits"]) == 0
     percent = f"{card('digits').accuracy:.2%}"
     assert capsys.readouterr().out.strip() == f"accuracy {percent} on 355 test images (recorded: {percent})"
