@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast, final
 from spikeprune.core.errors import UserError
 from spikeprune.lab.page import figures, words
 from spikeprune.lab.page.read import ShownRun, read_run
+from spikeprune.lab.page.squeeze import squeeze_figures
 from spikeprune.lab.recipe import complete, deciding, load, settings_hash, shipped
 from spikeprune.lab.train.folder import RunFolder
 from spikeprune.record.whole import write_whole
@@ -97,6 +98,7 @@ def render(run: ShownRun) -> str:
         channels=figures.channel_bars(run),
         races=figures.races(run),
         ledger=_ledger(run),
+        squeezed=squeeze_figures(run.record),
         settings=_flat(run.settings),
         command=_command(run),
     )
@@ -114,10 +116,23 @@ def _first_words(run: ShownRun) -> Words:
         headline = f"{words.percent(accuracy)} accuracy, nothing pruned"
         return Words(headline, f"The dense network is right on {of_images}.", caution)
     cut = "sparse" if run.unit == "weights" else "fewer channels"
+    entry = run.record.squeeze
     left = f"{words.percent(run.sparsity, 1)} {cut}" if run.sparsity else "Nothing cut"
     if run.dense.accuracy is None:
         result = f"The pruned network is right on {of_images}. No dense network was trained beside it."
         return Words(f"{left}, {words.percent(accuracy)} accuracy", result, caution)
+    if entry is not None:
+        after = (
+            f"after {entry.tuned_epochs} epochs of training with its zeros held"
+            if entry.tuned_epochs
+            else "without labels and without training"
+        )
+        result = (
+            f"The squeezed network is right on {of_images}, {after}; the dense one on "
+            f"{round(run.dense.accuracy * images):,}. {entry.images:,} calibration images of the training split and "
+            f"{words.duration(entry.seconds)} were enough."
+        )
+        return Words(f"{left}, {words.points(accuracy - run.dense.accuracy)} dense", result, caution)
     result = (
         f"The pruned network is right on {of_images}, the dense one on {round(run.dense.accuracy * images):,}, after "
         "as many epochs from the same initial weights."
