@@ -62,6 +62,38 @@ def test_another_seed_draws_other_images_and_has_another_folder(squeezed):
     assert sizes == [17, 17, 17]  # no last batch of one image, which BatchNorm could not use
 
 
+def test_the_page_shows_dense_beside_squeezed(squeezed, tuned):
+    page, record = squeezed.report.read_text(), squeezed.read_record()
+    entry = record.squeeze
+    assert entry is not None
+    assert "without labels and without training" in page
+    for title in ("Layer by layer", "Spikes that stayed", "One image, spike by spike", "Class by class"):
+        assert title in page
+    assert "Through training" not in page
+    for name, neuron in entry.neurons.items():
+        assert name in page
+        assert f"{neuron.rate_before:.4f}" in page
+    rows = next(iter(entry.raster.values()))
+    fired = bin(int(rows.dense, 16)).count("1")
+    figure = page[page.index('<figure class="raster">') :]
+    path = figure[figure.index('class="dense" d="') :].split('"')[3]
+    assert path.count("M") == fired > 0
+    trained = tuned.report.read_text()
+    assert "Through training" in trained
+    assert "after 1 epochs of training with its zeros held" in trained
+    assert 'class="dense" d="M' in trained  # its dense epochs are drawn too
+
+
+def test_compare_names_the_method(squeezed, capsys):
+    assert main(["compare", str(squeezed.path), "--json"]) == 0
+    assert "squeeze" in capsys.readouterr().out
+
+
+def test_an_analysis_needs_epochs_and_says_so(squeezed, capsys):
+    assert main(["analyze", str(squeezed.path)]) == 2
+    assert "trained no epoch" in capsys.readouterr().err
+
+
 def test_eval_repeats_the_score(squeezed, capsys):
     assert main(["eval", str(squeezed.path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

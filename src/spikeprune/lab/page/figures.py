@@ -126,6 +126,8 @@ class Strip:
 def timeline(run: ShownRun) -> Timeline:
     """Accuracy of both runs and the sparsity of the pruned one, over epochs."""
     lines = {kind: [e for e in run.epochs if e.phase == kind] for kind in ("dense", "pruned")}
+    if run.record.squeeze is not None:  # the dense network is the one that was squeezed
+        lines["dense"] = [e for e in run.epochs if e.phase == "pretrain"]
     last = max(e.epoch for e in run.epochs)
     per_epoch = max(e.step / e.epoch for e in run.epochs)
     ticks, low, high = _accuracy_axis(run, list(lines.values()), last)

@@ -149,7 +149,8 @@ def _said(classes: Sequence[ClassAccuracy], shown: int) -> str:
     if worst is None:
         return ""
     text = (
-        f"{worst.name} lost most: {worst.dense:,} of {worst.images:,} images right before, {worst.pruned:,} after."
+        f"Class {worst.name} lost most: {worst.dense:,} of {worst.images:,} images are right in the dense network, "
+        f"{worst.pruned:,} in the squeezed one."
         if _lost(worst) > 0
         else "No class lost an image on balance."
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spikeprune import data as datasets
-from spikeprune.core.errors import InvalidValue
+from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.lab.recipe import load
 from spikeprune.lab.study import avalanches, compare, mechanism, seeds
 from spikeprune.lab.study.features import (
@@ -199,6 +199,10 @@ class _Analysed:
     def __init__(self, path: str | Path, root: str | None):
         self.folder = RunFolder.existing(path)
         self.record = self.folder.read_record()
+        if self.record.squeeze is not None and not self.folder.metrics.is_file():
+            raise UserError(
+                f"{path} trained no epoch, and analyze is about training; its report shows what the squeeze did"
+            )
         self.recipe = load(str(self.folder.recipe), [] if root is None else ["--data.root", root])
         self.root = root
         self.model = read_safetensors(self.folder.model)
