@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from spikingjelly.activation_based import neuron
 from torch import nn
 
 import spikeprune as sp
-from spikeprune.cli import bench
+from spikeprune.cli import bench, demo
 from spikeprune.cli import main as cli
 from spikeprune.core.errors import InvalidValue, unknown
 from spikeprune.core.schedule import _check_steps
@@ -19,11 +20,15 @@ from spikeprune.lab.recipe import load
 from spikeprune.lab.study import tables
 from spikeprune.lab.study.compare import Arm, Block, Comparison
 from spikeprune.lab.study.significance import paired
+from spikeprune.lab.train import device
 from spikeprune.lab.train.folder import folder_of
 from spikeprune.lab.train.network import connect
+from spikeprune.lab.train.notes import chance_note, energy_note, starved_notes
 from spikeprune.lab.train.progress import ProgressBar, epoch_line
+from spikeprune.prune.table import Table
 from spikeprune.record.bench import BenchInputs, BenchRecord, EngineTime, TimedThreads
 from spikeprune.record.epoch import Epoch
+from spikeprune.record.statistics import LayerOperations, NetworkStatistics, NeuronStatistics
 
 
 def counted() -> "sp.Counts":
@@ -240,3 +245,65 @@ def test_terminal_and_report_show_one_speedup():
         repeats=3, same_class={}, accuracy=None, int16_flipped=0.0, not_shrunk=None, timings=(timing,),
     )  # fmt: skip
     assert any(line.endswith("2.17x over dense") for line in bench.table(result))
+
+
+def test_an_accuracy_at_chance_is_called_so():
+    (note,) = chance_note(0.1002, 10, 10_000)
+    assert note.startswith("The accuracy of 10.02% is that of guessing among 10 classes (10.00%)")
+    assert chance_note(0.3, 10, 355) == []
+    assert chance_note(0.5, None, 100) == []
+
+
+def test_layers_that_are_nearly_cut_through_are_named():
+    mask = torch.zeros(64, 16, 3, 3, dtype=torch.bool)
+    mask[0, 0, 0, 0] = True
+    (note,) = starved_notes({"body.2.weight": mask, "head.weight": torch.ones(10, 64).bool()})
+    assert note.startswith("Nearly cut through: body.2 keeps 1 of 9,216 weights for 64 outputs.")
+    assert starved_notes({"head.weight": torch.ones(10, 64).bool()}) == []
+    table = Table.of({"a": nn.Parameter(torch.ones(4, 2)), "b": nn.Parameter(torch.ones(4, 2))},
+                     {"a": torch.eye(4, 2).bool()}, {})  # fmt: skip
+    assert str(table).splitlines()[-1].startswith("a keeps 2 of 8 weights, fewer than its 4 outputs")
+    assert len(str(table).splitlines()) == 4
+
+
+def test_the_energy_note_of_a_run_takes_events_from_operations_and_masks():
+    # 8 alive weights for 4 outputs, inputs 10 % active: 0.2 events a neuron and step.
+    layer = LayerOperations(neuron="lif", macs=80.0, acs=8.0, mac_ops=0.0)
+    statistics = NetworkStatistics(images=1, layers={"fc": layer}, neurons={"lif": NeuronStatistics(firing_rate=0.1)})
+    assert "fc (0.2)" in energy_note(statistics, {"fc.weight": torch.eye(8).bool()[:, :4].T.repeat(1, 2)})
+    assert energy_note(None, {}).startswith("On a neuromorphic chip neurons and packets cost energy too")
+
+
+def test_a_dry_run_says_where_its_quotas_come_from(capsys):
+    assert cli.main(["run", "digits", "--dry-run"]) == 0
+    assert "note: The quotas rank the initial weights." in capsys.readouterr().out
+    assert cli.main(["run", "digits", "--dry-run", "--allocate", "uniform", "--sparsity", "0.999"]) == 0
+    said = capsys.readouterr().out
+    assert "initial weights" not in said
+    assert "note: Nearly cut through: " in said
+
+
+def test_a_gpu_that_torch_cannot_use_is_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device.unusable_gpu([str(tmp_path)]) == ""
+    (tmp_path / "0000:01:00.0").mkdir()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "is built for the CPU only" in device.unusable_gpu([str(tmp_path)])
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert "driver may be too old for CUDA 12.8" in device.unusable_gpu([str(tmp_path)])
+    monkeypatch.setattr(device, "unusable_gpu", lambda: "this machine has a GPU")
+    with caplog.at_level(logging.WARNING, "spikeprune"):
+        assert device.choose_device("auto").type == "cpu"
+    assert "spikeprune: this machine has a GPU; this runs on the CPU" in caplog.text
+
+
+def test_the_demo_says_which_method_is_ahead():
+    def record(accuracy, rounds=()):
+        data = SimpleNamespace(counts={"test": 355})
+        return SimpleNamespace(accuracy=accuracy, data=data, rounds=rounds)
+
+    rounds = [SimpleNamespace(regrown=100, survived=40), SimpleNamespace(regrown=50, survived=None)]
+    behind = demo.verdict(record(340 / 355, rounds), record(342 / 355))
+    assert "criticality 95.77% (340 of 355), magnitude 96.34% (342 of 355): magnitude is ahead by 2 images" in behind[0]
+    assert behind[1] == "40 of 100 regrown weights outlived the next cut."
+    assert "level; one standard error" in demo.verdict(record(342 / 355), record(342 / 355))[0]

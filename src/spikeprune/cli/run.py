@@ -7,6 +7,7 @@ from spikeprune.core.errors import InvalidValue
 
 if TYPE_CHECKING:
     from spikeprune.lab.recipe import Recipe
+    from spikeprune.lab.train.folder import RunFolder
     from spikeprune.record.run import RunRecord
 
 _HELP = """usage: spikeprune run RECIPE [--key value ...] [--dry-run]
@@ -51,10 +52,22 @@ def main(arguments: Sequence[str]) -> int:
     folder = run(recipe, lambda line, epochs: print(epoch_line(line, epochs), flush=True))
     if not folder.report.is_file():
         write_report(folder.path)
-    for line in summary(folder.read_record()):
+    record = folder.read_record()
+    for line in [*summary(record), *(f"note    {note}" for note in _notes(folder, record))]:
         print(line)
     print(folder.path)
     return 0
+
+
+def _notes(folder: "RunFolder", record: "RunRecord") -> list[str]:
+    """What is wrong with the network, if anything is, and what its energy figure leaves out."""
+    from spikeprune.lab.train.folder import read_safetensors
+    from spikeprune.lab.train.notes import energy_note, run_notes
+    from spikeprune.record.statistics import StatisticsRecord
+
+    statistics = StatisticsRecord.of_file(folder.statistics).pruned if folder.statistics.is_file() else None
+    masks = read_safetensors(folder.masks)
+    return [*run_notes(record, statistics, masks), energy_note(statistics, masks)]
 
 
 def summary(record: "RunRecord") -> list[str]:

@@ -79,6 +79,8 @@ def chip_note(events: Mapping[str, float]) -> str:
         neuron and step; 72.8 / 33.6 = 2.2.
     """
     said = "On a neuromorphic chip neurons and packets cost energy too, which this figure leaves out."
+    if not events:
+        return said
     below = [f"{name} ({count:.2g})" for name, count in events.items() if count < EVENTS_PER_UPDATE]
     rule = f"{EVENTS_PER_UPDATE:.1f} (alive fan-in x input spike rate; constants of Loihi 1)"
     if not below:

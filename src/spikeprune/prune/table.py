@@ -18,6 +18,7 @@ class Row:
     alive: int
     neuron: str | None
     traced: bool
+    outputs: int = 0
 
     @property
     def density(self) -> float:
@@ -40,6 +41,7 @@ class Table(list[Row]):
                 count({name: masks[name]}) if name in masks else p.numel(),
                 pairs[name].neuron if pairs is not None and name in pairs else None,
                 traced=pairs is not None,
+                outputs=p.shape[0],
             )
             for name, p in parameters.items()
         )
@@ -59,4 +61,10 @@ class Table(list[Row]):
             ).rstrip()
 
         note = [] if not self or self[0].traced else ["(neurons are known after the first forward)"]
+        note += [
+            f"{r.name} keeps {r.alive:,} of {r.weights:,} weights, fewer than its {r.outputs:,} outputs: most of them "
+            "get no input; a floor, allocate='erk' or 'lamp' prevents it"
+            for r in self
+            if r.alive < min(r.outputs, r.weights)
+        ]
         return "\n".join([line(head), *map(line, body), *note])

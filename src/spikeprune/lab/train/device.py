@@ -1,11 +1,12 @@
 """Where a run computes, in which precision, and how it is kept repeatable."""
 
 import contextlib
+import logging
 import os
 import platform
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from spikeprune.core.errors import InvalidValue
 from spikeprune.core.machine import cpu_features, cpu_name, version
 from spikeprune.record.run import Environment
 
+_log = logging.getLogger("spikeprune")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -25,13 +27,33 @@ def choose_device(name: str) -> torch.device:
     Raises: InvalidValue for a device that is unknown or absent.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if why := unusable_gpu():
+            _log.warning("spikeprune: %s; this runs on the CPU (--device cpu says nothing)", why)
+        return torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InvalidValue(f"device {name!r} is not usable here; `spikeprune doctor` shows which are") from error
     return device
+
+
+_GPUS = ("/proc/driver/nvidia/gpus", "/sys/class/kfd/kfd/topology/nodes")  # drivers of NVIDIA and AMD
+
+
+def unusable_gpu(folders: Sequence[str] = _GPUS) -> str:
+    """Why torch cannot use a GPU whose driver is here; empty where there is none or torch can use it."""
+    found = [folder for folder in folders if Path(folder).is_dir() and any(Path(folder).iterdir())]
+    if not found or torch.cuda.is_available():
+        return ""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"this machine has a GPU, but torch {torch.__version__} is built for the CPU only; install a CUDA build"
+    return (
+        f"this machine has a GPU that torch {torch.__version__} cannot use; its driver may be too old for CUDA "
+        f"{torch.version.cuda}, or CUDA_VISIBLE_DEVICES hides it"
+    )
 
 
 def choose_precision(name: str, device: torch.device) -> str:

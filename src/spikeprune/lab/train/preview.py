@@ -1,11 +1,16 @@
 """What a run would do, without training: the mask updates and the quotas as plain lines."""
 
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 
 from spikeprune import data as datasets
 from spikeprune.lab.recipe import Recipe
 from spikeprune.lab.recipe.job import DataFacts, Job, resolve
 from spikeprune.lab.train.network import build, connect, load_weights
+from spikeprune.lab.train.notes import starved_of
 from spikeprune.lab.train.parts import load_data, make_pruner
 from spikeprune.prune.pruner import Pruner
 
@@ -45,7 +50,21 @@ def preview(recipe: Recipe) -> list[str]:
     if events:
         quota = pruner.quota(events[-1].target)
         lines += [f"quota {name}: {kept} of {total[name]}" for name, kept in quota.items()]
+        lines += _quota_notes(recipe, quota, {name: tuple(mask.shape) for name, mask in pruner.masks.items()})
     return lines
+
+
+def _quota_notes(recipe: Recipe, quota: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Where the quotas come from, if training changes them, and which layers they nearly cut through."""
+    notes: list[str] = []
+    if recipe.allocate == "global":
+        weights = "initial weights" if recipe.weights is None else f"weights of {Path(recipe.weights).name}"
+        notes.append(
+            f"The quotas rank the {weights}. A global ranking is made anew at each event, so training will shift them; "
+            "uniform and erk hold them."
+        )
+    layers = {name: (kept, math.prod(shapes[name]), shapes[name][0]) for name, kept in quota.items()}
+    return [f"note: {note}" for note in [*notes, *starved_of(layers)]]
 
 
 def _preview_channels(job: Job, pruner: Pruner, model: torch.nn.Module) -> list[str]:

@@ -1,0 +1,77 @@
+"""What a reader of a run's numbers must be told: collapse, chance, and what the energy figure leaves out."""
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from spikeprune.count.table import activity_notes, chip_note
+from spikeprune.record.run import RunRecord
+from spikeprune.record.statistics import NetworkStatistics
+
+_ERRORS = 3  # standard errors above chance that count as chance
+_SHOWN = 4
+
+
+def run_notes(
+    record: RunRecord, statistics: NetworkStatistics | None, masks: Mapping[str, Tensor] | None = None
+) -> list[str]:
+    """Sentences for the terminal and the report; none where everything is in order.
+
+    Args:
+        statistics: of the pruned network.
+        masks: parameter name -> bool, as in masks.safetensors.
+    """
+    notes = [*chance_note(record.accuracy, record.data.classes, record.data.counts["test"])]
+    if statistics is not None:
+        notes += activity_notes({name: neuron.firing_rate for name, neuron in statistics.neurons.items()})
+    return notes + starved_notes(masks or {})
+
+
+def chance_note(accuracy: float, classes: int | None, images: int) -> list[str]:
+    """Whether a network that guesses would do as well."""
+    if not classes or classes < 2:
+        return []
+    chance = 1 / classes
+    if accuracy > chance + _ERRORS * math.sqrt(chance * (1 - chance) / max(1, images)):
+        return []
+    return [
+        f"The accuracy of {accuracy:.2%} is that of guessing among {classes} classes ({chance:.2%}), so the other "
+        "figures describe a network that does nothing; prune less, train longer, or try --allocate erk."
+    ]
+
+
+def starved_notes(masks: Mapping[str, Tensor]) -> list[str]:
+    """Layers with fewer weights alive than outputs: most of their neurons have no input left."""
+    alive = {name: (int(mask.sum()), mask.numel(), mask.shape[0]) for name, mask in masks.items() if mask.dim() > 1}
+    return starved_of(alive)
+
+
+def starved_of(layers: Mapping[str, tuple[int, int, int]]) -> list[str]:
+    """The same from name -> (alive, weights, outputs)."""
+    few = [
+        f"{name.removesuffix('.weight')} keeps {alive:,} of {weights:,} weights for {outputs:,} outputs"
+        for name, (alive, weights, outputs) in layers.items()
+        if alive < outputs and alive < weights
+    ]
+    if not few:
+        return []
+    more = f" and {len(few) - _SHOWN} more layers" if len(few) > _SHOWN else ""
+    return [
+        f"Nearly cut through: {'; '.join(few[:_SHOWN])}{more}. A global ranking starves layers with small weights; "
+        "a floor (--floor 0.02), --allocate erk or lamp prevents it."
+    ]
+
+
+def energy_note(statistics: NetworkStatistics | None, masks: Mapping[str, Tensor]) -> str:
+    """What stands beside the energy figure: neurons and packets cost too, and where weights stop paying.
+
+    Synaptic events per neuron and step = alive fan-in * SynOps / MACs of the layer.
+    """
+    events: dict[str, float] = {}
+    for name, layer in (statistics.layers if statistics is not None else {}).items():
+        mask = masks.get(f"{name}.weight")
+        if mask is not None and layer.macs and layer.neuron is not None:
+            fan_in = float(mask.sum()) / mask.shape[0]
+            events[name] = (layer.acs + layer.mac_ops) / layer.macs * fan_in
+    return chip_note(events)
