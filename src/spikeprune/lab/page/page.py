@@ -13,7 +13,8 @@ from spikeprune.lab.page import figures, words
 from spikeprune.lab.page.read import ShownRun, read_run
 from spikeprune.lab.page.squeeze import squeeze_figures
 from spikeprune.lab.recipe import complete, deciding, load, settings_hash, shipped
-from spikeprune.lab.train.folder import RunFolder
+from spikeprune.lab.train.folder import RunFolder, read_safetensors
+from spikeprune.lab.train.notes import energy_note, run_notes
 from spikeprune.record.whole import write_whole
 
 if TYPE_CHECKING:
@@ -81,7 +82,11 @@ def _environment() -> "Environment":
 def render(run: ShownRun) -> str:
     """The page as text."""
     template = _environment().get_template("report.html.j2")
+    statistics = run.statistics.pruned if run.statistics is not None else None
+    masks = read_safetensors(RunFolder(run.path).masks)
     return template.render(
+        notes=run_notes(run.record, statistics, masks),
+        beside_energy=energy_note(statistics if run.pruning else None, masks),
         run=run,
         record=run.record,
         first=_first_words(run),
