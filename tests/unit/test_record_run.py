@@ -39,7 +39,7 @@ def test_there_are_fixtures_and_their_values_are_typed(content):
 
 
 def test_keys_of_a_later_version_survive_at_every_depth(content):
-    content |= {"squeeze": {"rounds": 3, "tolerance": None}}
+    content |= {"later": {"rounds": 3, "tolerance": None}}
     content["pruned"]["joules"] = [1.5, None]
     content["rounds"][0]["seconds"] = 0.25
     content["settings"]["new_setting"] = "text"
