@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from spikeprune.cli.main import main
+from spikeprune.lab.recipe import load
+from spikeprune.lab.recipe.squeeze import squeeze_settings
 from spikeprune.lab.recipe.squeeze_settings import SqueezeOptions
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.record.epoch import read_epochs
 from spikeprune.squeeze.settings import SqueezeSettings
+from spikeprune.zoo.pretrained import card
 
 WORDS = ["squeeze", "digits", "--sparsity", "0.8", "--images", "60", "--rounds", "2", "--rows", "500"]
 
@@ -137,6 +140,42 @@ def test_bad_input_is_one_line_and_status_2(words, message, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+def test_a_network_of_the_users_own_is_squeezed_from_its_weights(tmp_path, monkeypatch, capsys):
+    import spikeprune as sp
+
+    found = card("digits")
+    (tmp_path / "thesis_nets.py").write_text(
+        f"import spikeprune as sp\n\ndef build(classes, T):\n    return sp.model({found.model!r}, classes, T, 8)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.save({"model": sp.pretrained("digits").state_dict()}, tmp_path / "trained.pt")
+    words = ["--model", "thesis_nets:build", "--weights", "trained.pt", "--data.name", "digits", "--T", str(found.T)]
+    words += ["--sparsity", "0.8", "--images", "40", "--rounds", "1", "--rows", "300"]
+    assert main(["squeeze", *words]) == 0
+    folder = RunFolder(next((tmp_path / "runs").iterdir()))
+    record = folder.read_record()
+    assert folder.path.name.startswith("thesis_nets.build-squeezed-")
+    assert record.dense.accuracy == pytest.approx(0.99, abs=0.02)
+    assert 0 < record.sparsity < 1
+    assert record.pruned.alive == sum(int(mask.sum()) for mask in read_safetensors(folder.masks).values())
+    assert main(["verify", str(folder.path), "--trust"]) == 0
+    assert "all equal" in capsys.readouterr().out
+
+
+def test_the_masks_of_a_file_are_kept_and_only_solved_for(squeezed, tmp_path):
+    words = ["squeeze", "digits", "--masks", str(squeezed.masks), "--images", "40", "--rows", "300"]
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    other = RunFolder(next(tmp_path.iterdir()))
+    assert other.masks.read_bytes() == squeezed.masks.read_bytes()
+    assert other.model.read_bytes() != squeezed.model.read_bytes()
+
+
+def test_a_dry_run_names_the_one_cut(capsys):
+    assert main(["run", "digits-squeeze", "--dry-run"]) == 0
+    assert "event 1: step 273 target 0.9500 kept 3971" in capsys.readouterr().out
+
+
 def test_nothing_to_cut_is_refused(squeezed, tmp_path, capsys):
     assert main(["squeeze", str(squeezed.path), "--sparsity", "0.5", "--out", str(tmp_path)]) == 2
     assert "zeros already" in capsys.readouterr().err
@@ -144,10 +183,13 @@ def test_nothing_to_cut_is_refused(squeezed, tmp_path, capsys):
 
 def test_every_setting_of_the_library_is_a_key_with_the_same_default():
     own = {field.name: field.default for field in dataclasses.fields(SqueezeOptions)}
-    shared = {"sparsity", "budget", "pattern", "exclude", "floor", "progress", "seed", "tolerance"}
+    shared = {"sparsity", "budget", "pattern", "exclude", "floor", "progress", "seed"}
     for field in dataclasses.fields(SqueezeSettings):
         if field.name not in shared:
             assert own[field.name] == field.default, field.name
+    given = ["--squeeze.tolerance", "0.02", "--squeeze.include", "body* head", "--floor", "0.01"]
+    settings = squeeze_settings(load("digits-squeeze", given))
+    assert (settings.tolerance, settings.include, settings.floor) == (0.02, ["body*", "head"], 0.01)
 
 
 TUNED = ["run", "digits-squeeze", "--model", "digits-conv", "--epochs", "2", "--squeeze.tune", "1ep"]

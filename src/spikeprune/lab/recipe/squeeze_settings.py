@@ -5,7 +5,7 @@ from typing import final
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.schedule import duration
-from spikeprune.lab.recipe.validate import Rule, check_fields, key, whole
+from spikeprune.lab.recipe.validate import Rule, check_fields, key, share, whole
 from spikeprune.squeeze.select import ALLOCATIONS, SALIENCIES
 from spikeprune.squeeze.settings import SqueezeSettings
 
@@ -33,9 +33,15 @@ class SqueezeOptions:
     power: float = key(_OWN.power, "exponent of the derivative in the weight of a row", rule=_NOT_NEGATIVE)
     eps: float = key(_OWN.eps, "weight that rows far from the threshold keep", rule=_NOT_NEGATIVE)
     ridge: float = key(_OWN.ridge, "pull towards the dense weights", rule=_NOT_NEGATIVE)
-    iterations: int = key(_OWN.iterations, "of conjugate gradients, in wide layers", rule=_AT_LEAST_1)
+    iterations: int = key(_OWN.iterations, "of conjugate gradients in the last round, in wide layers", rule=_AT_LEAST_1)
+    early_iterations: int = key(_OWN.early_iterations, "the same in the rounds before the last", rule=_AT_LEAST_1)
     shift: bool = key(_OWN.shift, "solve a constant per channel too")
     statistics: bool = key(_OWN.statistics, "measure BatchNorm's running statistics again")
+    tolerance: float | None = key(
+        _OWN.tolerance,
+        "in place of the sparsity: the highest one at which accuracy on the calibration images falls by at most this",
+        rule=share(),
+    )
     include: str | None = key(None, "layers that are squeezed, the others stay dense; names or patterns, with spaces")
     masks: str | None = key(None, "a masks.safetensors file: solves for these masks instead of choosing some")
     seed: int | None = key(

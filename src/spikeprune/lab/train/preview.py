@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 
 from spikeprune import data as datasets
+from spikeprune.core.allocate import kept
 from spikeprune.lab.recipe import Recipe
 from spikeprune.lab.recipe.job import DataFacts, Job, resolve
+from spikeprune.lab.recipe.squeeze_settings import SQUEEZE
 from spikeprune.lab.train.network import build, connect, load_weights
 from spikeprune.lab.train.notes import starved_of
 from spikeprune.lab.train.parts import load_data, make_pruner
@@ -36,6 +38,8 @@ def preview(recipe: Recipe) -> list[str]:
     if recipe.pattern in ("channel", "gate"):
         return _preview_channels(job, pruner, model)
     total = {name: mask.numel() for name, mask in pruner.masks.items()}
+    if recipe.method == SQUEEZE:
+        return _preview_squeeze(job, sum(total.values()))
     events = pruner.preview()
     lines = [
         f"prunable weights: {sum(total.values())}",
@@ -92,3 +96,21 @@ def _preview_channels(job: Job, pruner: Pruner, model: torch.nn.Module) -> list[
         return lines + [f"channels {name}: {len(alive)}" for name, alive in pruner.channels.items()]
     quota = pruner.quota(events[-1].target)
     return lines + [f"quota {name}: {kept} of {len(pruner.channels[name])}" for name, kept in quota.items()]
+
+
+def _preview_squeeze(job: Job, prunable: int) -> list[str]:
+    """The same for the method squeeze, whose one mask update comes after the dense training."""
+    recipe, laid_out = job.recipe, job.timetable
+    before = 0 if recipe.weights is not None else laid_out.of("pretrain").steps
+    after = laid_out.of("pruned").steps
+    found = f"target {recipe.sparsity:.4f} kept {kept(prunable, recipe.sparsity)}"
+    if recipe.squeeze.tolerance is not None or recipe.squeeze.masks is not None or recipe.budget != "weights":
+        found = "target and kept as the tolerance, the masks or the budget say"
+    return [
+        f"prunable weights: {prunable}",
+        f"training images: {job.facts.train}",
+        f"steps per epoch: {laid_out.steps_per_epoch}",
+        f"steps: {before + after}",
+        "events: 1",
+        f"event 1: step {before} {found}",
+    ]

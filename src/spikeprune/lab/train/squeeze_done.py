@@ -144,5 +144,6 @@ def cost_of_squeeze(job: Job, done: SqueezeDone, phase: Phase | None, counts: Co
         pruning_seconds=seconds + (0.0 if after is None else after.pruning_seconds),
         search_epochs=float(trained.epochs),
         search_seconds=trained.seconds + seconds,
+        latency_ms=None,
         dense_seconds=trained.seconds if trained.epochs else None,
     )

@@ -92,6 +92,8 @@ class _SqueezeRun:
             self._check_sparsity(network)
 
     def _check_sparsity(self, network: TimedNetwork) -> None:
+        if self.recipe.squeeze.tolerance is not None:
+            return
         weights = prunable(network.model).values()
         zeros = sum(int((w == 0).sum()) for w in weights) / max(1, sum(w.numel() for w in weights))
         if self.masks is None and self.recipe.budget == "weights" and 0 < self.recipe.sparsity <= zeros:
@@ -247,6 +249,7 @@ class _SqueezeRun:
                 best_epoch=None if phase is None or phase.best is None else phase.first + phase.best["epoch"],
                 cost=cost_of_squeeze(self.setting.job, done, phase, counts),
                 status="finished",
+                channels=None,
                 stages=None if phase is None else stages,
                 squeeze=entry,
             )
