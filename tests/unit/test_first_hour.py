@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -307,3 +308,23 @@ def test_the_demo_says_which_method_is_ahead():
     assert "criticality 95.77% (340 of 355), magnitude 96.34% (342 of 355): magnitude is ahead by 2 images" in behind[0]
     assert behind[1] == "40 of 100 regrown weights outlived the next cut."
     assert "level; one standard error" in demo.verdict(record(342 / 355), record(342 / 355))[0]
+
+
+def test_the_shell_completes_commands_and_keys(capsys):
+    assert cli.main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    asked = "COMP_WORDS=(spikeprune {words}); COMP_CWORD={at}; _spikeprune; echo ${{COMPREPLY[@]}}"
+    for words, at, wanted in (
+        ("ru", 1, "run"),
+        ("run fashion-c", 2, "fashion-channels"),
+        ("run digits --prune.ev", 3, "--prune.every --prune.events"),
+        ("run digits --method crit", 4, "critical-energy criticality"),
+    ):
+        done = subprocess.run(
+            ["bash", "-c", script + asked.format(words=words, at=at)], capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.strip() == wanted
+    assert cli.main(["completion", "zsh"]) == 0
+    assert "bashcompinit" in capsys.readouterr().out
+    assert cli.main(["completion", "fish"]) == 2
+    assert "no shell named 'fish'; known: bash, zsh" in capsys.readouterr().err
