@@ -65,14 +65,15 @@ def criticality(unit: str) -> Callable[[Entry], None]:
         check(all(bool((parameters[n][~m] == 0).all()) for n, m in pruner.masks.items()), "a dead weight is not 0")
         check(pruner.rounds[0]["regrown"] > 0, "nothing was regrown")
         fed = [row.neuron for row in pruner.table()]
-        check(sum(neuron is not None for neuron in fed) >= len(fed) - 2, f"layers feed {fed}")
+        # A depthwise convolution, a readout and the gates of an LSTM feed no neuron.
+        check(sum(neuron is not None for neuron in fed) >= len(fed) // 2, f"layers feed {fed}")
 
     return run
 
 
 def squeeze(entry: Entry) -> None:
     net = entry.network().eval()
-    found = sp.squeeze(net, [entry.example()], 0.5, rounds=2, images=3)
+    found = sp.squeeze(net, [(entry.example(), torch.zeros(3, dtype=torch.long))], 0.5, rounds=2, images=3)
     alive = sum(int((eager(net).get_parameter(n) != 0).sum()) for n in found.masks)
     check(alive <= sum(int(m.sum()) for m in found.masks.values()), "a dead weight is not 0")
     check(bool(torch.isfinite(answer(net, entry.example())).all()), "the output is not finite")
@@ -124,11 +125,10 @@ def count(entry: Entry) -> None:
 def shrink(entry: Entry) -> None:
     net, x = entry.network().eval(), entry.example()
     masks = sp.prune(net, "magnitude", 0.3, data=[x], pattern="channel")
-    small, plan = sp.shrink(net, masks, x)
+    small, _ = sp.shrink(net, masks, x)
     before, after = (sum(p.numel() for p in m.parameters()) for m in (net, small))
     check(after < before, "nothing became smaller")
-    difference = (answer(copy.deepcopy(net).double(), x.double()) - answer(small.double(), x.double())).abs().max()
-    check(float(difference) < 1e-5, f"the outputs differ by {float(difference):g}")
+    same(answer(net, x), answer(small, x))
 
 
 def same(one: Tensor, two: Tensor) -> None:
@@ -216,12 +216,16 @@ def table(rows: dict[str, dict[str, str]]) -> str:
     return "\n".join([*lines, "", f"Of {len(rows)} networks ok: {', '.join(counts)}.", "", *notes, ""])
 
 
+def _mark(door: str, text: str, said: dict[str, int]) -> str:
+    return "ok" if text == "ok" else f"[{said.setdefault(f'{door}: {text}', len(said) + 1)}]"
+
+
 _HEAD = """# What is supported
 
 This table is printed by `python tests/gallery/run.py`. Each row is a small network in an idiom of public code, each
 column a thing that spikeprune does with it; no network has an adapter of its own. "neuron" and "synapse" are pruning by
-criticality of that unit, "count" is compared with a count by brute force, "channels" is channel pruning and `sp.shrink`.
-A number in brackets is a refusal, and the list below the table gives its words.
+criticality of that unit, "count" is compared with a count by brute force, "channels" is channel pruning with
+`sp.shrink`. A number in brackets is a refusal, and the list below the table gives its words.
 
 """
 

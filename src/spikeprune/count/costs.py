@@ -11,6 +11,7 @@ from spikeprune.core.errors import MissingEvidence
 from spikeprune.core.select import Cost
 from spikeprune.model.groups import ChannelGroup
 from spikeprune.model.trace import Graph, Node
+from spikeprune.model.weights import stored_weight
 
 BUDGETS = ("macs", "parameters", "synops", "weights")
 
@@ -139,9 +140,9 @@ class InputRates:
         self._counts: dict[str, float] = {}
         names = {id(p): n for n, p in model.named_parameters()}
         self._handles = [
-            module.register_forward_pre_hook(self._watch(names[id(module.weight)]), with_kwargs=True)
+            module.register_forward_pre_hook(self._watch(names[id(stored_weight(module))]), with_kwargs=True)
             for module in model.modules()
-            if isinstance(module, (_ConvNd, nn.Linear)) and id(module.weight) in names
+            if isinstance(module, (_ConvNd, nn.Linear)) and id(stored_weight(module)) in names
         ]
 
     def _watch(self, name: str) -> Any:

@@ -21,7 +21,7 @@ from spikeprune.count.uses import UsedWeight, Uses
 from spikeprune.model.adapter import Adapter, find_adapter, weights_of_neurons
 from spikeprune.model.operations import leaf_kind
 from spikeprune.model.trace import Tracer
-from spikeprune.model.weights import layer_modules, stored_weight
+from spikeprune.model.weights import layer_modules, stored_weight, weight_of
 from spikeprune.model.wrappers import eager
 
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {
@@ -65,7 +65,7 @@ def count(
     check_fit(masks or {}, dict(model.named_parameters()))
     adapter = find_adapter(model)
     modules = layer_modules(model)
-    weights = {_name(model, stored_weight(m), name): m.weight.detach() for name, m in modules.items()}
+    weights = {_name(model, stored_weight(m), name): weight_of(m).detach() for name, m in modules.items()}
     weights |= {name: weight.detach() for name, weight in weights_of_neurons(model).items()}
     zeros = {name: weight != 0 for name, weight in weights.items()}
     # Of a network without masks, a weight tensor without zeros is taken as never pruned.
@@ -147,7 +147,7 @@ class LayerMeter:
 
     def __init__(self, module: _ConvNd | nn.Linear, mask: Tensor | None) -> None:
         self.module = module
-        weight = module.weight
+        weight = weight_of(module)
         self.alive = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(weight.device).bool()
         self.applied = 0  # how often the whole kernel was laid on, or the matrix multiplied with
         self.acs = (0, 0)  # dense, pruned
@@ -162,7 +162,7 @@ class LayerMeter:
             x = x.reshape(-1, x.shape[-1])
             self.applied += x.shape[0]
         else:
-            space = self.module.weight.dim() - 2
+            space = self.alive.dim() - 2
             # [C, *space], [N, C, *space] or [T, N, C, *space]
             x = x.reshape(-1, *x.shape[-space - 1 :])
             at = x.shape if isinstance(self.module, _ConvTransposeNd) else output.shape

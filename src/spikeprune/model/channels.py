@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[r
 from spikeprune.model.operations import ChannelGate
 from spikeprune.model.replay import is_elementwise, replay
 from spikeprune.model.trace import Graph, Node
+from spikeprune.model.weights import weight_of
 
 Role = Literal["out", "in", "norm", "neuron", "gate"]
 
@@ -173,7 +174,7 @@ class ChannelMap:
             self._refuse(node, [out], kind)
             return _along(out, _axis(module), len(node.shape)) if isinstance(module, _ConvNd) else None
         assert isinstance(module, (_ConvNd, nn.Linear))
-        axis, weight = _axis(module), module.weight
+        axis, weight = _axis(module), weight_of(module)
         transposed = isinstance(module, _ConvTransposeNd)
         out_dim, in_dim = (1, 0) if transposed else (0, 1)
         self._read(node, source, axis, weight.shape[in_dim], in_dim)
@@ -202,6 +203,9 @@ class ChannelMap:
     def _channelwise(self, node: Node, inputs: Sequence[Tensor | None]) -> Tensor | None:
         layout = self._united(node, inputs)
         if layout is None:
+            return None
+        if any(size not in (1, real) for size, real in zip(layout.shape, node.shape, strict=False)):
+            self._refuse(node, [layout], "has other channels behind it than before")
             return None
         varying = [d for d, size in enumerate(layout.shape) if size > 1]
         if len(varying) > 1:

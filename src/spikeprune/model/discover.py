@@ -214,8 +214,8 @@ def spiking_adapter(model: nn.Module) -> Adapter:
 
 
 NOT_FOUND = (
-    "no spiking neuron was found: no module of SpikingJelly, snnTorch or Norse, and no spike function "
-    "(autograd.Function or straight-through) in a forward; see spikeprune.integrations.register_adapter"
+    "no spiking neuron was found: no module that an adapter knows, and no spike function (a torch.autograd.Function or "
+    "a straight-through sum) in a forward; an adapter of your own tells it: spikeprune.integrations.register_adapter"
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.statistic import ChannelMean, Statistic, SynapseMean, as_channels
@@ -17,7 +17,7 @@ from spikeprune.model.adapter import Adapter
 from spikeprune.model.discover import Discovered, SpikeCall, SpikeNeuron, title_of
 from spikeprune.model.pairing import Pairing
 from spikeprune.model.trace import Graph, Tracer, batch_of
-from spikeprune.model.weights import Operation, Use
+from spikeprune.model.weights import Operation, Use, weight_of
 
 
 @final
@@ -84,7 +84,7 @@ class ProbeSite(Site):
             return self._per_used_synapse(curve)
         if isinstance(layer, nn.Linear):
             return SynapseMean(curve, _correlate_linear, lambda x: (x.shape[0], layer.out_features, *x.shape[1:-1]))
-        if not isinstance(layer, _ConvNd) or layer.transposed:
+        if not isinstance(layer, _ConvNd):
             raise InvalidValue(
                 f"the synapse unit knows Conv and Linear layers, not {type(layer).__name__} ({self.weight!r}); "
                 f"pass exclude=[{self.weight!r}] or unit='neuron'"
@@ -127,6 +127,10 @@ def _correlate_linear(d: Tensor, x: Tensor) -> Tensor:
 
 def conv_shape(layer: _ConvNd, x: Tensor) -> tuple[int, ...]:
     """The shape of layer(x) for an input [N, C, *space]."""
+    if isinstance(layer, _ConvTransposeNd):
+        settings = zip(x.shape[2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride, strict=True)
+        spans = [(size - 1) * s - 2 * int(p) + d * (k - 1) + 1 for size, p, d, k, s in settings]
+        return (x.shape[0], layer.out_channels, *(a + b for a, b in zip(spans, layer.output_padding, strict=True)))
     x, padding = _padded(layer, x)
     sizes = zip(x.shape[2:], padding, layer.dilation, layer.kernel_size, layer.stride, strict=True)
     space = (
@@ -139,8 +143,8 @@ def correlate_conv(layer: _ConvNd, d: Tensor, x: Tensor) -> Tensor:
     """The weight gradient of `layer` for input x and output gradient d: sum over N and positions of d * x."""
     x, padding = _padded(layer, x)
     gradient = torch.ops.aten.convolution_backward(
-        d, x.to(d.dtype), layer.weight.to(d.dtype), None, layer.stride, padding, layer.dilation, False,
-        [0] * len(layer.stride), layer.groups, [False, True, False],
+        d, x.to(d.dtype), weight_of(layer).to(d.dtype), None, layer.stride, padding, layer.dilation, layer.transposed,
+        layer.output_padding, layer.groups, [False, True, False],
     )  # fmt: skip
     return gradient[1]
 
@@ -203,6 +207,7 @@ class Probe:
         self._by_neuron: dict[nn.Module, list[str]] = {}  # neuron -> weights whose statistic its potential feeds
         self._shared: dict[str, str] = {}  # weight -> weight whose statistic it shares
         self._inputs: dict[str, Tensor] = {}
+        self._called: dict[nn.Module, int] = {}
         self._reused: dict[str, Tensor] = {}  # of this sequence, the latest input of each layer
         first: dict[nn.Module, str] = {}
         for name, site in self.sites.items():
@@ -301,6 +306,7 @@ class Probe:
         """A forward begins: a new sequence for every neuron that is no module."""
         self._live = not self.needs_grad or torch.is_grad_enabled()
         found = [names for neuron, names in self._by_neuron.items() if isinstance(neuron, SpikeNeuron)]
+        self._called.clear()
         if self._live and found:
             self.begun += 1
             for name in (name for names in found for name in names):
@@ -321,6 +327,7 @@ class Probe:
             return
         names = self._by_neuron[neuron]
         inputs = self._inputs_of(names)
+        number = self._called[neuron] = self._called.get(neuron, -1) + 1  # of this call in the forward
         with torch.no_grad(), torch.autocast(neuron.call.u.device.type, enabled=False):
             steps = self._steps(neuron, self.sites[names[0]])
             for t, call in enumerate(steps):
@@ -328,7 +335,9 @@ class Probe:
                     site, x = self.sites[name], inputs.get(name)
                     neuron.call = _by_channels(call, site)
                     value = site.laid(call.u.float())
-                    x = None if x is None else _at_step(x, t, len(steps), call.u.shape[0])
+                    if x is not None:  # a layer may see all steps at once before a loop over them
+                        at, count = (t, len(steps)) if len(steps) > 1 else (number, neuron.calls)
+                        x = _at_step(x, at, count, call.u.shape[0])
                     # Recurrent weights have no input yet at the first step, so there is nothing to sum.
                     if x is not None or site.use is None or not isinstance(self.statistics[name], SynapseMean):
                         self.statistics[name].step(value, x)

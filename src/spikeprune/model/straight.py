@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import surrogate_derivative
 from spikeprune.model.discover import SpikeCall, fires
 
@@ -84,7 +85,10 @@ class StraightThrough:
         if u.shape != result.shape or id(result) not in depends or not fires(call, apply(u.detach())):
             return None
         near = torch.linspace(-2, 2, max(u.numel(), 9), device=u.device, dtype=u.dtype)[: u.numel()].view(u.shape)
-        return call if bool((surrogate_derivative(apply, near) != 0).any()) else None
+        try:
+            return call if bool((surrogate_derivative(apply, near) != 0).any()) else None
+        except InvalidValue:  # the sum does not depend on u by any gradient, such as one with detached spikes
+            return None
 
 
 def _near_binary(value: Tensor) -> bool:

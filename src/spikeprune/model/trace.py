@@ -158,6 +158,8 @@ class Tracer:
             watch.depth -= 1
             inputs, values, watch.inside = pending.pop()
             if watch.depth == 0:
+                if kind == "neuron":
+                    watch.keep_inner(name, result)
                 watch.leaf(kind, name, weight, values, result)
                 if inputs:
                     watch.add(kind, name, module, inputs, result, weight)

@@ -23,10 +23,12 @@ def layer_modules(model: nn.Module) -> dict[str, _ConvNd | nn.Linear]:
 
 def stored_weight(layer: nn.Module) -> nn.Parameter | None:
     """The parameter behind a layer's `weight`: itself, or the original of its shape that it is computed from."""
-    # Asked first: the weight of a parametrised layer is computed anew each time it is looked at.
+    # The weight of a parametrised layer is computed anew each time it is looked at, and spectral_norm counts that as a
+    # step of its own, so it is not looked at here.
     if parametrize.is_parametrized(layer, "weight"):
-        weight, originals = layer.weight, layer.parametrizations["weight"].parameters(recurse=False)  # type: ignore[index]
-        return next((p for p in originals if p.shape == weight.shape), None)  # pyright: ignore
+        originals = list(layer.parametrizations["weight"].parameters(recurse=False))  # type: ignore[index]
+        shape = _shape(layer)
+        return next((p for p in originals if tuple(p.shape) == shape), None)
     weight = getattr(layer, "weight", None)
     if isinstance(weight, nn.Parameter):
         return weight
@@ -35,6 +37,21 @@ def stored_weight(layer: nn.Module) -> nn.Parameter | None:
     # torch.nn.utils.weight_norm, spectral_norm and prune of older code keep the original beside the weight.
     named = dict(layer.named_parameters(recurse=False))
     return next((named[n] for n in ("weight_v", "weight_orig") if n in named and named[n].shape == weight.shape), None)
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The stored weight of a layer; the one that acts, where none is stored in its shape."""
+    stored = stored_weight(layer)
+    return layer.weight if stored is None else stored  # type: ignore[return-value]
+
+
+def _shape(layer: nn.Module) -> tuple[int, ...]:
+    """The shape of a layer's weight, by the layer's own numbers."""
+    if not isinstance(layer, _ConvNd):
+        return (layer.out_features, layer.in_features)  # type: ignore[return-value]
+    sides = layer.out_channels, layer.in_channels
+    first, second = reversed(sides) if layer.transposed else sides
+    return (first, second // layer.groups, *layer.kernel_size)
 
 
 def is_computed(layer: nn.Module) -> bool:

@@ -4,7 +4,8 @@ from torch import nn
 
 from spikeprune.core.schedule import Schedule
 from spikeprune.methods.base import Method
-from spikeprune.model.adapter import adapter_for, find_adapter
+from spikeprune.model.adapter import find_adapter
+from spikeprune.model.discover import spiking_adapter
 from spikeprune.model.prunable import Names, prunable
 from spikeprune.model.wrappers import eager
 from spikeprune.prune.choices import Choices
@@ -41,7 +42,7 @@ def assemble(
     parts = Parts(inner, parameters, upkeep, choices.budget, choices.allocate, choices.floor)
     space = Channels(parts, choices.pattern) if choices.by_channel else Weights(parts, choices.nm)
     plan = UpdatePlan.of(method, schedule, choices.nm)
-    adapter = adapter_for(inner) if method.needs & MEMBRANE else find_adapter(inner)
+    adapter = spiking_adapter(inner) if method.needs & MEMBRANE else find_adapter(inner)
     observer = Observer(model, inner, adapter, method, parameters)
     updater = Updater(method, plan, space, observer, KeptGradients(), choices.seed)
     rewind = None if method.rewinds == "never" else Rewind(inner, schedule.begin or 0)
