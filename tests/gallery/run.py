@@ -217,7 +217,8 @@ def table(rows: dict[str, dict[str, str]]) -> str:
 
 
 def _mark(door: str, text: str, said: dict[str, int]) -> str:
-    return "ok" if text == "ok" else f"[{said.setdefault(f'{door}: {text}', len(said) + 1)}]"
+    words = re.sub(r"^\w+ has no", f"{door}: the model has no", text)
+    return "ok" if text == "ok" else f"[{said.setdefault(words, len(said) + 1)}]"
 
 
 _HEAD = """# What is supported

@@ -35,6 +35,6 @@ def test_what_cannot_be_pruned_is_refused_by_the_layers_names(name):
 def test_the_table_gives_the_words_of_every_refusal_once():
     row = dict.fromkeys(DOORS, "ok") | {"NIR": "no | way", "ONNX": "no way"}
     page = table({"vgg": row, "psn": row})
-    assert page.count("ONNX: no way") == 1
+    assert page.count(". no way") == 1
     assert "| vgg |" in page
     assert "NIR 0, ONNX 0" in page

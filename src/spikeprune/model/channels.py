@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[r
 from spikeprune.model.operations import ChannelGate
 from spikeprune.model.replay import is_elementwise, replay
 from spikeprune.model.trace import Graph, Node
-from spikeprune.model.weights import weight_of
+from spikeprune.model.weights import is_computed, weight_of
 
 Role = Literal["out", "in", "norm", "neuron", "gate"]
 
@@ -164,8 +164,10 @@ class ChannelMap:
     def _layer(self, node: Node, source: Tensor | None) -> Tensor | None:
         module = node.module
         known = isinstance(module, (_ConvNd, nn.Linear)) and not (isinstance(module, _ConvNd) and module.groups != 1)
-        if not known or node.weight is None:
+        computed = module is not None and known and is_computed(module)
+        if not known or computed or node.weight is None:
             kind = f"has groups={module.groups}" if isinstance(module, _ConvNd) else "is no plain Conv or Linear module"
+            kind = "computes its weight from what is stored" if computed else kind
             width = node.shape[1] if len(node.shape) > 1 else 1
             if isinstance(module, _ConvNd):
                 width = module.out_channels

@@ -50,6 +50,7 @@ class SpikeNeuron(nn.Module):
         title: its name in the graph, made of the spike function and the layers before it.
         calls: how often it was called in the traced forward.
         call: the call that is being recorded, None outside of a recorded forward.
+        function: u of any shape -> spikes, None where the function depends on more than numbers.
     """
 
     def __init__(self, title: str) -> None:
@@ -57,6 +58,7 @@ class SpikeNeuron(nn.Module):
         self.title = title
         self.calls = 0
         self.call: SpikeCall | None = None
+        self.function: SpikeCall | None = None
 
     def forward(self, u: Tensor) -> Tensor:
         """The spikes that the present call's function gives at u."""

@@ -25,6 +25,8 @@ def rerun(node: Node, values: Sequence[Tensor]) -> Any:
         supply = iter(values)
         args = [_with_tensors(a, supply) for a in node.arguments[0]]
         kwargs = {k: _with_tensors(v, supply) for k, v in node.arguments[1].items()}
+        if args and isinstance(args[0], float):  # a state that holds one number everywhere
+            args[0] = values[0].new_full((), args[0])
         function = getattr(torch.Tensor, node.name, None) or getattr(torch, node.name)
         return function(*args, **kwargs)
     except (RuntimeError, TypeError, IndexError, AttributeError, ValueError):

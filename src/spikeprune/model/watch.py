@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from spikeprune.model.discover import SpikeCall, SpikeNeuron, fires
-from spikeprune.model.operations import FUNCTIONS, WRITES, short_name
+from spikeprune.model.operations import ELEMENTWISE, FUNCTIONS, WRITES, short_name
 from spikeprune.model.straight import Step, StraightThrough
 from spikeprune.model.weights import Derived, Operation, Use
 
@@ -45,6 +45,7 @@ class Watch(TorchFunctionMode):
         self.constants = constants
         self.listener = listener
         self.weights = {id(p): name for name, p in model.named_parameters()}
+        self.stored = {id(t) for t in (*model.parameters(), *model.buffers())}  # may change from forward to forward
         self.derived = Derived(model)
         self.depth = 0  # how many leaf modules we are inside of
         self.first = True  # whether this is the first forward that is traced, whose calls are counted
@@ -74,6 +75,8 @@ class Watch(TorchFunctionMode):
                 return result
             return func(*args, **kwargs)
         inputs = self.sources((args, kwargs))
+        looks = bool(inputs) and self.first and (short in ELEMENTWISE or short in WRITES)
+        numbers = self._numbers(args) if looks else {}  # before the call, which may write
         fed = self.feeding((args, kwargs)) if use is None else frozenset({use.weight})
         # Looked up before the call: an in-place function's result is one of its arguments.
         constants = [t for t in tensors((args, kwargs)) if t not in self.source] if self.constants and inputs else []
@@ -92,6 +95,8 @@ class Watch(TorchFunctionMode):
         if use is not None and kind == "other":
             kind = "linear"
         plain = (tuple(without_tensors(args)), {k: without_tensors(v) for k, v in kwargs.items()})
+        if numbers:
+            plain = (tuple(numbers.get(id(v), known) for v, known in zip(args, plain[0], strict=True)), plain[1])
         self.add(kind, short, None, inputs, results, None if use is None else use.weight, plain, use)
         if written is not None and written._base is not None:
             self.source[written._base] = len(self.graph.nodes) - 1
@@ -101,6 +106,17 @@ class Watch(TorchFunctionMode):
         if isinstance(result, Tensor):
             self._straight_through(Step(short, func, args, kwargs, result, written is not None))
         return result
+
+    def _numbers(self, args: tuple[Any, ...]) -> dict[int, float]:
+        """Of tensors that do not come from the input and hold one number everywhere, such as a first state of 0."""
+        found: dict[int, float] = {}
+        with torch.no_grad():
+            for t in args:
+                if isinstance(t, Tensor) and t.is_floating_point() and t.numel() and t not in self.source:
+                    low, high = t.aminmax()
+                    if (t.numel() == 1 or id(t) not in self.stored) and bool(low == high):
+                        found[id(t)] = float(low)
+        return found
 
     # -- where tensors come from -------------------------------------------------------------------------------------
 
@@ -201,6 +217,10 @@ class Watch(TorchFunctionMode):
         neuron = self.graph.spikes.setdefault(title, SpikeNeuron(title))
         self.graph.relabel_last("neuron", title)
         neuron.calls += self.first
+        if self.first and neuron.function is None and function != "straight-through":
+            numbers = tuple(float(v) if isinstance(v, Tensor) and v.numel() == 1 else v for v in call.rest)
+            if not any(True for _ in tensors(numbers)):
+                neuron.function = SpikeCall(call.apply, self._unwatched(lambda: call.u.new_zeros(0)), numbers)
         self.fed[result] = frozenset({_SPIKES_OF + title})
         if self.listener is not None:
             neuron.call = SpikeCall(call.apply, call.u.detach(), call.rest, result.detach())

@@ -75,6 +75,8 @@ class Constants:
             return known[0]
         if is_elementwise(node):
             return self._elementwise(node, known)
+        if node.kind == "write":
+            return self._write(node, known, layout)
         filled = [
             torch.nan_to_num(value, nan=_MARK).expand(self.table.graph.nodes[i].shape)
             for i, value in zip(node.inputs, known, strict=True)
@@ -121,11 +123,37 @@ class Constants:
         return out
 
     def _neuron(self, node: Node, source: Tensor) -> Tensor:
+        if node.module is None:
+            return self._found(node, source)
         silent = source == 0
         params = self.adapter.describe(node.module) if self.adapter is not None and node.module is not None else None
         if params is not None:
             silent |= stays_silent(params, source)
         return torch.where(silent, 0.0, _UNKNOWN)
+
+    def _found(self, node: Node, u: Tensor) -> Tensor:
+        """A neuron that was found by its spike function: silent where the function gives 0 at a known u."""
+        neuron = self.table.graph.spikes.get(node.name)
+        if neuron is None or neuron.function is None:
+            return torch.full_like(u, _UNKNOWN)
+        spikes = neuron.function(torch.nan_to_num(u, nan=0.0)).double().cpu()
+        return torch.where(u.isnan() | (spikes != 0), _UNKNOWN, 0.0)
+
+    def _write(self, node: Node, known: list[Tensor], layout: Tensor) -> Tensor:
+        """What a tensor holds after a write, where it held one number before or what is known of it."""
+        first = node.arguments[0][0]
+        before = known[0] if len(known) > 1 else None if first is None else torch.tensor(float(first)).double()
+        index = node.arguments[0][1] if node.name == "__setitem__" else slice(None)
+        if before is None:
+            return torch.full(layout.shape, _UNKNOWN, dtype=torch.float64)
+        shapes = [self.table.graph.nodes[i].shape for i in node.inputs]
+        filled = torch.nan_to_num(before, nan=_MARK).expand(node.shape).clone()
+        filled[index] = torch.nan_to_num(known[-1], nan=_MARK).expand(shapes[-1])
+        for dim, size in enumerate(layout.shape):
+            if size == 1:
+                low, high = filled.amin(dim, keepdim=True), filled.amax(dim, keepdim=True)
+                filled = torch.where(low == high, low, _MARK)
+        return torch.where(filled == _MARK, _UNKNOWN, filled)
 
     def _elementwise(self, node: Node, known: list[Tensor]) -> Tensor:
         result = rerun(node, known)
