@@ -328,3 +328,22 @@ def test_the_shell_completes_commands_and_keys(capsys):
     assert "bashcompinit" in capsys.readouterr().out
     assert cli.main(["completion", "fish"]) == 2
     assert "no shell named 'fish'; known: bash, zsh" in capsys.readouterr().err
+
+
+def test_the_script_of_a_job_array_takes_options_of_the_scheduler(tmp_path, capsys):
+    words = ["sweep", "digits", "--seeds", "0,1", "--baseline", "false", "--out", str(tmp_path)]
+    options = ["--time", "02:00:00", "--memory", "8G", "--gpus", "1", "--at-once", "4", "--setup", ". env/bin/activate"]
+    assert cli.main([*words, "--array", "print", *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:][:2] == ["#SBATCH --array=1-2%4", "#SBATCH --cpus-per-task=1"]
+    assert lines[4:8] == [
+        "#SBATCH --time=02:00:00",
+        "#SBATCH --mem=8G",
+        "#SBATCH --gpus-per-task=1",
+        ". env/bin/activate",
+    ]
+    assert not any(option in lines[-1] for option in ("--time", "--setup", "--at-once"))
+    assert cli.main([*words, "--array", "print", "--memory", "much"]) == 2
+    assert "--memory must be a size such as 8G, got 'much'" in capsys.readouterr().err
+    assert cli.main([*words, "--time", "1"]) == 2
+    assert "is for the script that `--array print` prints" in capsys.readouterr().err

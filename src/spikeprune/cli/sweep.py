@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from spikeprune.core.errors import InvalidValue, MissingDependency, RunFailed
@@ -23,7 +23,8 @@ the sweep's file, which `spikeprune compare` takes.
   --workers N       runs made at a time, each in a process of its own (1)
   --threads N       threads of each (1)
   --dry-run         list the runs with an estimate of their time; make none
-  --array print     print a Slurm script whose tasks share the runs
+  --array print     print a Slurm script whose tasks share the runs; with it --time 02:00:00, --memory 8G, --gpus 1,
+                    --at-once N (tasks that run at a time), --setup '. env/bin/activate' (a line before the command)
   --array K/M       make the K-th of M shares of the runs, as such a task does
   --launcher ray    hand the runs to a Ray cluster (RAY_ADDRESS, else this machine); needs spikeprune[ray]
   --reference ARM   what the table compares with; dense where there is one
@@ -43,6 +44,9 @@ def main(arguments: Sequence[str]) -> int:
     words = [word for word in words if word != "--dry-run"]
     workers, threads = _count(_take(words, "--workers"), "--workers"), _count(_take(words, "--threads"), "--threads")
     array = _take(words, "--array")
+    slurm = {option: value for option in _SLURM if (value := _take(words, option)) is not None}
+    if slurm and array != "print":
+        raise InvalidValue(f"{next(iter(slurm))} is for the script that `--array print` prints; leave it out here")
     launcher = _launcher(_take(words, "--launcher"))
 
     from spikeprune.lab.study.ranks import this_rank
@@ -50,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
 
     sweep = read_sweep(words[0], words[1:])
     if array == "print":
-        _print_array(sweep, words, threads)
+        _print_array(sweep, words, threads, slurm)
         return 0
     mine = sweep if array is None else sweep.share(*_share(array))
     if dry:
@@ -135,13 +139,31 @@ def _dry_run(sweep: "Sweep", workers: int, threads: int) -> None:
     print("Times are those of a few steps on random images just now; pruning events and other load come on top.")
 
 
-def _print_array(sweep: "Sweep", words: Sequence[str], threads: int) -> None:
+_SLURM = {
+    "--time": (r"(\d+-)?\d+(:\d\d){0,2}", "as Slurm writes it, such as 02:00:00", "--time={}"),
+    "--memory": (r"\d+[KMGT]?", "a size such as 8G", "--mem={}"),
+    "--gpus": (r"[1-9]\d*", "a whole number of at least 1", "--gpus-per-task={}"),
+    "--at-once": (r"[1-9]\d*", "a whole number of at least 1", ""),
+    "--setup": (r"[^\n]+", "one line of shell", ""),
+}  # option -> what it may be, the same in words, and its line for the scheduler
+
+
+def _print_array(sweep: "Sweep", words: Sequence[str], threads: int, slurm: Mapping[str, str]) -> None:
     import shlex
 
+    for option, value in slurm.items():
+        if not re.fullmatch(_SLURM[option][0], value):
+            raise InvalidValue(f"{option} must be {_SLURM[option][1]}, got {value[:40]!r}")
+    at_once = f"%{slurm['--at-once']}" if "--at-once" in slurm else ""
     print("#!/bin/sh")
     print(f"#SBATCH --job-name={sweep.name}")
-    print(f"#SBATCH --array=1-{len(sweep.tasks)}")
+    print(f"#SBATCH --array=1-{len(sweep.tasks)}{at_once}")
     print(f"#SBATCH --cpus-per-task={threads}")
+    for option, value in slurm.items():
+        if line := _SLURM[option][2]:
+            print(f"#SBATCH {line.format(value)}")
+    if "--setup" in slurm:
+        print(slurm["--setup"])
     command = shlex.join(["spikeprune", "sweep", *words, "--threads", str(threads), "--array"])
     print(f'{command} "$SLURM_ARRAY_TASK_ID/{len(sweep.tasks)}"')
 

@@ -78,7 +78,7 @@ def chip_note(events: Mapping[str, float]) -> str:
     Source: constants of Loihi 1 (Davies et al. 2018) as SANA-FE models them: 33.6 pJ a synaptic event, 72.8 pJ a
         neuron and step; 72.8 / 33.6 = 2.2.
     """
-    said = "On a neuromorphic chip neurons and packets cost energy too, which this figure leaves out."
+    said = "On a neuromorphic chip neurons and packets cost energy too, which SynOps and the energy figure leave out."
     if not events:
         return said
     below = [f"{name} ({count:.2g})" for name, count in events.items() if count < EVENTS_PER_UPDATE]
