@@ -22,7 +22,7 @@ from spikeprune.lab.study import tables
 from spikeprune.lab.study.compare import Arm, Block, Comparison
 from spikeprune.lab.study.significance import paired
 from spikeprune.lab.train import device
-from spikeprune.lab.train.folder import folder_of
+from spikeprune.lab.train.folder import RunFolder, folder_of
 from spikeprune.lab.train.network import connect
 from spikeprune.lab.train.notes import chance_note, energy_note, starved_notes
 from spikeprune.lab.train.progress import ProgressBar, epoch_line
@@ -347,3 +347,30 @@ def test_the_script_of_a_job_array_takes_options_of_the_scheduler(tmp_path, caps
     assert "--memory must be a size such as 8G, got 'much'" in capsys.readouterr().err
     assert cli.main([*words, "--time", "1"]) == 2
     assert "is for the script that `--array print` prints" in capsys.readouterr().err
+
+
+def test_a_run_records_and_shows_the_time_steps_that_ran(tmp_path, monkeypatch, capsys):
+    (tmp_path / "net_of_two_steps.py").write_text(
+        "from spikingjelly.activation_based import neuron\n"
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.fc, self.lif, self.head = nn.Linear(64, 8), neuron.LIFNode(), nn.Linear(8, 10)\n"
+        "    def forward(self, x):\n"
+        "        return sum(self.head(self.lif(self.fc(x.flatten(1)))) for _ in range(2)) / 2\n"
+        "build = Net\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["--model", "net_of_two_steps:build", "--epochs", "1", "--data.limit", "40", "--batch", "16"]
+    words += ["--baseline", "false", "--precision", "fp32", "--out", str(tmp_path / "runs")]
+    assert cli.main(["run", "digits", *words]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("pruned epoch 1/1  loss ")
+    folder = RunFolder.existing(said[-1])
+    assert folder.read_record().settings.T == 2
+    page = folder.report.read_text()
+    assert "T = 2" in page
+    assert "On a neuromorphic chip neurons and packets cost energy too" in page
+    assert cli.main(["run", "digits", *words]) == 0  # the same command finds it
+    assert capsys.readouterr().out.splitlines()[-1] == said[-1]
