@@ -11,12 +11,21 @@ from spikeprune.cli.main import main
 from spikeprune.lab.recipe import load
 from spikeprune.lab.recipe.squeeze import squeeze_settings
 from spikeprune.lab.recipe.squeeze_settings import SqueezeOptions
+from spikeprune.lab.train import measure
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.record.epoch import read_epochs
 from spikeprune.squeeze.settings import SqueezeSettings
 from spikeprune.zoo.pretrained import card
 
 WORDS = ["squeeze", "digits", "--sparsity", "0.8", "--images", "60", "--rounds", "2", "--rows", "500"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_images_counted():
+    """Operations are counted on 64 images in place of the whole test split, which takes half of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "_COUNTED", 64)
+        yield
 
 
 @pytest.fixture(scope="module")

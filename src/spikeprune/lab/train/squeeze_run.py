@@ -229,7 +229,7 @@ class _SqueezeRun:
             done.entry,
             tuned_epochs=0 if phase is None else phase.epoch,
             classes=class_records(data.classes, done.dense_scores, scores),
-            raster=raster(done.before, certificate.fingerprint.spikes, recipe.T, KEPT),
+            raster=raster(done.before, certificate.fingerprint.spikes, recipe.T, min(KEPT, len(data.test))),
         )
         stages = Stages(pretrained=done.dense_scores.accuracy, pruned=done.scores.accuracy, finetuned=scores.accuracy)
         folder.save_record(
