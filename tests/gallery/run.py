@@ -206,18 +206,15 @@ def table(rows: dict[str, dict[str, str]]) -> str:
     said: dict[str, int] = {}
     lines = ["| network | idiom | " + " | ".join(DOORS) + " |", "|---|---|" + "---|" * len(DOORS)]
     for name, row in rows.items():
-        marks = [
-            "ok" if text == "ok" else f"[{said.setdefault(f'{door}: {text}', len(said) + 1)}]"
-            for door, text in row.items()
-        ]
+        marks = [_mark(text, said) for text in row.values()]
         lines.append(f"| {name} | {ENTRIES[name].idiom} | " + " | ".join(marks) + " |")
     counts = [f"{door} {sum(row[door] == 'ok' for row in rows.values())}" for door in DOORS]
     notes = [f"{number}. {re.sub(r'[<>|]', ' ', text)}" for text, number in said.items()]
     return "\n".join([*lines, "", f"Of {len(rows)} networks ok: {', '.join(counts)}.", "", *notes, ""])
 
 
-def _mark(door: str, text: str, said: dict[str, int]) -> str:
-    words = re.sub(r"^\w+ has no", f"{door}: the model has no", text)
+def _mark(text: str, said: dict[str, int]) -> str:
+    words = re.sub(r"^\w+ has no", "The model has no", text)  # the same words whatever the model's class
     return "ok" if text == "ok" else f"[{said.setdefault(words, len(said) + 1)}]"
 
 

@@ -587,3 +587,39 @@ def test_a_budget_prices_a_transposed_convolution_by_its_input_positions():
     cost, fixed = weight_costs("macs", net, {"2.weight": net[2].weight}, graph, {})
     assert cost == {"2.weight": 36.0}
     assert fixed == 36 * net[0].weight.numel()
+
+
+class StepsOfWhole(nn.Module):
+    """The layer sees [N, T, ...] at once, the neuron one step of it after the other."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.out = nn.Linear(10, 12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        current, v, out = self.a(x), 0, 0
+        for t in range(x.shape[1]):
+            v = 0.5 * v + current[:, t]
+            spike = Rect.apply(v - 1)
+            v = v - spike
+            out = out + self.out(spike)
+        return out
+
+
+def test_synapse_scores_of_samples_first_equal_those_of_a_layer_in_the_loop():
+    class Looped(StepsOfWhole):
+        def forward(self, x):
+            v, out = 0, 0
+            for t in range(x.shape[1]):
+                v = 0.5 * v + self.a(x[:, t])
+                spike = Rect.apply(v - 1)
+                v = v - spike
+                out = out + self.out(spike)
+            return out
+
+    x = torch.rand(5, 3, 10) * 3
+    one, two = (regrown(net, x, unit="synapse")[0] for net in (StepsOfWhole(), Looped()))
+    assert all(torch.equal(one.masks[name], mask) for name, mask in two.masks.items())
+    with pytest.raises(InvalidValue, match="3 time steps cannot be told from 3 samples"):
+        regrown(StepsOfWhole(), x[:3], unit="synapse")

@@ -198,6 +198,11 @@ class Probe:
                     value = site.laid(call.u.float())
                     if x is not None:  # a layer may see all steps at once before a loop over them
                         at, count = (t, len(steps)) if len(steps) > 1 else (number, neuron.calls)
+                        if count > 1 and x.ndim > 2 and tuple(x.shape[:2]) == (count, count) == (count, len(call.u)):
+                            raise InvalidValue(
+                                f"the input of {name!r} is {list(x.shape)}, in which {count} time steps cannot be told "
+                                f"from {count} samples; give a batch of another size, or take unit='neuron'"
+                            )
                         x = _at_step(x, at, count, call.u.shape[0])
                     # Recurrent weights have no input yet at the first step, so there is nothing to sum.
                     if x is not None or site.use is None or not isinstance(self.statistics[name], SynapseMean):
@@ -272,6 +277,8 @@ def _at_step(x: Tensor, t: int, steps: int, batch: int) -> Tensor:
     """The layer's input at time step t: from [T, N, ...], from [T * N, ...], or the same at all steps ([N, ...])."""
     if steps > 1 and x.shape[0] == steps and x.ndim > 2 and x.shape[1] == batch:
         return x[t]
+    if steps > 1 and x.ndim > 2 and x.shape[0] == batch and x.shape[1] == steps:
+        return x[:, t]
     if x.shape[0] == steps * batch:
         return x.view(steps, batch, *x.shape[1:])[t]
     if x.shape[0] == 1 and x.shape[1] == batch:  # a multi-step layer fed a single time step
