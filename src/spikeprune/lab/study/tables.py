@@ -8,6 +8,7 @@ from spikeprune.lab.study.compare import COST, MEASURED, Arm, Block, Comparison
 from spikeprune.lab.study.significance import Paired, Summary
 
 NONE = "-"
+_FEW_IMAGES = 2000  # above them one image is less than the two digits that are shown
 
 
 def percent(summary: Summary) -> str:
@@ -71,7 +72,7 @@ def main_table(comparison: Comparison, rows: Sequence[Arm]) -> list[list[str]]:
 def family(comparison: Comparison, block: Block) -> str:
     """Which tests Holm's correction is for, or why there is none, and how fine an accuracy can be."""
     images = max((row.images.get("test", 0) for row in block.rows), default=0)
-    grain = f" One test image of {images:,} is {100 / images:.2g} points." if images else ""
+    grain = f" One test image of {images:,} is {100 / images:.2g} points." if 0 < images <= _FEW_IMAGES else ""
     pairs = [row.versus for row in block.rows if row.versus is not None]
     alike = max((pair.difference.n for pair in pairs if pair.alike), default=0)
     equal = (
