@@ -56,6 +56,7 @@ def test_the_record_has_what_the_contract_asks_for(squeezed):
     entry = record.squeeze
     assert entry is not None
     assert entry.images == 60
+    assert sum(entry.phases.values()) <= entry.seconds < 2 * sum(entry.phases.values()) + 1  # nothing else is in it
     assert sum(layer.alive for layer in entry.layers.values()) == alive
     assert sum(c.images for c in entry.classes) == record.data.counts["test"]
     assert sum(c.pruned for c in entry.classes) / record.data.counts["test"] == record.accuracy
@@ -170,6 +171,15 @@ def test_a_network_of_the_users_own_is_squeezed_from_its_weights(tmp_path, monke
     assert record.pruned.alive == sum(int(mask.sum()) for mask in read_safetensors(folder.masks).values())
     assert main(["verify", str(folder.path), "--trust"]) == 0
     assert "all equal" in capsys.readouterr().out
+
+
+def test_other_data_than_the_card_names_is_said(squeezed):
+    from spikeprune.cli.squeeze import _other_data
+
+    record = squeezed.read_record()
+    assert _other_data(record) == []
+    changed = dataclasses.replace(record, data=dataclasses.replace(record.data, checksum="0" * 64))
+    assert "not the data" in _other_data(changed)[0]
 
 
 def test_the_masks_of_a_file_are_kept_and_only_solved_for(squeezed, tmp_path):

@@ -49,10 +49,22 @@ def main(arguments: Sequence[str]) -> int:
     folder = run_squeeze(recipe)
     if not folder.report.is_file():
         write_report(folder.path)
-    for line in summary(folder.read_record()):
+    record = folder.read_record()
+    for line in [*summary(record), *_other_data(record)]:
         print(line)
     print(folder.path)
     return 0
+
+
+def _other_data(record: "RunRecord") -> list[str]:
+    """A warning where a network that comes trained was squeezed with data that it was not trained on."""
+    from spikeprune.zoo.pretrained import card, file_of, names
+
+    weights = record.settings.extra.get("weights")
+    cards = [card(name) for name in names() if str(file_of(name)) == weights]
+    if all(found.data_checksum == record.data.checksum for found in cards):
+        return []
+    return ["note      the data here is not the data that the network was trained on: pixels or labels differ"]
 
 
 def summary(record: "RunRecord") -> list[str]:

@@ -159,6 +159,7 @@ class _SqueezeRun:
         began, cpu = time.perf_counter(), time.process_time()
         with network.one_call(data.time_first) as model:
             found = squeeze(model, feed, images=sum(len(y) for _, y in images), progress=sys.stderr.isatty(), **taken)
+        spent = time.perf_counter() - began, time.process_time() - cpu
         return SqueezeDone(
             trained=trained,
             dense=network_record(counts.dense, dense_scores.accuracy),
@@ -167,7 +168,7 @@ class _SqueezeRun:
             scores=self.score(network),
             before=before,
             masks=dict(found.masks),
-            entry=squeeze_record(found, squeeze_seed(recipe), (time.perf_counter() - began, time.process_time() - cpu)),
+            entry=squeeze_record(found, squeeze_seed(recipe), spent),
         )
 
     def tune(self, network: TimedNetwork, done: SqueezeDone, state: dict[str, Any] | None, steps: int) -> Phase:
