@@ -12,9 +12,11 @@ from pathlib import Path
 import torch
 from killing import child
 
+import spikeprune.lab.train.checkpointed as checkpointed
 import spikeprune.lab.train.run as running
 from spikeprune.lab.recipe import load
 from spikeprune.lab.train import folder as folders
+from spikeprune.lab.train.done import PhasesDone
 
 WORDS = ["--epochs", "2", "--data.limit", "120", "--batch", "32", "--precision", "fp32"]
 # Killed at these moments of its life, a child of the first chain comes an epoch further at most; of the second, whose
@@ -34,13 +36,13 @@ def main(out: Path) -> None:
 
 def _import_everything() -> None:
     """One step in this process: what it imports on the way is there in all children."""
-    job = running._Job(load("digits", WORDS), folders.RunFolder(Path("unused")))
-    next(job.make_phase("pruned", {}).begin().train_epoch())
+    job = running._RunInProgress(load("digits", WORDS), folders.RunFolder(Path("unused")))
+    next(job.make_phase("pruned", PhasesDone()).begin().train_epoch())
 
 
 def _child(out: Path, checkpoint_every: float, kill_at: int | None) -> int:
     def work() -> int:
-        running._CHECKPOINT_EVERY = checkpoint_every
+        checkpointed._CHECKPOINT_EVERY = checkpoint_every
         running.run(load("digits", [*WORDS, "--out", str(out)]))
         return 0
 
