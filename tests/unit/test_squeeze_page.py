@@ -1,0 +1,68 @@
+"""The page of the squeeze study is what its results say."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def _script(name):
+    spec = importlib.util.spec_from_file_location(f"squeeze_study_{name}", ROOT / "study" / "squeeze" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def lines():
+    text = (ROOT / "study" / "squeeze" / "results.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_the_page_is_up_to_date(lines):
+    said = (ROOT / "docs" / "squeeze.md").read_text(encoding="utf-8")
+    assert said == _script("page").page(lines), "run `python study/squeeze/page.py`"
+
+
+def _line(draw, accuracy, settings, sparsity=0.95):
+    return {
+        "network": "fashion-small", "sparsity": sparsity, "draw": draw, "settings": settings, "split": "test",
+        "accuracy": accuracy, "images": 2000, "agreement": 0.9, "reached": sparsity, "cpu_seconds": 1.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gains", "words"),
+    [
+        ((0.01, 0.02, 0.03), "+2.00 points +- 2.48 over 3 draws; not decided, 0 is inside."),
+        ((0.01, 0.011, 0.012), "+1.10 points +- 0.25 over 3 draws; it is ahead."),
+        ((-0.01, -0.011, -0.012), "-1.10 points +- 0.25 over 3 draws; it is behind."),
+        ((0.05,), "+5.00 points in a single draw, which decides nothing."),
+    ],
+)
+def test_the_verdict_follows_the_paired_interval(gains, words):
+    lines = [_line(-1, 0.9, {}, 0.0)]
+    for draw, gain in enumerate(gains):
+        base = 0.6 + 0.1 * draw
+        lines += [_line(draw, base, {"weighting": "none"}), _line(draw, base + gain, {})]
+    assert words in _script("page").page(lines)
+
+
+def test_draws_that_choose_are_never_published():
+    draws = {}
+    for job in _script("run").jobs():
+        draws.setdefault(job.split, set()).add(job.draw)
+    assert draws == {"test": {0, 1, 2, 3, 4}, "validation": {100, 101, 102}}
+
+
+def test_lines_of_other_numbers_of_images_are_left_out():
+    lines = [_line(-1, 0.9, {}, 0.0), _line(0, 0.6, {}), {**_line(1, 0.7, {}), "images": 10000}]
+    assert "| default | 60.00 |" in _script("page").page(lines)
+
+
+def test_the_page_says_what_is_not_measured():
+    said = _script("page").page([_line(-1, 0.9, {}, 0.0), _line(0, 0.6, {})])
+    assert "planned squeezes 1 are measured. Nothing is measured yet of: cifar10-vgg at 90 % (test)" in said
