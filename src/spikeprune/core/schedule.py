@@ -85,12 +85,16 @@ class Schedule(abc.ABC):
         return self.at((number - 1) / (count - 1)) if count > 1 else self.at(0.0)
 
 
+def _is_number(value: object) -> bool:
+    """Whether a value that may come from a file is a number and no truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _check(schedule: Schedule) -> None:
     for name, value in (("to", schedule.to), ("initial", schedule.first)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-            hint = (
-                f"; for {value} % pass {value / 100:g}" if isinstance(value, (int, float)) and 1 < value < 100 else ""
-            )
+        number = _is_number(value)
+        if not number or not 0 <= value < 1:
+            hint = f"; for {value} % pass {value / 100:g}" if number and 1 < value < 100 else ""
             raise InvalidValue(f"{name} must be in [0, 1), got {value}{hint or '; for 80 % pass 0.8'}")
     for name in ("begin", "end", "every"):
         _check_steps(name, getattr(schedule, name))

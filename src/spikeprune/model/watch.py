@@ -50,7 +50,7 @@ class Watch(TorchFunctionMode):
         self.depth = 0  # how many leaf modules we are inside of
         self.first = True  # whether this is the first forward that is traced, whose calls are counted
         self.inside: str | None = None  # the neuron module that we are inside of
-        self.inner: dict[str, tuple[Use, int]] = {}  # weights used in the present neuron, and how many outputs
+        self.used_inside: dict[str, tuple[Use, int]] = {}  # weights used in the present neuron, and how many outputs
         self.source: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensor -> index of the node it came from
         # Tensor -> the weights that feed it since the last spike, and neurons whose spikes are in it.
         self.fed: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -71,7 +71,7 @@ class Watch(TorchFunctionMode):
                 if self.depth == 1:  # deeper, the layer's own hooks see it
                     self._tell_use(use, func, short, args, kwargs)
                 result = func(*args, **kwargs)
-                self.inner.setdefault(use.weight, (use, result.shape[use.axis]))
+                self.used_inside.setdefault(use.weight, (use, result.shape[use.axis]))
                 return result
             return func(*args, **kwargs)
         inputs = self.sources((args, kwargs))
@@ -139,10 +139,10 @@ class Watch(TorchFunctionMode):
     def keep_inner(self, neuron: str, result: Any) -> None:
         """After a neuron's call: the weights used inside feed it, if they have an output for each of its channels."""
         spikes = next(tensors(result), None)
-        for weight, (use, channels) in self.inner.items():
+        for weight, (use, channels) in self.used_inside.items():
             if spikes is not None and spikes.dim() >= -use.axis and spikes.shape[use.axis] == channels:
                 self.graph.inner.setdefault(weight, (neuron, use))
-        self.inner.clear()
+        self.used_inside.clear()
 
     def leaf(self, kind: str, name: str, weight: str | None, values: Any, result: Any) -> None:
         """Notes what feeds the result of a leaf module."""

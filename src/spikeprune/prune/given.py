@@ -22,7 +22,7 @@ def masks_of(model: nn.Module, masks: Given) -> Masks:
     inner = eager(model)
     if isinstance(masks, (str, Path)):
         masks = zeros_of(inner) if masks == "zeros" else _read(Path(masks))
-    if not isinstance(masks, Mapping):
+    if not isinstance(masks, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidValue(f"masks must be 'zeros', a mapping as pruner.masks or a path, got {type(masks).__name__}")
     found, parameters = Masks(masks), dict(inner.named_parameters())
     check_fit(found, parameters)

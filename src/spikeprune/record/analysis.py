@@ -76,10 +76,10 @@ class LayerConsistency(Record):
 
     neuron: str | None
     images_left_out: Measured | None
-    variance_train: tuple[Measured | None, ...] | None = optional()
-    variance_test: tuple[Measured | None, ...] | None = optional()
-    cosine: tuple[Measured | None, ...] | None = optional()
-    cosine_centred: tuple[Measured | None, ...] | None = optional()
+    variance_train: tuple[Measured | None, ...] | None = optional(default=None)
+    variance_test: tuple[Measured | None, ...] | None = optional(default=None)
+    cosine: tuple[Measured | None, ...] | None = optional(default=None)
+    cosine_centred: tuple[Measured | None, ...] | None = optional(default=None)
     mean_variance_train: Measured | None = None
     mean_variance_test: Measured | None = None
     mean_cosine: Measured | None = None
@@ -215,7 +215,7 @@ class Mechanism(Record):
     importance: Importance | None
     overfitting: Overfitting
     criticality: CriticalityStates
-    importance_of_difference: ImportanceOfDifference | None = optional()
+    importance_of_difference: ImportanceOfDifference | None = optional(default=None)
 
 
 @final
@@ -251,8 +251,8 @@ class PooledArm(Mechanism):
     arm: str
     seeds: tuple[Count, ...]
     runs: tuple[str, ...]
-    difference: Mapping[str, SeedDifference | None] | None = optional()
-    against: "tuple[PooledArm, ...] | None" = optional()
+    difference: Mapping[str, SeedDifference | None] | None = optional(default=None)
+    against: "tuple[PooledArm, ...] | None" = optional(default=None)
 
 
 @final

@@ -8,7 +8,7 @@ A record is a dataclass whose fields are the keys of a JSON object. The annotati
         step: Count                           # a whole number of at least 0
         share: Share | None                   # null: not measured
         layers: Mapping[str, Count]
-        seconds: Number | None = optional()   # the key is left out where it is None
+        seconds: Number | None = optional(default=None)   # the key is left out where it is None
 
 A record is also the dict of its keys, so that `record["step"]`, `dict(record)` and `json.dumps(record)` work as they
 did when records were plain dicts. Numbers stay as they stand in the file: an int stays an int where a float may stand.
@@ -67,10 +67,10 @@ Positive = Annotated[float, Within(0)]
 Share = Annotated[float, Within(0, 1)]
 
 
-def optional(*, default: None = None) -> Any:
+def optional(*, default: None) -> Any:
     """A field whose key may be missing; it is written only where it is not None.
 
-    `default` stands in the signature for type checkers, which read there that the field may be left out.
+    Type checkers read at the call, `optional(default=None)`, that the field may be left out.
     """
     return field(default=default, metadata={"optional": True})
 

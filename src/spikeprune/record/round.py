@@ -38,4 +38,4 @@ class Round(Record):
     regrown: Count
     rescued: Count
     survived: Count | None
-    layers: Mapping[str, LayerRound] | None = optional()
+    layers: Mapping[str, LayerRound] | None = optional(default=None)

@@ -18,7 +18,7 @@ class DataKeys(Record):
 
     name: str
     root: str | None
-    limit: Count | None = optional()
+    limit: Count | None = optional(default=None)
 
 
 @final
@@ -47,7 +47,7 @@ class Environment(Record):
     versions: Mapping[str, str | None]
     platform: str
     device: str
-    device_type: str | None = optional()
+    device_type: str | None = optional(default=None)
     threads: Count
     precision: str
     git: str | None
@@ -68,10 +68,10 @@ class DataRecord(Record):
 
     name: str
     counts: Mapping[str, Count]
-    shape: tuple[Count, ...] | None = optional()
-    classes: Count | None = optional()
+    shape: tuple[Count, ...] | None = optional(default=None)
+    classes: Count | None = optional(default=None)
     checksum: str
-    published: str | None = optional()
+    published: str | None = optional(default=None)
     notes: tuple[str, ...]
     counted: Count
 
@@ -129,7 +129,7 @@ class Cost(Record):
     pruning_seconds: Positive
     search_epochs: Positive
     search_seconds: Positive
-    latency_ms: Latency | None = optional()
+    latency_ms: Latency | None = optional(default=None)
     dense_seconds: Positive | None = None
 
 
@@ -177,12 +177,12 @@ class RunRecord(Record):
     sparsity: Share
     density: Share
     rounds: tuple[Round, ...]
-    best_epoch: Count | None = optional()
+    best_epoch: Count | None = optional(default=None)
     cost: Cost
     status: str
-    channels: ChannelsRecord | None = optional()
-    stages: Stages | None = optional()
-    squeeze: SqueezeRecord | None = optional()
+    channels: ChannelsRecord | None = optional(default=None)
+    stages: Stages | None = optional(default=None)
+    squeeze: SqueezeRecord | None = optional(default=None)
 
     @classmethod
     def read(cls, values: object, key: str = "") -> Self:

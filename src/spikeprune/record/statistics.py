@@ -32,8 +32,8 @@ class NeuronStatistics(Record):
     """
 
     firing_rate: Positive
-    criticality: tuple[Number, ...] | None = optional()
-    peak: Number | None = optional()
+    criticality: tuple[Number, ...] | None = optional(default=None)
+    peak: Number | None = optional(default=None)
 
     @classmethod
     def read(cls, values: object, key: str = "") -> Self:
