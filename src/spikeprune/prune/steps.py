@@ -183,6 +183,7 @@ class Steps:
         if update is None:
             self.upkeep.after_step(closure=closure, clean=self.clean)
         else:
+            self.upkeep.hold()  # warm momentum moves dead weights, which must not compete in the ranking
             self.make(update)
         for follower in self.followers:
             follower.hold()
