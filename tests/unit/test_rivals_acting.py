@@ -94,17 +94,17 @@ def test_stds_passes_gradients_through_the_dead_zone():
     assert model.l0.weight[0].tolist() == near(0.2, 0.0, 0.1, 0.0)
 
 
-@pytest.mark.parametrize(("ramp", "d"), [("linear", [0.25, 0.5]), ("sine", [0.382683, 0.707107])])
+@pytest.mark.parametrize(("ramp", "d"), [("linear", [0.25, 0.5]), ("sine", [0.146447, 0.5])])
 def test_stds_with_the_authors_ramp(ramp, d):
-    # depth 1 over 4 steps: progress 1/4 and 1/2; sin(pi/8), sin(pi/4).
+    # depth 1 over 4 steps: progress 1/4 and 1/2; (1 + sin(-pi/4)) / 2 and 1/2.
     model = layers([[2.0, -1.5, 0.4, 0.2]])
     pruner = Pruner(model, Stds(depth=1.0, ramp=ramp), Constant(0.25, begin=0, end=4, every=2))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     pruner.attach(optimizer)
     for threshold in d:
         step(model, optimizer, [0.0, 0.0, 0.0, 0.0])
-        kept = max(0.4 - threshold, 0.0)
-        assert model.l0.weight[0].tolist() == near(2 - threshold, threshold - 1.5, kept, 0.0)
+        third, fourth = max(0.4 - threshold, 0.0), max(0.2 - threshold, 0.0)
+        assert model.l0.weight[0].tolist() == near(2 - threshold, threshold - 1.5, third, fourth)
     # An event in between leaves the masks to the threshold: 2 alive at d > .4, though the schedule says 3.
     assert pruner.rounds[0]["kept"] == 2
     for _ in range(2):

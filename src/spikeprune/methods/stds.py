@@ -27,7 +27,7 @@ class Stds(Method):
             so that every event meets its sparsity exactly. A number is the authors' D, the value that d reaches at
             the last event; the sparsity on the way is then what it is, and only the last event is exact (it keeps
             the largest |theta|; those inside the dead zone stay with weight 0).
-        ramp: how d grows to `depth`: "sine", sin(pi/2 * progress), or "linear".
+        ramp: how d grows to `depth`: "sine", (1 + sin(pi * (progress - 1/2))) / 2, or "linear".
     After the last event the mask is fixed and the kept weights train on as ordinary ones; the authors train under the
     growing threshold to the end.
     Source: Chen et al. 2022, "State Transition of Dendritic Spines Improves Learning of Sparse Spiking Neural
@@ -55,8 +55,7 @@ class Stds(Method):
         for name, weight in training.weights.items():
             theta[name] += weight - _soft(theta[name], d[name])
             if self.depth is not None:
-                growth = math.sin(math.pi / 2 * training.progress) if self.ramp == "sine" else training.progress
-                d[name].fill_(self.depth * growth)
+                d[name].fill_(self.depth * _ramp(self.ramp, training.progress))
             weight.copy_(_soft(theta[name], d[name]))
         return {name: theta[name].abs() > d[name] for name in theta}
 
@@ -79,3 +78,8 @@ class Stds(Method):
 
 def _soft(theta: Tensor, d: Tensor) -> Tensor:
     return torch.sign(theta) * (theta.abs() - d).relu()
+
+
+def _ramp(name: str, progress: float) -> float:
+    """How far the threshold has grown, in [0, 1]; "sine" starts and ends slowly, as in the authors' code."""
+    return (1 + math.sin(math.pi * (progress - 0.5))) / 2 if name == "sine" else progress
