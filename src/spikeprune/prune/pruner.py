@@ -171,7 +171,7 @@ class Pruner:
         return (
             f"Pruner({name_of(self.method)}, {self.schedule!r}, step {self._steps.done}, "
             f"{self.alive} of {self.prunable} {'channels' if self.choices.by_channel else 'weights'} alive, "
-            f"sparsity {self.sparsity:.4f})"
+            f"sparsity {self.sparsity:.4f}{', ' if (left := self._steps.missing) else ''}{left})"
         )
 
     # ---- attaching and stepping -------------------------------------------------------------------------------
@@ -212,11 +212,11 @@ class Pruner:
         return self
 
     def finish(self) -> None:
-        """Takes every hook off. The model is an ordinary module whose pruned weights are exactly 0."""
-        self._steps.detach()
-        self._space.parts.upkeep.hold()
-        while self._steps.followers:
-            self._steps.followers.pop().finish()
+        """Takes every hook off. The model is an ordinary module whose pruned weights are exactly 0.
+
+        Raises: InvalidValue if parameters of the model were replaced since the Pruner was made.
+        """
+        self._steps.finish()
 
     def observe(self, data: Iterable[Any] | None, loss: Callable[[Any, Any], Tensor] | None = None) -> None:
         """Shows the model batches outside of any training loop; `sp.prune` uses it. Nothing of the model changes.

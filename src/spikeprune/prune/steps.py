@@ -1,5 +1,6 @@
 """What happens around every optimizer step: gradients are kept and masked, mask updates are made, weights are held."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, final
@@ -15,10 +16,13 @@ from spikeprune.methods.registry import name_of
 from spikeprune.model.trace import Graph
 from spikeprune.prune.choices import Choices
 from spikeprune.prune.follow import Follower
+from spikeprune.prune.guard import Guard, check_alone, hooked, missing
 from spikeprune.prune.history import History
 from spikeprune.prune.plan import UpdatePlan
 from spikeprune.prune.rewind import Rewind
 from spikeprune.prune.updater import Updater
+
+_log = logging.getLogger("spikeprune")
 
 
 @final
@@ -39,6 +43,7 @@ class Steps:
         self.updater, self.history, self.rewind = updater, history, rewind
         self.schedule, self.choices, self.budget = schedule, choices, choices.budget
         self.plan, self.space, self.upkeep = updater.plan, updater.space, updater.space.parts.upkeep
+        self.guard = Guard(self.space.parts.model, self.space.parts.parameters)
         self.began: float | None = None
         self.done = 0
         self.seconds = 0.0
@@ -106,9 +111,11 @@ class Steps:
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Puts hooks on an optimizer; those on another one are taken off.
 
-        Raises: InvalidValue if the optimizer does not hold a prunable parameter.
+        Raises: InvalidValue if the optimizer does not hold a prunable parameter, takes no hooks, or has another
+            Pruner of the same parameters; if the model has other parameters by now.
         """
-        parameters = self.space.parts.parameters
+        parameters, optimizer = self.space.parts.parameters, hooked(optimizer)
+        self.guard.check()
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         missing = [n for n, p in parameters.items() if id(p) not in held]
         if missing:
@@ -116,6 +123,7 @@ class Steps:
                 f"the optimizer does not hold {missing[0]!r} ({len(missing)} of {len(parameters)} prunable "
                 "parameters); build it from the parameters of the model given to the Pruner"
             )
+        check_alone(optimizer, parameters.values(), self)
         self.detach()
         self.upkeep.optimizer = optimizer
         if self.rewind is not None:
@@ -134,6 +142,24 @@ class Steps:
         self._handles = []
         self.updater.observer.remove()
 
+    @property
+    def missing(self) -> str:
+        """Which mask updates have not been made, in words; empty if all were."""
+        return missing(self.plan.updates, self.done) if self.searching else ""
+
+    def finish(self) -> None:
+        """Takes off all that was put on the model, and holds the weights. Mask updates that never came are logged.
+
+        Raises: InvalidValue if the model has other parameters by now, whose zeros nobody held.
+        """
+        self.detach()
+        self.upkeep.hold()
+        while self.followers:
+            self.followers.pop().finish()
+        self.guard.check()
+        if self.missing:
+            _log.warning("the schedule was not carried out: at step %d, %s", self.done, self.missing)
+
     def hold_state(self) -> None:
         """Clears optimizer state that dead weights have from before the Pruner knew the optimizer or the masks."""
         if self.clean and not self.upkeep.dense:
@@ -141,6 +167,7 @@ class Steps:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         started = time.perf_counter()
+        self.guard.check()
         if not _closure(args, kwargs):  # a closure computes the gradients inside the step, so these are old ones
             if self.updater.gradients.empty:  # else the user has called mask_grads, and those of dead weights are gone
                 self.keep_grads()
