@@ -52,7 +52,7 @@ def hooked(optimizer: Any) -> torch.optim.Optimizer:
     return inner
 
 
-def check_alone(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], mine: object) -> None:
+def check_alone(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], mine: Any) -> None:
     """Raises: InvalidValue if another Pruner that is attached to the optimizer holds one of the parameters too."""
     held = {id(p) for p in parameters}
     for hook in optimizer._optimizer_step_post_hooks.values():  # pyright: ignore[reportPrivateUsage]
