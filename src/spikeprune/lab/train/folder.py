@@ -10,16 +10,16 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import torch
 import yaml
 from torch import Tensor
 
 from spikeprune.core.errors import UserError
-from spikeprune.lab.recipe import Recipe, deciding, load, settings_hash, shipped
+from spikeprune.lab.recipe import Recipe, complete, deciding, load, settings_hash, shipped
 from spikeprune.lab.recipe.document import read_yaml
 from spikeprune.record.base import whole
 from spikeprune.record.epoch import Epoch
@@ -223,6 +223,32 @@ def folder_of(recipe: Recipe, digest: str | None = None) -> RunFolder:
     out, digest = Path(recipe.out), digest or settings_hash(recipe)
     as_before = out / f"{recipe.name}-{digest}"
     return RunFolder(as_before if as_before.exists() else out / f"{_label(recipe)}-{digest}")
+
+
+class Work(Protocol):
+    """A run whose input is checked and whose work is to come."""
+
+    def work(self) -> None:
+        """Does what is left of the run, the record last."""
+        ...
+
+
+def carry_out(recipe: Recipe, begin: Callable[[RunFolder], Work]) -> RunFolder:
+    """The folder of a recipe's run, with its work done by one process; a finished run is left as it is.
+
+    Args: begin: checks all input and writes nothing; it is asked before the folder is made.
+    """
+    folder = folder_of(recipe)
+    if folder.record.is_file():
+        folder.open(complete(recipe))
+        folder.read_record()
+        return folder
+    begun = begin(folder)
+    folder.open(complete(recipe))
+    with folder.locked():
+        if not folder.record.is_file():  # another process may have finished it meanwhile
+            begun.work()
+    return folder
 
 
 def _label(recipe: Recipe) -> str:

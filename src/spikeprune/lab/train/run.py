@@ -21,7 +21,7 @@ from spikeprune.lab.train.checkpointed import CheckpointedTraining, settle
 from spikeprune.lab.train.cost import cost_of_one, cost_of_two
 from spikeprune.lab.train.device import choose_device, choose_precision, environment, repeatable
 from spikeprune.lab.train.done import CutPhase, DensePhase, PhasesDone, network_record
-from spikeprune.lab.train.folder import RunFolder, folder_of
+from spikeprune.lab.train.folder import RunFolder, carry_out
 from spikeprune.lab.train.loop import Phase, Setting
 from spikeprune.lab.train.measure import counted, data_record, score_test
 from spikeprune.lab.train.network import TimedNetwork
@@ -48,17 +48,7 @@ def run(recipe: Recipe, on_epoch: OnEpoch | None = None) -> RunFolder:
         from spikeprune.lab.train.squeeze_run import run_squeeze
 
         return run_squeeze(recipe, on_epoch)
-    folder = folder_of(recipe)
-    if folder.record.is_file():
-        folder.open(complete(recipe))
-        folder.read_record()
-        return folder
-    begun = _RunInProgress(recipe, folder, on_epoch)
-    folder.open(complete(recipe))
-    with folder.locked():
-        if not folder.record.is_file():  # another process may have finished it meanwhile
-            begun.work()
-    return folder
+    return carry_out(recipe, lambda folder: _RunInProgress(recipe, folder, on_epoch))
 
 
 @final

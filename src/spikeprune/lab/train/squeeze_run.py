@@ -25,7 +25,7 @@ from spikeprune.lab.train.calibration import calibration
 from spikeprune.lab.train.checkpointed import CheckpointedTraining, settle
 from spikeprune.lab.train.device import choose_device, choose_precision, environment, repeatable
 from spikeprune.lab.train.done import network_record
-from spikeprune.lab.train.folder import RunFolder, folder_of, read_safetensors
+from spikeprune.lab.train.folder import RunFolder, carry_out, read_safetensors
 from spikeprune.lab.train.loop import Phase, Setting
 from spikeprune.lab.train.measure import counted, data_record
 from spikeprune.lab.train.network import TimedNetwork
@@ -59,17 +59,7 @@ def run_squeeze(recipe: Recipe, on_epoch: OnEpoch | None = None) -> RunFolder:
     Returns: the folder, as after every run.
     Raises: UserError for input that is wrong, before anything is written.
     """
-    folder = folder_of(recipe)
-    if folder.record.is_file():
-        folder.open(complete(recipe))
-        folder.read_record()
-        return folder
-    run = _SqueezeRun(recipe, folder, on_epoch)
-    folder.open(complete(recipe))
-    with folder.locked():
-        if not folder.record.is_file():  # another process may have finished it meanwhile
-            run.work()
-    return folder
+    return carry_out(recipe, lambda folder: _SqueezeRun(recipe, folder, on_epoch))
 
 
 @final
