@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from spikeprune.methods.magnitude import Magnitude as Magnitude
     from spikeprune.methods.random import Random as Random
     from spikeprune.methods.registry import names as methods  # noqa: F401
+    from spikeprune.methods.shared.cited import cite as cite
     from spikeprune.prune.held import hold as hold
     from spikeprune.prune.held import load_packed as load_packed
     from spikeprune.prune.held import save_packed as save_packed
@@ -72,6 +73,7 @@ _PUBLIC = {
     "Pruner": "prune.pruner",
     "Until": "core.schedule",
     "Squeezed": "squeeze.table",
+    "cite": "methods.shared.cited",
     "compile": "runtime.compile",
     "count": "count.counts",
     "datasets": "data:names",
