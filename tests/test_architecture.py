@@ -8,7 +8,20 @@ import pytest
 import spikeprune
 
 ROOT = Path(spikeprune.__file__).parent
-ORDER = ["core", "record", "methods", "model", "count", "prune", "squeeze", "integrations", "zoo", "shrink", "runtime"]
+ORDER = [
+    "core",
+    "record",
+    "methods",
+    "model",
+    "upkeep",
+    "count",
+    "prune",
+    "squeeze",
+    "integrations",
+    "zoo",
+    "shrink",
+    "runtime",
+]
 ORDER += ["data", "lab", "cli"]
 LAB_ORDER = ["recipe", "train", "sweep", "study", "page"]
 FRAMEWORKS = {"spikingjelly", "snntorch", "norse"}

@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from spikeprune.methods.random import Random as Random
     from spikeprune.methods.registry import names as methods  # noqa: F401
     from spikeprune.methods.shared.cited import cite as cite
-    from spikeprune.prune.held import hold as hold
-    from spikeprune.prune.held import load_packed as load_packed
-    from spikeprune.prune.held import save_packed as save_packed
+    from spikeprune.prune.once import hold as hold
     from spikeprune.prune.once import prune as prune
     from spikeprune.prune.pruner import Pruner as Pruner
     from spikeprune.runtime.compile import CompiledSNN as CompiledSNN
@@ -49,6 +47,8 @@ if TYPE_CHECKING:
     from spikeprune.shrink.shrink import shrink as shrink
     from spikeprune.squeeze.squeeze import squeeze as squeeze
     from spikeprune.squeeze.table import Squeezed as Squeezed
+    from spikeprune.upkeep.packed import load_packed as load_packed
+    from spikeprune.upkeep.packed import save_packed as save_packed
     from spikeprune.zoo import build as model  # noqa: F401
     from spikeprune.zoo import names as models  # noqa: F401
     from spikeprune.zoo.pretrained import pretrained as pretrained
@@ -80,15 +80,15 @@ _PUBLIC = {
     "export_nir": "runtime.interchange",
     "export_onnx": "runtime.interchange",
     "fuse": "runtime.fuse",
-    "hold": "prune.held",
+    "hold": "prune.once",
     "load": "runtime.compile",
-    "load_packed": "prune.held",
+    "load_packed": "upkeep.packed",
     "methods": "methods.registry:names",
     "model": "zoo:build",
     "models": "zoo:names",
     "pretrained": "zoo.pretrained",
     "prune": "prune.once",
-    "save_packed": "prune.held",
+    "save_packed": "upkeep.packed",
     "schedules": "core.schedule:names",
     "sensitivity": "count.sensitivity",
     "shrink": "shrink.shrink",

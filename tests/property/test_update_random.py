@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spikeprune.prune.update import Target, prune_and_regrow
+from spikeprune.core.update import Target, prune_and_regrow
 
 SHAPES = {"conv": (4, 4, 3, 3), "late": (6, 4, 1, 1), "classifier": (5, 8)}
 TOTAL = 144 + 24 + 40

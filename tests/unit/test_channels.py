@@ -11,15 +11,16 @@ from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import Outcome
 from spikeprune.core.select import keep_under_cost
 from spikeprune.core.statistic import pca_score
+from spikeprune.core.update import Target, channel_round
 from spikeprune.count.costs import network_cost
 from spikeprune.methods.shared.authors import authors_channels
 from spikeprune.model.adapter import find_adapter
+from spikeprune.model.channel_space import ChannelSpace
 from spikeprune.model.channel_values import bn_scale, channel_masks, per_channel, slope, weight_norm
 from spikeprune.model.groups import channel_groups
 from spikeprune.model.pairing import pair
 from spikeprune.model.trace import trace
-from spikeprune.prune.spaces.channels import ChannelSpace, channel_round, check_budget
-from spikeprune.prune.update import Target
+from spikeprune.prune.spaces.channels import check_budget
 
 X = torch.rand(2, 1, 6, 6)
 

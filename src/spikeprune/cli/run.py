@@ -72,7 +72,7 @@ def _notes(folder: "RunFolder", record: "RunRecord") -> list[str]:
 
 def summary(record: "RunRecord") -> list[str]:
     """A finished run in a few lines."""
-    from spikeprune.prune.pattern import unit_of
+    from spikeprune.core.pattern import unit_of
 
     if record.squeeze is not None:
         from spikeprune.cli.squeeze import summary as squeeze_summary

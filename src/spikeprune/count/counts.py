@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from spikeprune.core import counts
 from spikeprune.core.errors import InvalidValue, MissingEvidence
 from spikeprune.core.mask import check_fit
+from spikeprune.count import formulas
 from spikeprune.count.figures import Counts, Figures, Sides
 from spikeprune.count.uses import UsedWeight, Uses
 from spikeprune.model.adapter import Adapter, find_adapter, weights_of_neurons
@@ -82,12 +82,12 @@ def count(
     samples = _run(model, data, adapter, layers, neurons, uses, time)
 
     def packed(part: nn.Module) -> int:
-        return sum(counts.stored_bytes(p, masked.get(_name(model, p, ""))) for p in part.parameters())
+        return sum(formulas.stored_bytes(p, masked.get(_name(model, p, ""))) for p in part.parameters())
 
     sides = {name: layer.sides(samples, packed(layer.module)) for name, layer in layers.items()}
     for name, used in uses.weights.items():
         owner = next((n for n, m in modules.items() if stored_weight(m) is used.parameter), name)
-        size = counts.stored_bytes(used.parameter), counts.stored_bytes(used.parameter, masked.get(name))
+        size = formulas.stored_bytes(used.parameter), formulas.stored_bytes(used.parameter, masked.get(name))
         sides[owner] = _together(sides.get(owner), _sides_of_use(used, samples, size))
     values = sum(neuron.values for neuron in neurons.values()) + sum(uses.values.values())
     rate = (sum(n.spikes for n in neurons.values()) + sum(uses.spikes.values())) / values if values else 0.0
@@ -103,7 +103,7 @@ def count(
             firing_rate=rate,
         )
 
-    whole = sum(counts.stored_bytes(p) for p in model.parameters())
+    whole = sum(formulas.stored_bytes(p) for p in model.parameters())
     return Counts(
         dense=total([side.dense for side in sides.values()], sum(mask.numel() for mask in prunable), whole),
         pruned=total([side.pruned for side in sides.values()], sum(int(m.sum()) for m in prunable), packed(model)),
@@ -170,8 +170,8 @@ class LayerMeter:
         shape = tuple(x.shape[1:])
         if shape not in self._fan_out:
             self._fan_out[shape] = (self.fan_out(torch.ones_like(self.alive), shape), self.fan_out(self.alive, shape))
-        dense, pruned = (counts.operations(x, fan_out) for fan_out in self._fan_out[shape])
-        if counts.is_spiking(x):
+        dense, pruned = (formulas.operations(x, fan_out) for fan_out in self._fan_out[shape])
+        if formulas.is_spiking(x):
             self.acs = (self.acs[0] + dense, self.acs[1] + pruned)
         else:
             self.mac_ops = (self.mac_ops[0] + dense, self.mac_ops[1] + pruned)
@@ -182,15 +182,15 @@ class LayerMeter:
         """Uses of each input value by the alive weights."""
         module = self.module
         if isinstance(module, nn.Linear):
-            return counts.linear_fan_out(alive)
+            return formulas.linear_fan_out(alive)
         kernel = alive.float()
         if isinstance(module, _ConvTransposeNd):
             settings = (module.stride, module.padding, module.output_padding, module.groups, module.dilation)
             transposed = _TRANSPOSED[len(module.stride)]
-            return counts.fan_out(lambda x: transposed(x, kernel, None, *settings), shape, kernel.device)
+            return formulas.fan_out(lambda x: transposed(x, kernel, None, *settings), shape, kernel.device)
         # The base's own: a subclass may do more to the weight than multiply with it.
         forward = cast(Callable[..., Tensor], _CONVOLUTIONS[len(module.stride)]._conv_forward)
-        return counts.fan_out(lambda x: forward(module, x, kernel, None), shape, kernel.device)
+        return formulas.fan_out(lambda x: forward(module, x, kernel, None), shape, kernel.device)
 
     def sides(self, samples: int, packed: int) -> Sides:
         """Per-sample figures; `packed` is the layer's stored size with its masks."""
@@ -207,7 +207,7 @@ class LayerMeter:
                 firing_rate=self.active / self.inputs if self.inputs else 0.0,
             )
 
-        whole = sum(counts.stored_bytes(p) for p in parameters)
+        whole = sum(formulas.stored_bytes(p) for p in parameters)
         # A transposed convolution is laid onto its output, so its uses do not tell how many outputs there are.
         outputs = 0.0 if isinstance(self.module, _ConvTransposeNd) else self.applied * self.alive.shape[0] / samples
         return Sides(side(0, self.alive.numel(), whole), side(1, int(self.alive.sum()), packed), outputs)

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
-from spikeprune.core import counts
-from spikeprune.count import table
+from spikeprune.count import formulas, table
 
 
 @final
@@ -41,7 +40,7 @@ class Figures:
     @property
     def energy_pj(self) -> float:
         """0.9 acs + 4.6 mac_ops, in picojoule (45 nm; memory, routing and neuron updates are left out)."""
-        return counts.energy_pj(self.acs, self.mac_ops)
+        return formulas.energy_pj(self.acs, self.mac_ops)
 
 
 @final

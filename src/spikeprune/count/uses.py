@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from spikeprune.core import counts
+from spikeprune.count import formulas
 from spikeprune.model.discover import SpikeNeuron
 from spikeprune.model.operations import PRODUCTS
 from spikeprune.model.trace import Graph
@@ -38,7 +38,7 @@ class UsedWeight:
             alive = alive * (weight != 0)
         active = (x != 0).float()
         dense, pruned = (round(float(operation.linear(active, kept).double().sum())) for kept in (every, alive))
-        if counts.is_spiking(x):
+        if formulas.is_spiking(x):
             self.acs = (self.acs[0] + dense, self.acs[1] + pruned)
         else:
             self.mac_ops = (self.mac_ops[0] + dense, self.mac_ops[1] + pruned)

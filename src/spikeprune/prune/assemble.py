@@ -6,21 +6,21 @@ from spikeprune.core.schedule import Schedule
 from spikeprune.methods.base import Method
 from spikeprune.model.adapter import find_adapter
 from spikeprune.model.discover import spiking_adapter
+from spikeprune.model.observer import Observer
 from spikeprune.model.prunable import Names, prunable
 from spikeprune.model.wrappers import eager
 from spikeprune.prune.choices import Choices
-from spikeprune.prune.evidence import Observer
-from spikeprune.prune.given import Given, masks_of
-from spikeprune.prune.gradients import KeptGradients
 from spikeprune.prune.history import History
 from spikeprune.prune.plan import MEMBRANE, UpdatePlan
-from spikeprune.prune.rewind import Rewind
 from spikeprune.prune.spaces.channels import Channels
 from spikeprune.prune.spaces.space import Parts
 from spikeprune.prune.spaces.weights import Weights
 from spikeprune.prune.steps import Steps
 from spikeprune.prune.updater import Updater
-from spikeprune.prune.upkeep import Upkeep
+from spikeprune.upkeep.given import Given, masks_of
+from spikeprune.upkeep.gradients import KeptGradients
+from spikeprune.upkeep.rewind import Rewind
+from spikeprune.upkeep.upkeep import Upkeep
 
 
 def assemble(

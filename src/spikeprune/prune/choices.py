@@ -5,11 +5,11 @@ from typing import final
 
 from spikeprune.core import allocate as allocation
 from spikeprune.core.errors import InvalidValue, unknown
+from spikeprune.core.pattern import CHANNEL_PATTERNS, nm_pattern
 from spikeprune.core.schedule import Schedule
 from spikeprune.count.costs import BUDGETS
 from spikeprune.methods.base import Method, check_choice, check_declared
 from spikeprune.methods.registry import make_method, name_of
-from spikeprune.prune.pattern import CHANNEL_PATTERNS, nm_pattern
 
 
 @final

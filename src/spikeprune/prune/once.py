@@ -1,14 +1,17 @@
-"""Pruning in one shot, with no training loop around it."""
+"""One call in place of a Pruner: `sp.prune` cuts once, with no training around it; `sp.hold` only keeps zeros."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
+from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import Masks
-from spikeprune.core.schedule import OneShot
+from spikeprune.core.schedule import Constant, OneShot
 from spikeprune.methods.base import Method
+from spikeprune.methods.dense import Dense
 from spikeprune.prune.pruner import Pruner
+from spikeprune.upkeep.given import Given, masks_of
 
 
 def prune(
@@ -34,3 +37,20 @@ def prune(
     pruner.cut()
     pruner.finish()
     return pruner.masks
+
+
+def hold(model: nn.Module, masks: Given = "zeros") -> Pruner:
+    """Keeps the zeros of a sparse network through training, after `attach`. There are no mask updates.
+
+    Args:
+        model: the user's. Weights outside the masks become 0 at once.
+        masks: "zeros", the weights that are exactly 0 now; a mapping as `pruner.masks`; or a masks.safetensors path.
+            A regrown weight that has not moved yet is 0 as well: give the masks where that matters.
+    Raises: UserError if there is no zero to hold, or the masks are not of this network.
+    """
+    given = masks_of(model, masks)
+    if given.alive == given.total:
+        raise InvalidValue(
+            f"{type(model).__name__} has no zero to hold: every weight is alive; prune it first, or pass its masks="
+        )
+    return Pruner(model, Dense(), Constant(given.sparsity), masks=given)

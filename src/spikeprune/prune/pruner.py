@@ -14,11 +14,11 @@ from spikeprune.methods.registry import name_of
 from spikeprune.model.prunable import Names
 from spikeprune.prune.assemble import assemble
 from spikeprune.prune.choices import Choices, method_of
-from spikeprune.prune.follow import Follower
-from spikeprune.prune.given import Given
 from spikeprune.prune.state import load_state, read_state, state_of
 from spikeprune.prune.table import Table
 from spikeprune.record.round import Round
+from spikeprune.upkeep.follow import Follower
+from spikeprune.upkeep.given import Given
 
 
 class Pruner:

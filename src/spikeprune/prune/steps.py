@@ -15,12 +15,12 @@ from spikeprune.core.schedule import MaskUpdate, Schedule
 from spikeprune.methods.registry import name_of
 from spikeprune.model.trace import Graph
 from spikeprune.prune.choices import Choices
-from spikeprune.prune.follow import Follower
-from spikeprune.prune.guard import Guard, check_alone, hooked, missing
 from spikeprune.prune.history import History
 from spikeprune.prune.plan import UpdatePlan
-from spikeprune.prune.rewind import Rewind
 from spikeprune.prune.updater import Updater
+from spikeprune.upkeep.follow import Follower
+from spikeprune.upkeep.guard import Guard, check_alone, hooked, missing
+from spikeprune.upkeep.rewind import Rewind
 
 _log = logging.getLogger("spikeprune")
 

@@ -12,13 +12,13 @@ from spikeprune.core.errors import InvalidValue
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.core.mask import Outcome, count
 from spikeprune.core.schedule import MaskUpdate
+from spikeprune.core.update import Target
 from spikeprune.methods.base import Memory, Method, Observation, Regrowth, Training
 from spikeprune.methods.registry import name_of
-from spikeprune.prune.evidence import Observer
-from spikeprune.prune.gradients import KeptGradients
+from spikeprune.model.observer import Observer
 from spikeprune.prune.plan import UpdatePlan
 from spikeprune.prune.spaces.space import Space
-from spikeprune.prune.update import Target
+from spikeprune.upkeep.gradients import KeptGradients
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:

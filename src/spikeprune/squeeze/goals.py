@@ -8,9 +8,9 @@ from torch import Tensor
 from spikeprune.core import allocate as allocation
 from spikeprune.core.errors import InvalidValue, unknown
 from spikeprune.core.mask import Masks
+from spikeprune.core.pattern import nm_pattern
+from spikeprune.core.update import Target
 from spikeprune.count.costs import weight_costs
-from spikeprune.prune.pattern import nm_pattern
-from spikeprune.prune.update import Target
 from spikeprune.squeeze.network import Network
 from spikeprune.squeeze.settings import SqueezeSettings
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import Masks
+from spikeprune.core.pattern import nm_pattern
 from spikeprune.core.surrogate import curve_named
+from spikeprune.core.update import Target
 from spikeprune.count.costs import InputRates
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.discover import NOT_FOUND, Discovered, SpikeNeuron
 from spikeprune.model.prunable import prunable
-from spikeprune.prune.pattern import nm_pattern
-from spikeprune.prune.update import Target
 from spikeprune.squeeze.batches import Batches, first_images
 from spikeprune.squeeze.ear import heard
 from spikeprune.squeeze.goals import given_masks, is_met, size_of, target

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.core.allocate import lamp_score
-from spikeprune.prune.update import Target, prune_and_regrow
+from spikeprune.core.update import Target, prune_and_regrow
 
 SALIENCIES = ("critical", "energy", "magnitude", "obs", "random", "wanda")
 ALLOCATIONS = ("energy", "erk", "global", "lamp", "neuron", "uniform")

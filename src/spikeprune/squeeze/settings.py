@@ -8,11 +8,11 @@ from typing import Literal, final
 from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue, unknown
+from spikeprune.core.pattern import CHANNEL_PATTERNS, nm_pattern
 from spikeprune.core.surrogate import curve_named
 from spikeprune.count.costs import BUDGETS
 from spikeprune.methods.base import check_choice
 from spikeprune.model.prunable import Names
-from spikeprune.prune.pattern import CHANNEL_PATTERNS, nm_pattern
 from spikeprune.squeeze.select import ALLOCATIONS, SALIENCIES
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from spikeprune.core.pattern import unit_of
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
-from spikeprune.prune.pattern import unit_of
 from spikeprune.record.base import Impossible, whole
 from spikeprune.record.bench import BenchRecord
 from spikeprune.record.epoch import Epoch, read_epochs

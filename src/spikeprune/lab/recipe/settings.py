@@ -6,11 +6,11 @@ from typing import Any, final
 
 from spikeprune.core.allocate import ALLOCATIONS
 from spikeprune.core.errors import InvalidValue
+from spikeprune.core.pattern import CHANNEL_PATTERNS
 from spikeprune.core.schedule import duration
 from spikeprune.count.costs import BUDGETS
 from spikeprune.lab.recipe.squeeze_settings import SqueezeOptions
 from spikeprune.lab.recipe.validate import Rule, check_fields, key, said, share, whole
-from spikeprune.prune.pattern import CHANNEL_PATTERNS
 
 # Those of core.schedule.SCHEDULES that a recipe's `begin`, `end` and `every` can lay out.
 LAID_OUT = ("cubic", "linear", "cosine", "constant", "oneshot")

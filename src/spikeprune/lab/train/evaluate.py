@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from spikeprune.core.pattern import unit_of
 from spikeprune.lab.recipe import load
 from spikeprune.lab.train.device import choose_device, repeatable
 from spikeprune.lab.train.folder import RunFolder
 from spikeprune.lab.train.measure import score_test
 from spikeprune.lab.train.parts import load_data, restore
-from spikeprune.prune.pattern import unit_of
 
 
 @final

@@ -10,8 +10,8 @@ from spikeprune.core.errors import UserError
 from spikeprune.count.counts import Counts
 from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.methods.criticality import Criticality
+from spikeprune.model.observer import Observer
 from spikeprune.model.prunable import prunable
-from spikeprune.prune.evidence import Observer
 from spikeprune.record.statistics import QUANTILES, LayerOperations, NetworkStatistics, NeuronStatistics
 
 

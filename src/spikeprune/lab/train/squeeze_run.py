@@ -41,7 +41,7 @@ from spikeprune.lab.train.squeeze_done import (
     squeeze_record,
 )
 from spikeprune.model.prunable import prunable
-from spikeprune.prune.held import hold
+from spikeprune.prune.once import hold
 from spikeprune.record.run import RunRecord, RunSettings, Stages
 from spikeprune.record.schema import SCHEMA
 from spikeprune.record.statistics import QUANTILES, StatisticsRecord

@@ -11,10 +11,10 @@ from spikeprune.core.allocate import kept
 from spikeprune.core.evidence import Scores
 from spikeprune.core.mask import Outcome
 from spikeprune.core.schedule import MaskUpdate
+from spikeprune.core.update import Bools, Rules, Target
+from spikeprune.model.observer import Observer
 from spikeprune.model.trace import Graph
-from spikeprune.prune.evidence import Observer
-from spikeprune.prune.update import Bools, Rules, Target
-from spikeprune.prune.upkeep import Upkeep
+from spikeprune.upkeep.upkeep import Upkeep
 
 Tensors = Mapping[str, Tensor]
 

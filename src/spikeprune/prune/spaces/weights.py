@@ -10,13 +10,13 @@ from spikeprune.core import allocate as allocation
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.evidence import Scores
 from spikeprune.core.mask import Outcome, unpack
+from spikeprune.core.update import Bools, Rules, Target, prune_and_regrow
 from spikeprune.count.costs import weight_costs
 from spikeprune.methods.shared.authors import authors_update
+from spikeprune.model.observer import Observer
 from spikeprune.model.trace import Graph
 from spikeprune.model.weights import along_outputs
-from spikeprune.prune.evidence import Observer
 from spikeprune.prune.spaces.space import Parts, Space, Tensors
-from spikeprune.prune.update import Bools, Rules, Target, prune_and_regrow
 
 
 @final

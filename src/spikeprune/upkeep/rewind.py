@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.prune.upkeep import Upkeep
+from spikeprune.upkeep.upkeep import Upkeep
 
 
 class Rewind:

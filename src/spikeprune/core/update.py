@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict, final
+from typing import NotRequired, TypedDict, Unpack, final
 
 import torch
 from torch import Tensor
 
+from spikeprune.core import nm
 from spikeprune.core.allocate import quotas, round_to
 from spikeprune.core.evidence import Scores
 from spikeprune.core.mask import Outcome, count
-from spikeprune.core.select import keep_cost, keep_quota, keep_top
-from spikeprune.prune.spaces import nm
+from spikeprune.core.select import Cost, keep_cost, keep_quota, keep_top, keep_under_cost
 
 Bools = Mapping[str, Tensor]
 Exchange = Callable[[int, int], int]
@@ -208,3 +208,50 @@ def _worth(scores: Tensor, cost: float | Tensor) -> Tensor:
 
 def _cost(masks: Bools, cost: Mapping[str, float | Tensor], layers: frozenset[str]) -> float:
     return sum(float((masks[n].double() * cost[n]).sum()) for n in masks if n in layers)
+
+
+def channel_round(
+    scores: Mapping[str, Tensor],
+    regrow_scores: Mapping[str, Tensor],
+    alive: Bools,
+    target: Target,
+    *,
+    cost: Cost | None = None,
+    **rules: Unpack[Rules],
+) -> Outcome:
+    """One round over channels: cut to the target less the regrow share, then bring back as much.
+
+    Without `cost` the target counts channels, and the round is `prune_and_regrow` on one vector per group. With it,
+    `target.budget` is the cost allowed: `1 - share` of it is filled by `scores`, the rest by `regrow_scores`.
+
+    Args:
+        scores: group name -> [C], what to keep.
+        regrow_scores: group name -> [C], what to bring back; groups that may not regrow are left out.
+        alive: group name -> bool [C], before the round.
+        rules: as for `prune_and_regrow`; a budget of cost knows no quota per layer, and ignores them.
+    """
+    if cost is None:
+        return prune_and_regrow(scores, regrow_scores, alive, scores, target, **rules)
+    share, protected = rules["share"], rules.get("protected")
+    if protected is not None:
+        scores = {n: s.masked_fill(protected[n] & alive[n], torch.inf) for n, s in scores.items()}
+    floor = target.floor
+    able = {name: score.masked_fill(~alive[name], -torch.inf) for name, score in scores.items()}
+    reference = _like(keep_under_cost(able, cost, target.budget, floor), scores)
+    growing = regrow_scores if share > 0 else {}
+    if not growing:
+        none = {name: torch.zeros_like(mask) for name, mask in reference.items()}
+        return Outcome(reference, dict(reference), none, reference)
+    survivors = _like(keep_under_cost(able, cost, target.budget * (1 - share), floor), scores)
+    wanted: dict[str, Tensor] = {}
+    for name, score in scores.items():
+        barred = survivors[name] | ~alive[name] if rules.get("candidates") == "new" else survivors[name]
+        worth = growing.get(name, torch.full_like(score, -torch.inf))
+        wanted[name] = worth.masked_fill(barred, -torch.inf)
+    kept_all = _like(keep_under_cost(wanted, cost, target.budget, {}, base=survivors), scores)
+    regrown = {name: mask & ~survivors[name] for name, mask in kept_all.items()}
+    return Outcome(kept_all, survivors, regrown, reference)
+
+
+def _like(masks: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: mask.to(scores[name].device) for name, mask in masks.items()}

@@ -6,8 +6,8 @@ from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor, nn
 
 from spikeprune import zoo
-from spikeprune.core import counts
 from spikeprune.core.errors import InvalidValue, MissingEvidence, UnknownName
+from spikeprune.count import formulas
 from spikeprune.count.counts import count
 
 # ---- functions of tensors ------------------------------------------------------------------------------------------
@@ -17,51 +17,51 @@ def test_fan_out_of_a_padded_conv_worked_by_hand():
     # 3x3 kernel, padding 1, on a 3x3 map: a corner is seen by 2x2 outputs, an edge by 2x3, the centre by all 9.
     conv = nn.Conv2d(1, 1, 3, padding=1)
     ones = torch.ones(1, 1, 3, 3)
-    uses = counts.fan_out(lambda x: conv._conv_forward(x, ones, None), (1, 3, 3), ones.device)
+    uses = formulas.fan_out(lambda x: conv._conv_forward(x, ones, None), (1, 3, 3), ones.device)
     assert uses.tolist() == [[[4, 6, 4], [6, 9, 6], [4, 6, 4]]]
     assert uses.dtype == torch.int64
     # Only the kernel's centre alive: every input is used once.
     centre = torch.zeros(1, 1, 3, 3)
     centre[0, 0, 1, 1] = 1
-    uses = counts.fan_out(lambda x: conv._conv_forward(x, centre, None), (1, 3, 3), ones.device)
+    uses = formulas.fan_out(lambda x: conv._conv_forward(x, centre, None), (1, 3, 3), ones.device)
     assert uses.tolist() == [[[1, 1, 1]] * 3]
 
 
 def test_fan_out_of_a_linear_layer_worked_by_hand():
     alive = torch.tensor([[True, False, True], [True, False, False]])
-    assert counts.linear_fan_out(alive).tolist() == [2, 0, 1]
+    assert formulas.linear_fan_out(alive).tolist() == [2, 0, 1]
 
 
 def test_operations_pair_non_zero_inputs_with_weights():
     # Rows (1, 0, 0.5) and (0, 3, 1); inputs 0, 1, 2 have 2, 0 and 1 weights: 2 + 1, and 0 + 1.
     x = torch.tensor([[1.0, 0.0, 0.5], [0.0, 3.0, 1.0]])
-    assert counts.operations(x, torch.tensor([2, 0, 1])) == 4
+    assert formulas.operations(x, torch.tensor([2, 0, 1])) == 4
 
 
 def test_operations_stay_exact_beyond_float_precision():
     # 2^24 + 1 is the first whole number that float32 cannot hold.
-    assert counts.operations(torch.ones(1, 2), torch.tensor([2**24, 1])) == 2**24 + 1
+    assert formulas.operations(torch.ones(1, 2), torch.tensor([2**24, 1])) == 2**24 + 1
 
 
 @pytest.mark.parametrize(
     ("values", "spiking"), [([0.0, 1.0], True), ([-1.0, 0.0], True), ([0.0, 2.0], False), ([0.25, 1.0], False)]
 )
 def test_spikes_are_minus_one_zero_or_one(values, spiking):
-    assert counts.is_spiking(torch.tensor(values)) == spiking
+    assert formulas.is_spiking(torch.tensor(values)) == spiking
 
 
 def test_energy_worked_by_hand():
     # 1,000 * 0.9 + 10 * 4.6 = 946 pJ
-    assert counts.energy_pj(1000, 10) == pytest.approx(946)
+    assert formulas.energy_pj(1000, 10) == pytest.approx(946)
 
 
 def test_stored_bytes_worked_by_hand():
     # 9 float32 values: 36 bytes; or 2 bytes of mask and 3 values of 4 bytes: 14. As float16: 18, and 2 + 6 = 8.
     weight, alive = torch.zeros(3, 3), torch.eye(3, dtype=torch.bool)
-    assert counts.stored_bytes(weight) == 36
-    assert counts.stored_bytes(weight, alive) == 14
-    assert counts.stored_bytes(weight.half()) == 18
-    assert counts.stored_bytes(weight.half(), alive) == 8
+    assert formulas.stored_bytes(weight) == 36
+    assert formulas.stored_bytes(weight, alive) == 14
+    assert formulas.stored_bytes(weight.half()) == 18
+    assert formulas.stored_bytes(weight.half(), alive) == 8
 
 
 # ---- a network worked by hand --------------------------------------------------------------------------------------

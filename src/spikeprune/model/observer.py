@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue, MissingEvidence, UserError
-from spikeprune.count.costs import InputRates
 from spikeprune.methods.base import Method
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.discover import NOT_FOUND
 from spikeprune.model.examples import undisturbed
+from spikeprune.model.input_rates import InputRates
 from spikeprune.model.pairing import Pairing, pair
 from spikeprune.model.probe import Probe
 from spikeprune.model.trace import Graph, trace
