@@ -14,9 +14,9 @@ from spikeprune.core.mask import Masks
 from spikeprune.core.pattern import nm_pattern
 from spikeprune.core.surrogate import curve_named
 from spikeprune.core.update import Target
-from spikeprune.count.costs import InputRates
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.discover import NOT_FOUND, Discovered, SpikeNeuron
+from spikeprune.model.input_rates import InputRates
 from spikeprune.model.prunable import prunable
 from spikeprune.squeeze.batches import Batches, first_images
 from spikeprune.squeeze.ear import heard
