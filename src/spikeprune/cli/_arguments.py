@@ -2,9 +2,12 @@
 
 import argparse
 import json
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from spikeprune.core.errors import InvalidValue
+
+if TYPE_CHECKING:
+    from spikeprune.lab.train.code import Code
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,6 +21,20 @@ class Parser(argparse.ArgumentParser):
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         raise SystemExit(status)
+
+
+def add_code_options(parser: argparse.ArgumentParser) -> None:
+    """What a command takes that opens a run folder and builds its network."""
+    parser.add_argument("--trust", action="store_true", help="run the Python code that the run folder names")
+    parser.add_argument("--model", default=None, help="your package.module:build, in place of what the folder names")
+    parser.add_argument("--data.name", dest="data", default=None, help="your package.module:loaders, likewise")
+
+
+def code_of(options: argparse.Namespace) -> "Code":
+    """What the user said with these options."""
+    from spikeprune.lab.train.code import Code
+
+    return Code(options.trust, options.model, options.data)
 
 
 def print_json(value: Any) -> None:

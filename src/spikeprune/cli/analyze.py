@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from spikeprune.cli._arguments import Parser
+from spikeprune.cli._arguments import Parser, add_code_options, code_of
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -20,6 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--features", default="rate", help="rate, or the authors' inverted-min-max")
     parser.add_argument("--images", type=int, default=2000, help="of the training and of the test split (2000)")
     parser.add_argument("--data.root", dest="root", default=None, help="where the data lies now, if it has moved")
+    add_code_options(parser)
     options = parser.parse_args(arguments)
 
     from spikeprune.lab.study import findings
@@ -27,7 +28,14 @@ def main(arguments: Sequence[str]) -> int:
     from spikeprune.lab.train.folder import RunFolder
     from spikeprune.record.whole import write_whole
 
-    found = analyze(options.runs, options.against, features=options.features, images=options.images, root=options.root)
+    found = analyze(
+        options.runs,
+        options.against,
+        features=options.features,
+        images=options.images,
+        root=options.root,
+        code=code_of(options),
+    )
     page = RunFolder.existing(options.runs[0]).path / "analysis.html"
     write_whole(page, findings.page(found).encode())
     for line in findings.lines(found):

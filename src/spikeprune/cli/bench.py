@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from spikeprune.cli._arguments import Parser, print_json
+from spikeprune.cli._arguments import Parser, add_code_options, code_of, print_json
 from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.record.bench import CLOCKS, BenchRecord, TimedThreads
 
@@ -16,6 +16,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--repeats", type=int, default=5, help="interleaved rounds whose median and spread are shown")
     parser.add_argument("--threads", default=None, help="1 (CPU time) or all (wall clock); both by default")
     parser.add_argument("--data.root", dest="root", default=None, help="where the data lies now, if it has moved")
+    add_code_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args(arguments)
     try:
@@ -27,7 +28,14 @@ def main(arguments: Sequence[str]) -> int:
     from spikeprune.lab.train.folder import RunFolder
     from spikeprune.record.whole import write_whole
 
-    result = bench_run(options.run, batches=sizes, repeats=options.repeats, threads=options.threads, root=options.root)
+    result = bench_run(
+        options.run,
+        batches=sizes,
+        repeats=options.repeats,
+        threads=options.threads,
+        root=options.root,
+        code=code_of(options),
+    )
     folder = RunFolder(Path(options.run))
     written = {
         folder.path / "bench.svg": picture(result),

@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from spikeprune.cli._arguments import Parser, print_json
+from spikeprune.cli._arguments import Parser, add_code_options, code_of, print_json
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = Parser("eval", __doc__ or "")
     parser.add_argument("run", metavar="RUN", help="a run folder, or a name of `spikeprune list pretrained`")
     parser.add_argument("--data.root", dest="root", default=None, help="where the data lies now, if it has moved")
+    add_code_options(parser)
     parser.add_argument("--device", default=None, help="auto, cpu, cuda, ...; the run's own by default")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args(arguments)
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
         return _pretrained(options.run, options.root, options.device, options.json)
     from spikeprune.lab.train.evaluate import evaluate
 
-    result = evaluate(options.run, root=options.root, device=options.device)
+    result = evaluate(options.run, root=options.root, code=code_of(options), device=options.device)
     if options.json:
         print_json(dataclasses.asdict(result))
         return 0

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from spikeprune.cli._arguments import Parser
+from spikeprune.cli._arguments import Parser, add_code_options, code_of
 from spikeprune.core.errors import InvalidValue, unknown
 
 _HELP = """
@@ -25,6 +25,7 @@ def main(arguments: Sequence[str]) -> int:
         "--file", default=None, help="model.compiled, model.nir, ... or export.safetensors in the run folder by default"
     )
     parser.add_argument("--data.root", dest="root", default=None, help="where the data lies now, if it has moved")
+    add_code_options(parser)
     options = parser.parse_args(arguments)
     if options.to not in _FORMATS:
         raise unknown("format to export to", options.to, _FORMATS, f"(--to takes {', '.join(_FORMATS)})")
@@ -35,10 +36,15 @@ def main(arguments: Sequence[str]) -> int:
 
     file = None if options.file is None else Path(options.file)
     if options.to == "safetensors":
-        path, lines = export_run.export_packed(options.run, file, root=options.root)
+        path, lines = export_run.export_packed(options.run, file, root=options.root, code=code_of(options))
     elif options.to in ("nir", "onnx"):
-        path, lines = export_run.export_graph(options.run, options.to, file, root=options.root), []
+        path, lines = (
+            export_run.export_graph(options.run, options.to, file, root=options.root, code=code_of(options)),
+            [],
+        )
     else:
-        path, lines = export_run.export_compiled(options.run, file, options.precision or "fp32", root=options.root)
+        path, lines = export_run.export_compiled(
+            options.run, file, options.precision or "fp32", root=options.root, code=code_of(options)
+        )
     print("\n".join([*lines, str(path)]))
     return 0

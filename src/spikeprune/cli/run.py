@@ -15,6 +15,7 @@ _HELP = """usage: spikeprune run RECIPE [--key value ...] [--dry-run]
 Carries a recipe out: the name of a shipped one (`spikeprune list recipes`) or a YAML file. The last line of the output
 is the run folder. The same command continues a run that was stopped, and prints the folder of a finished one.
 --dry-run trains nothing and needs no data: it prints the pruning events and the quota of each layer.
+A recipe.yaml inside a run folder may name Python code. It runs with --trust, or if --model or --data.name names it.
 
 Every key can be overridden. Durations read 200ep (epochs) or 2000it (optimizer steps). The defaults below are those of
 a recipe that says nothing of the key; `spikeprune config RECIPE` prints those of a recipe.
@@ -40,7 +41,11 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         raise InvalidValue("run needs a recipe: `spikeprune run digits`, or a YAML file; see `spikeprune list recipes`")
     dry = "--dry-run" in words
-    words = [word for word in words if word != "--dry-run"]
+    trust = "--trust" in words
+    words = [word for word in words if word not in ("--dry-run", "--trust")]
+    from spikeprune.lab.train.code import vouch_for_recipe
+
+    vouch_for_recipe(words[0], words[1:], trust)
     recipe = load(words[0], words[1:])
     if dry:
         _dry_run(recipe)

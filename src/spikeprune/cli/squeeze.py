@@ -1,7 +1,7 @@
 """Make a trained network small without labels or training: a run folder like any other."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +36,13 @@ def main(arguments: Sequence[str]) -> int:
         if words:
             return 0
         raise InvalidValue("squeeze needs a run folder, or --model with --weights; see `spikeprune squeeze --help`")
-    run = None if words[0].startswith("--") else words.pop(0)
+    trust = "--trust" in words
+    words = [word for word in words if word != "--trust"]
+    run = None if not words or words[0].startswith("--") else words.pop(0)
     given = _pairs(words)
     from spikeprune.lab.recipe import from_values
 
-    name, values = _base(run, given)
+    name, values = _base(run, given, trust)
     overrides = [word for key, text in given.items() for word in (f"--{_recipe_key(key)}", text)]
     recipe = from_values(name, values, overrides)
     from spikeprune.lab.page import write_report
@@ -96,6 +98,9 @@ def _help() -> None:
 
     print(_HELP)
     print("  --network              of a RUN with a baseline: pruned (default) or dense")
+    print(
+        "  --trust                run the Python code that a RUN names; or name it yourself with --model, --data.name"
+    )
     rows = {key: (kind, meaning) for key, kind, meaning in describe_keys()}
     for key in _keys():
         kind, meaning = rows[_recipe_key(key)]
@@ -139,21 +144,21 @@ def _pairs(words: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-def _base(run: str | None, given: dict[str, str]) -> tuple[str, dict[str, Any]]:
+def _base(run: str | None, given: dict[str, str], trust: bool) -> tuple[str, dict[str, Any]]:
     """Name and flat values of the recipe that the keys are applied to; takes out of `given` what is no key of it."""
     from spikeprune.zoo.pretrained import names
 
     network = given.pop("network", _NETWORKS[0])
     if network not in _NETWORKS:
         raise InvalidValue(f"--network must be pruned or dense, got {network[:40]!r}")
-    if run is not None and "model" in given:
+    if run is not None and "model" in given and ":" not in given["model"]:
         raise InvalidValue(f"give a run folder or --model, not both: {run[:80]!r} and --model {given['model'][:40]}")
     chosen = run if run is not None else given.get("model")
     if chosen in names() and "weights" not in given and not Path(chosen).exists():
         given.pop("model", None)
         return _of_card(chosen)
     if run is not None:
-        return _of_run(run, network)
+        return _of_run(run, network, given, trust)
     if chosen is None:
         raise InvalidValue("squeeze needs a run folder, or --model with --weights; see `spikeprune squeeze --help`")
     if "weights" not in given:
@@ -189,9 +194,10 @@ def _of_card(name: str) -> tuple[str, dict[str, Any]]:
     return f"{name}-squeezed", {**_settings(), **own}
 
 
-def _of_run(run: str, network: str) -> tuple[str, dict[str, Any]]:
+def _of_run(run: str, network: str, given: Mapping[str, str], trust: bool) -> tuple[str, dict[str, Any]]:
     """The network of a finished run, with the run's own settings."""
     from spikeprune.lab.recipe import read_values
+    from spikeprune.lab.train.code import Code, recipe_of
     from spikeprune.lab.train.folder import RunFolder
 
     folder = RunFolder.existing(run)
@@ -204,6 +210,7 @@ def _of_run(run: str, network: str) -> tuple[str, dict[str, Any]]:
         )
     if not weights.is_file():
         raise UserError(f"{run} holds no {weights.name}; a run with --baseline true keeps its dense network")
+    recipe_of(folder.path, code=Code(trust, given.get("model"), given.get("data.name")))  # for its refusal
     _, values = read_values(str(folder.recipe))
     for key in [key for key in values if key.startswith(("squeeze.", "prune."))]:
         del values[key]

@@ -41,7 +41,8 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         raise InvalidValue("sweep needs a recipe: `spikeprune sweep digits --seeds 0,1,2`, or a YAML file with lists")
     dry = "--dry-run" in words
-    words = [word for word in words if word != "--dry-run"]
+    trust = "--trust" in words
+    words = [word for word in words if word not in ("--dry-run", "--trust")]
     workers, threads = _count(_take(words, "--workers"), "--workers"), _count(_take(words, "--threads"), "--threads")
     array = _take(words, "--array")
     slurm = {option: value for option in _SLURM if (value := _take(words, option)) is not None}
@@ -51,7 +52,9 @@ def main(arguments: Sequence[str]) -> int:
 
     from spikeprune.lab.study.ranks import this_rank
     from spikeprune.lab.sweep.sweep import read_sweep
+    from spikeprune.lab.train.code import vouch_for_recipe
 
+    vouch_for_recipe(words[0], words[1:], trust)
     sweep = read_sweep(words[0], words[1:])
     if array == "print":
         _print_array(sweep, words, threads, slurm)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from spikeprune import data as datasets
 from spikeprune.core.errors import InvalidValue, UserError
-from spikeprune.lab.recipe import load
 from spikeprune.lab.study import avalanches, compare, mechanism, seeds
 from spikeprune.lab.study.features import (
     Observation,
@@ -21,6 +20,7 @@ from spikeprune.lab.study.features import (
     mean_of,
     observe,
 )
+from spikeprune.lab.train.code import NO_CODE, Code, recipe_of
 from spikeprune.lab.train.device import choose_device, repeatable
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.lab.train.layers import channel_criticality
@@ -59,6 +59,7 @@ def analyze(
     features: str = "rate",
     images: int = 2000,
     root: str | None = None,
+    code: Code = NO_CODE,
 ) -> AnalysisRecord:
     """Analyse finished runs and write `analysis.json` into the folder of each.
 
@@ -69,6 +70,7 @@ def analyze(
         features: "rate", or "inverted-min-max" as in the authors' code.
         images: of the training and of the test split, the first ones.
         root: where the data lies now, if not where the run found it.
+        code: what the user says about the code that the folders name.
     Returns: the content of the first run's analysis.json; what does not exist is None. Its `seeds` are means and
         spreads over several runs, None for one.
     Raises: UserError if a folder is no finished run, or InvalidValue for what cannot be compared.
@@ -78,7 +80,7 @@ def analyze(
     if images < 1:
         raise InvalidValue(f"--images must be at least 1, got {images}; 2000 takes a few seconds on small networks")
     paths = [runs] if isinstance(runs, str | Path) else runs
-    mine, others = ([_Analysed(path, root) for path in side] for side in (paths, against))
+    mine, others = ([_Analysed(path, root, code) for path in side] for side in (paths, against))
     _check_data([*mine, *others])
     arms = _arms(mine, others)
     parts = {run: run.parts(features, images) for run in [*mine, *others]}
@@ -196,14 +198,14 @@ def _importance_between(run: "_Analysed", other: "_Analysed") -> ImportanceOfDif
 class _Analysed:
     """One finished run and what its files tell."""
 
-    def __init__(self, path: str | Path, root: str | None):
+    def __init__(self, path: str | Path, root: str | None, code: Code):
         self.folder = RunFolder.existing(path)
         self.record = self.folder.read_record()
         if self.record.squeeze is not None and not self.folder.metrics.is_file():
             raise UserError(
                 f"{path} trained no epoch, and analyze is about training; its report shows what the squeeze did"
             )
-        self.recipe = load(str(self.folder.recipe), [] if root is None else ["--data.root", root])
+        self.recipe = recipe_of(self.folder.path, root, code)
         self.root = root
         self.model = read_safetensors(self.folder.model)
         self.masks = read_safetensors(self.folder.masks)

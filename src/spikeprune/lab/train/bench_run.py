@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.core.machine import version
 from spikeprune.data import batches as batches_of
+from spikeprune.lab.train.code import NO_CODE, Code
 from spikeprune.lab.train.finished import Finished, finished
 from spikeprune.lab.train.folder import read_safetensors
 from spikeprune.lab.train.network import TimedNetwork
@@ -44,6 +45,7 @@ def bench_run(
     repeats: int = 5,
     threads: str | None = None,
     root: str | None = None,
+    code: Code = NO_CODE,
 ) -> BenchRecord:
     """Latency and throughput of a run's network: the framework, dense engines, compiled, int16 and shrunk.
 
@@ -52,13 +54,14 @@ def bench_run(
         repeats: interleaved rounds; see `spikeprune.runtime.bench.measure`.
         threads: "1" (CPU time), "all" (wall clock), or None for both.
         root: where the data lies now; absent data is replaced by random inputs.
+        code: what the user says about the code that the folder names.
 
     Returns: what bench.json holds; `accuracy` has the record's own as "model".
     Raises: UserError if the folder is no finished run, a file in it is damaged, or the network cannot be compiled;
         RunFailed if an engine's outputs are not the model's.
     """
     _check(batches, repeats, threads)
-    run = finished(path, root)
+    run = finished(path, root, code)
     if run.data.time_first:
         raise UserError(
             f"bench times networks of still images, and {run.recipe.data.name} holds recordings; "

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import final
 
 from spikeprune.core.pattern import unit_of
-from spikeprune.lab.recipe import load
+from spikeprune.lab.train.code import NO_CODE, Code, recipe_of
 from spikeprune.lab.train.device import choose_device, repeatable
 from spikeprune.lab.train.folder import RunFolder
 from spikeprune.lab.train.measure import score_test
@@ -27,7 +27,7 @@ class Evaluation:
     run: str
 
 
-def evaluate(path: str | Path, root: str | None = None, device: str | None = None) -> Evaluation:
+def evaluate(path: str | Path, root: str | None = None, device: str | None = None, code: Code = NO_CODE) -> Evaluation:
     """Accuracy of the run's network on the whole test split, from model.safetensors.
 
     The sums of a network depend on device and number of threads, and a spike more or less may follow; so the run's own
@@ -35,11 +35,12 @@ def evaluate(path: str | Path, root: str | None = None, device: str | None = Non
 
     Args:
         root: where the data lies now, if not where the run found it.
+        code: what the user says about the code that the folder names.
     Raises: UserError if the folder is no finished run, or a file in it is damaged.
     """
     folder = RunFolder.existing(path)
     record = folder.read_record()
-    recipe = load(str(folder.recipe), [] if root is None else ["--data.root", root])
+    recipe = recipe_of(folder.path, root, code)
     data = load_data(recipe)
     where = choose_device(device or recipe.device)
     with repeatable(record.environment.threads):

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from spikeprune.lab.train.code import NO_CODE, Code
 from spikeprune.lab.train.finished import Finished, finished
 from spikeprune.lab.train.folder import read_safetensors
 from spikeprune.record.packed import write_packed
@@ -20,18 +21,23 @@ _COMPARED = 256
 
 
 def export_compiled(
-    run: str | Path, file: Path | None = None, precision: Precision = "fp32", root: str | None = None
+    run: str | Path,
+    file: Path | None = None,
+    precision: Precision = "fp32",
+    root: str | None = None,
+    code: Code = NO_CODE,
 ) -> tuple[Path, list[str]]:
     """Write the compiled network, which `spikeprune.load` reads.
 
     Args:
         file: `model.compiled` in the run folder by default.
         root: where the data lies now; absent data is replaced by random inputs.
+        code: what the user says about the code that the folder names.
     Returns: the file, and what a reader wants to know: the plan of the layers with weights, and for int16 how it
         differs from fp32.
     Raises: UserError if the run is damaged, the network cannot be compiled, or the file cannot be written.
     """
-    opened = finished(run, root)
+    opened = finished(run, root, code)
     network = opened.network
     example = network.fed(opened.examples(_COMPARED), opened.data.time_first)
     few = _two(opened, example)
@@ -57,7 +63,11 @@ def _two(opened: Finished, example: torch.Tensor) -> torch.Tensor:
 
 
 def export_graph(
-    run: str | Path, kind: Literal["nir", "onnx"], file: Path | None = None, root: str | None = None
+    run: str | Path,
+    kind: Literal["nir", "onnx"],
+    file: Path | None = None,
+    root: str | None = None,
+    code: Code = NO_CODE,
 ) -> Path:
     """Write the network for other tools; see `spikeprune.export_nir` and `spikeprune.export_onnx`.
 
@@ -66,7 +76,7 @@ def export_graph(
     Returns: the file.
     Raises: UserError if the run is damaged, the network cannot be said in that format, or the file cannot be written.
     """
-    opened = finished(run, root)
+    opened = finished(run, root, code)
     example = _two(opened, opened.network.fed(opened.examples(2), opened.data.time_first))
     export = export_nir if kind == "nir" else export_onnx
     return export(opened.network.model, file or opened.folder.path / f"model.{kind}", example)
@@ -81,7 +91,9 @@ def _difference(fp32: CompiledSNN, int16: CompiledSNN, x: torch.Tensor, opened: 
     )
 
 
-def export_packed(run: str | Path, file: Path | None = None, root: str | None = None) -> tuple[Path, list[str]]:
+def export_packed(
+    run: str | Path, file: Path | None = None, root: str | None = None, code: Code = NO_CODE
+) -> tuple[Path, list[str]]:
     """Write the weights that are alive and the masks as bits; see `spikeprune.record.packed` for the format.
 
     A network whose channels were cut out is small as it is: it has no masks, and the metadata holds its `plan`.
@@ -91,7 +103,7 @@ def export_packed(run: str | Path, file: Path | None = None, root: str | None = 
     Returns: the file, and its size beside that of model.safetensors.
     Raises: UserError if the run is damaged, or the file cannot be written.
     """
-    opened = finished(run, root)
+    opened = finished(run, root, code)
     folder, recipe = opened.folder, opened.recipe
     cut = "channels" in opened.record
     facts = {"model": recipe.model, "T": str(recipe.T), "classes": str(len(opened.data.classes))}

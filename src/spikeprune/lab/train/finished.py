@@ -9,7 +9,8 @@ from torch import Tensor
 
 from spikeprune.core.errors import UserError
 from spikeprune.data import Dataset, Split, batches, facts_of
-from spikeprune.lab.recipe import Recipe, load
+from spikeprune.lab.recipe import Recipe
+from spikeprune.lab.train.code import NO_CODE, Code, recipe_of
 from spikeprune.lab.train.folder import RunFolder
 from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.lab.train.parts import load_data, restore
@@ -43,16 +44,17 @@ class Finished:
         return next(batches(self.data, "test", count))[0]
 
 
-def finished(path: str | Path, root: str | None = None) -> Finished:
+def finished(path: str | Path, root: str | None = None, code: Code = NO_CODE) -> Finished:
     """Open a finished run, with or without its data.
 
     Args:
         root: where the data lies now; without it, absent data is replaced by random inputs.
+        code: what the user says about the code that the folder names.
     Raises: UserError if the folder is no finished run, a file in it is damaged, or `root` does not hold the data.
     """
     folder = RunFolder.existing(path)
     record = folder.read_record()
-    recipe = load(str(folder.recipe), [] if root is None else ["--data.root", root])
+    recipe = recipe_of(folder.path, root, code)
     why = None
     try:
         data = load_data(recipe)

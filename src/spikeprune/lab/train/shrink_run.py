@@ -7,7 +7,7 @@ from typing import final
 
 from spikeprune.core.errors import UserError
 from spikeprune.count.counts import Figures
-from spikeprune.lab.recipe import load
+from spikeprune.lab.train.code import NO_CODE, Code, recipe_of
 from spikeprune.lab.train.device import choose_device, repeatable
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.lab.train.measure import counted
@@ -42,18 +42,19 @@ class ShrunkRun:
     weights: str
 
 
-def shrink_run(path: str | Path, root: str | None = None, device: str | None = None) -> ShrunkRun:
+def shrink_run(path: str | Path, root: str | None = None, device: str | None = None, code: Code = NO_CODE) -> ShrunkRun:
     """Cuts the dead channels out of a run's network: `plan.json` and `small.safetensors` are written into its folder.
 
     A run of a channel pattern is small already: its plan.json and model.safetensors stand, and nothing is written.
-    Latency is the time of one batch in plain PyTorch, the median of interleaved calls of both networks.
+    Latency is the time of one batch in plain PyTorch, the median of interleaved calls of both networks. `code`: what
+    the user says about the code that the folder names.
 
     Returns: parameters, MACs, SynOps and latency before and after, channels of each layer, and the files.
     Raises: UserError if the folder is no finished run, or no channel of its network can go.
     """
     folder = RunFolder.existing(path)
     record = folder.read_record()
-    recipe = load(str(folder.recipe), [] if root is None else ["--data.root", root])
+    recipe = recipe_of(folder.path, root, code)
     where = choose_device(device or recipe.device)
     data = load_data(recipe).to(where)
     with repeatable(record.environment.threads):

@@ -12,6 +12,7 @@ from torch import Tensor
 from spikeprune.core.errors import UserError
 from spikeprune.data import facts_of
 from spikeprune.lab.recipe import load
+from spikeprune.lab.train.code import vouch_for
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.lab.train.network import TimedNetwork, build, connect
 from spikeprune.record.packed import FORMAT as PACKED
@@ -132,6 +133,7 @@ def _spikes_of_run(folder: RunFolder, certificate: Certificate, state: Mapping[s
     recipe, record = load(str(folder.recipe)), folder.read_record()
     if ":" in recipe.model and not trust:
         return Check("spikes", True, f"not run: the folder names code, {recipe.model}; --trust runs it")
+    vouch_for(folder.path, {"model": recipe.model}, trust)
     shape, classes = record.data.shape, record.data.classes
     if shape is None or classes is None:
         return Check("spikes", False, "record.json does not tell the shape of the data")
