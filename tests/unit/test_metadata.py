@@ -1,0 +1,54 @@
+"""What stands in more than one file of the project agrees."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import spikeprune
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_version_stands_in_one_place_and_the_citation_repeats_it():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "version" not in project
+    assert project["dynamic"] == ["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == spikeprune.__version__
+    assert citation["license"] == project["license"]
+    headings = re.findall(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert spikeprune.__version__ in headings
+    assert headings == sorted(headings, reverse=True)
+
+
+def test_types_are_announced():
+    assert Path(spikeprune.__file__).with_name("py.typed").exists()
+
+
+@pytest.mark.parametrize("name", ["README.md", "SECURITY.md", "SUPPORT.md", "CONTRIBUTING.md"])
+def test_files_that_are_linked_exist(name):
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / name).read_text())
+    missing = [target for target in targets if not (ROOT / target).exists()]
+    assert not missing
+
+
+def test_the_forms_of_issues_are_read():
+    for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(path.read_text())
+        if path.name != "config.yml":
+            assert form["name"], path.name
+            ids = [part["id"] for part in form["body"]]
+            assert len(set(ids)) == len(ids), path.name
+
+
+def test_the_readme_claims_no_index():
+    assert not re.search(r"pip install [\"']?spikeprune", (ROOT / "README.md").read_text())
+
+
+def test_the_readme_shows_the_entry_that_cite_prints():
+    entry = spikeprune.cite().partition("\n\n")[2]
+    assert entry.startswith("@software{spikeprune,")
+    assert entry in (ROOT / "README.md").read_text()
