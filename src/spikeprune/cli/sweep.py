@@ -10,7 +10,7 @@ from spikeprune.core.errors import InvalidValue, MissingDependency, RunFailed
 if TYPE_CHECKING:
     from spikeprune.lab.study.ranks import Rank
     from spikeprune.lab.sweep.sweep import Sweep, Task
-    from spikeprune.lab.sweep.workers import Done, Launcher
+    from spikeprune.lab.sweep.workers import Launcher, RunEnd
 
 _HELP = """usage: spikeprune sweep RECIPE [--key value[,value...] ...] [--workers N] [--threads N] [--dry-run]
 
@@ -80,7 +80,7 @@ def _make(sweep: "Sweep", mine: "Sweep", workers: int, threads: int, launcher: "
     total, ended = len(mine.tasks), sum(task.finished for task in mine.tasks)
     print(f"{total} runs, {ended} of them finished before", flush=True)
 
-    def report(done: "Done") -> None:
+    def report(done: "RunEnd") -> None:
         nonlocal ended
         ended += 1
         folder = done.task.folder

@@ -11,7 +11,7 @@ from spikeprune.count import formulas
 from spikeprune.model.discover import SpikeNeuron
 from spikeprune.model.operations import PRODUCTS
 from spikeprune.model.trace import Graph
-from spikeprune.model.weights import Operation, Use
+from spikeprune.model.weights import Multiplication, Use
 
 
 @final
@@ -28,7 +28,7 @@ class UsedWeight:
         self.inputs = 0
         self.active = 0
 
-    def add(self, operation: Operation, use: Use) -> None:
+    def add(self, operation: Multiplication, use: Use) -> None:
         """Counts one call: pairs of a non-zero input and a weight, by the call itself on zeros and ones."""
         x, weight = operation.x.detach(), operation.weight
         every = torch.ones_like(weight, dtype=torch.float32)
@@ -80,7 +80,7 @@ class Uses:
             self.spikes[neuron.title] = self.spikes.get(neuron.title, 0) + int(spikes.count_nonzero())
             self.values[neuron.title] = self.values.get(neuron.title, 0) + spikes.numel()
 
-    def used(self, use: Use, operation: Operation) -> None:
+    def used(self, use: Use, operation: Multiplication) -> None:
         """Counts a use of a weight."""
         if use.weight not in self.weights:
             self.weights[use.weight] = UsedWeight(self._parameters[use.weight], self._mask_of(use.weight))

@@ -15,7 +15,7 @@ from spikeprune.model.discover import Discovered, SpikeCall, SpikeNeuron
 from spikeprune.model.pairing import Pairing
 from spikeprune.model.site import ProbeSite
 from spikeprune.model.trace import Graph, Tracer, batch_of
-from spikeprune.model.weights import Operation, Use
+from spikeprune.model.weights import Multiplication, Use
 
 
 class Probe:
@@ -174,7 +174,7 @@ class Probe:
                 self._reused.pop(name, None)
                 self.statistics[name].begin()
 
-    def used(self, use: Use, operation: Operation) -> None:
+    def used(self, use: Use, operation: Multiplication) -> None:
         """Keeps the input of a weight that a function multiplied with."""
         site = self.sites.get(use.weight)
         if self._live and site is not None and site.use is not None and self._synapses:

@@ -14,7 +14,7 @@ from spikeprune.core.statistic import ChannelMean, Statistic, SynapseMean, as_ch
 from spikeprune.methods.base import Site
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.discover import title_of
-from spikeprune.model.weights import Operation, Use, weight_of
+from spikeprune.model.weights import Multiplication, Use, weight_of
 
 
 @final
@@ -29,7 +29,7 @@ class ProbeSite(Site):
     adapter: Adapter
     use: Use | None = None
     inner: bool = False
-    operation: Operation | None = None  # of the latest use, where the weight is not used by its own module
+    operation: Multiplication | None = None  # of the latest use, where the weight is not used by its own module
 
     @property
     def channels(self) -> int:

@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from spikeprune.model.discover import SpikeCall, SpikeNeuron, fires
 from spikeprune.model.operations import ELEMENTWISE, FUNCTIONS, WRITES, short_name
 from spikeprune.model.straight import Step, StraightThrough
-from spikeprune.model.weights import Derived, Operation, Use
+from spikeprune.model.weights import Derived, Multiplication, Use
 
 if TYPE_CHECKING:
     from spikeprune.model.trace import Graph
@@ -31,7 +31,7 @@ class Listener(Protocol):
         """A spike function was called; `neuron.call` is the call."""
         ...
 
-    def used(self, use: Use, operation: Operation) -> None:
+    def used(self, use: Use, operation: Multiplication) -> None:
         """A function multiplied with a weight outside of the module that holds it."""
         ...
 

@@ -162,7 +162,7 @@ def along_outputs(channel: Tensor, weight: Tensor, layer: nn.Module | None, use:
 
 
 @dataclass(frozen=True)
-class Operation:
+class Multiplication:
     """One call of a function that multiplies an input `x` with a weight, to be run again on others of their shapes.
 
     `outputs` is the dimension of `weight` that counts outputs.
@@ -269,7 +269,7 @@ class Derived:
 
     def operation(
         self, function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Operation | None:
+    ) -> Multiplication | None:
         """The call that `use` described, to be run again; None where its input cannot be told."""
         operand, outputs = next(
             (t, o) for t, o, _ in multiplied(name, args, kwargs) if self.origin(t) is not None and t.dim() >= 2
@@ -277,7 +277,7 @@ class Derived:
         values = args[1:] if name in ("addmm", "baddbmm", "addbmm") else (*args, *kwargs.values())
         flat = [t for v in values for t in (v if isinstance(v, (tuple, list)) else (v,)) if isinstance(t, Tensor)]
         x = next((t for t in flat if t is not operand), None)
-        return None if x is None else Operation(x, operand, outputs, function, args, kwargs)
+        return None if x is None else Multiplication(x, operand, outputs, function, args, kwargs)
 
     def _dimension(self, operand: Tensor, outputs: int, origin: str) -> int:
         """The dimension of the parameter along which `operand` runs in its dimension `outputs`."""

@@ -9,7 +9,7 @@ from torch import nn
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.discover import SpikeNeuron
 from spikeprune.model.trace import Graph, Tracer
-from spikeprune.model.weights import Operation, Use
+from spikeprune.model.weights import Multiplication, Use
 
 Hidden = Callable[[], AbstractContextManager[None]]
 
@@ -27,7 +27,7 @@ class _Ear:
     def spike(self, neuron: SpikeNeuron) -> None:
         self.hear(neuron)
 
-    def used(self, use: Use, operation: Operation) -> None:
+    def used(self, use: Use, operation: Multiplication) -> None:
         pass
 
 

@@ -12,7 +12,7 @@ from spikeprune import data as datasets
 from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.lab.study import avalanches, compare, mechanism, seeds
 from spikeprune.lab.study.features import (
-    Observation,
+    SeenActivity,
     consistency,
     correlation,
     entropy,
@@ -316,11 +316,11 @@ class _Analysed:
 
     def _observe(
         self, data: datasets.Dataset, device: torch.device, images: int, split: Any, file: Path | None
-    ) -> Observation:
+    ) -> SeenActivity:
         return observe(restore(self.folder, self.recipe, data, device, file), data, split, images, self.recipe.batch)
 
 
-def _consistency(train: Observation, test: Observation, classes: int, features: str) -> Consistency:
+def _consistency(train: SeenActivity, test: SeenActivity, classes: int, features: str) -> Consistency:
     layers: list[LayerConsistency] = []
     found: list[ClassConsistency] = []
     for name in train.features:
@@ -340,4 +340,4 @@ def _consistency(train: Observation, test: Observation, classes: int, features: 
     return Consistency.read({"layers": layers, **{name: mean_of(getattr(f, name) for f in found) for name in means}})
 
 
-_Look = tuple[Observation, list[LayerEntropy], list[tuple[str, float]]]
+_Look = tuple[SeenActivity, list[LayerEntropy], list[tuple[str, float]]]

@@ -22,7 +22,7 @@ _BINS = 16
 
 @final
 @dataclass(frozen=True)
-class Observation:
+class SeenActivity:
     """Of every neuron layer: features [N, C], and spikes of each image and time step [N, T]; labels [N]."""
 
     features: Mapping[str, Tensor]
@@ -32,7 +32,7 @@ class Observation:
 
 def observe(
     network: TimedNetwork, data: Dataset, split: Literal["train", "test"], images: int, batch: int
-) -> Observation:
+) -> SeenActivity:
     """Show the first `images` of a split, not augmented, in eval mode; nothing of the network changes."""
     neurons = network.adapter.neurons(network.model)
     seen: dict[str, list[Tensor]] = {name: [] for name in neurons}
@@ -69,7 +69,7 @@ def observe(
         network.adapter.reset(network.model)
         network.model.train(training)
     called = [name for name in neurons if features[name]]
-    return Observation(
+    return SeenActivity(
         {name: torch.cat(features[name])[:images] for name in called},
         {name: torch.cat(activity[name])[:images] for name in called},
         torch.cat(labels)[:images],

@@ -33,7 +33,7 @@ Launcher = Literal["local", "ray"]
 
 @final
 @dataclass(frozen=True)
-class Done:
+class RunEnd:
     """How a run ended; `message` says why it failed."""
 
     task: Task
@@ -42,8 +42,8 @@ class Done:
 
 
 def work(
-    tasks: Sequence[Task], workers: int, threads: int, report: Callable[[Done], None], launcher: Launcher = "local"
-) -> list[Done]:
+    tasks: Sequence[Task], workers: int, threads: int, report: Callable[[RunEnd], None], launcher: Launcher = "local"
+) -> list[RunEnd]:
     """Carry out what is not finished; `report` hears of each run as it ends.
 
     A run that another process is working on, a second sweep or a worker of a killed one, is waited for.
@@ -60,7 +60,7 @@ def work(
         ends = _on_ray(left, threads)
     else:
         ends = _alone(left, threads) if workers == 1 else _together(left, min(workers, len(left)), threads)
-    failed: list[Done] = []
+    failed: list[RunEnd] = []
     for done in ends:
         report(done)
         if done.state == "failed":
@@ -68,7 +68,7 @@ def work(
     return failed
 
 
-def _alone(tasks: Sequence[Task], threads: int) -> Iterator[Done]:
+def _alone(tasks: Sequence[Task], threads: int) -> Iterator[RunEnd]:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     left = list(tasks)
@@ -85,7 +85,7 @@ def _alone(tasks: Sequence[Task], threads: int) -> Iterator[Done]:
         torch.set_num_threads(before)
 
 
-def _together(tasks: Sequence[Task], workers: int, threads: int) -> Iterator[Done]:
+def _together(tasks: Sequence[Task], workers: int, threads: int) -> Iterator[RunEnd]:
     if not tasks:
         return
     # Not forked: threads of torch do not survive a fork.
@@ -111,7 +111,7 @@ def _together(tasks: Sequence[Task], workers: int, threads: int) -> Iterator[Don
                 future.cancel()
 
 
-def _on_ray(tasks: Sequence[Task], threads: int) -> Iterator[Done]:
+def _on_ray(tasks: Sequence[Task], threads: int) -> Iterator[RunEnd]:
     """Each run a Ray task of so many CPUs, and of one GPU where the cluster has any and the recipe lets it.
 
     The cluster is that of RAY_ADDRESS, else one on this machine; `out` must lie where all of its machines see it.
@@ -175,8 +175,8 @@ def _carry_out(recipe: Recipe) -> str:
     return ""
 
 
-def _done(task: Task, message: str) -> Done:
-    return Done(task, "failed" if message else "finished", message)
+def _done(task: Task, message: str) -> RunEnd:
+    return RunEnd(task, "failed" if message else "finished", message)
 
 
 def _begin_worker(threads: int) -> None:

@@ -18,7 +18,7 @@ from spikeprune.runtime.fuse import unfuse
 _CHECKPOINT_EVERY = 60.0
 
 
-class Done(Protocol):
+class FinishedPhases(Protocol):
     """What the finished phases left."""
 
     def state_dict(self) -> Mapping[str, Any]: ...
@@ -53,7 +53,7 @@ class CheckpointedTraining:
         self.folder.cut_metrics(self.metrics)
         return state
 
-    def train(self, phase: Phase, done: Done, epochs: int, bar: ProgressBar) -> None:
+    def train(self, phase: Phase, done: FinishedPhases, epochs: int, bar: ProgressBar) -> None:
         """The rest of a phase, with a checkpoint after every epoch and every minute."""
         while phase.epoch < epochs:
             saved = time.monotonic()
@@ -73,7 +73,7 @@ class CheckpointedTraining:
             if self.recipe.tensorboard:
                 _to_tensorboard(self.folder, line)
 
-    def save(self, phase: Phase, done: Done) -> None:
+    def save(self, phase: Phase, done: FinishedPhases) -> None:
         """Write the last checkpoint. Raises: RunFailed rather than keep weights that are not numbers."""
         phase.check_weights()
         self.folder.save_checkpoint(

@@ -29,7 +29,7 @@ from spikeprune.runtime import native
 from spikeprune.runtime.compile import program as P
 from spikeprune.runtime.compile.network import LoweredLayer, LoweredNetwork, spatial
 from spikeprune.runtime.compile.packing import packings
-from spikeprune.runtime.compile.weighted import Dense, entries
+from spikeprune.runtime.compile.weighted import DenseCall, entries
 from spikeprune.runtime.structs import EXTERNAL, REAL, STATIC, WORDS
 
 log = logging.getLogger("spikeprune")
@@ -189,7 +189,7 @@ def rates(library: ctypes.CDLL) -> Rates:
         return _rates[machine]
 
 
-def dense_time(dense: Dense, images: int) -> float:
+def dense_time(dense: DenseCall, images: int) -> float:
     """Nanoseconds of PyTorch's dense layer on `images` images (steps included): from memory, or measured now."""
     key = f"{_machine()} {dense.key} {images}"
     with _lock:
@@ -234,7 +234,7 @@ class Circumstances:
         self.blocks = math.ceil(T / self.block)
         self.threads = max(1, torch.get_num_threads())
 
-    def price(self, layer: LoweredLayer, source: int, columns: int, dense: Callable[[int], Dense]) -> Choice:
+    def price(self, layer: LoweredLayer, source: int, columns: int, dense: Callable[[int], DenseCall]) -> Choice:
         """The best engine for a layer with a weight.
 
         Args:

@@ -29,7 +29,7 @@ ENGINES = (*PACKED, "real", "dense")
 INT16_MAX = 32767
 
 
-class Dense(NamedTuple):
+class DenseCall(NamedTuple):
     """PyTorch's layer to be timed, and a key that is the same for layers that take the same time."""
 
     key: str

@@ -104,14 +104,14 @@ class Conv(Operation):
         o: Any = layer.options
         weight = layer.tensors["weight"]
 
-        def dense(images: int) -> "weighted.Dense":
+        def dense(images: int) -> "weighted.DenseCall":
             form = torch.channels_last if self.prefers_channels_last(layer) else torch.contiguous_format
             h, w = _input_size(layer)
             x = torch.zeros(images, weight.shape[1] * o["groups"], h, w).contiguous(memory_format=form)
             fast = weight.contiguous(memory_format=form)
             key = f"conv {tuple(weight.shape)} {o['stride']} {o['padding']} {o['dilation']} {o['groups']} {h} {w}"
             settings = (o["stride"], o["padding"], o["dilation"], o["groups"])
-            return weighted.Dense(key, lambda: F.conv2d(x, fast, None, *settings))
+            return weighted.DenseCall(key, lambda: F.conv2d(x, fast, None, *settings))
 
         return here.price(layer, layer.inputs[0], weight[0].numel() * o["groups"], dense)
 

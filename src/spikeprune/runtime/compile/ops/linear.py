@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @register
-class Linear(Operation):
+class FullyConnected(Operation):
     """nn.Linear; natively a convolution with a kernel as large as the map that was flattened before it."""
 
     name = "linear"
@@ -62,9 +62,9 @@ class Linear(Operation):
         if map_of in here.packed or source not in here.packed:
             source = map_of
 
-        def dense(images: int) -> weighted.Dense:
+        def dense(images: int) -> weighted.DenseCall:
             x = torch.zeros(images, weight.shape[1])
-            return weighted.Dense(f"linear {tuple(weight.shape)}", lambda: F.linear(x, weight))
+            return weighted.DenseCall(f"linear {tuple(weight.shape)}", lambda: F.linear(x, weight))
 
         return here.price(layer, source, weight[0].numel(), dense)
 
