@@ -1,6 +1,8 @@
 """Numbers that are the same on every machine, and digests: what the comparisons with the authors' code share."""
 
+import argparse
 import hashlib
+import json
 import sys
 import types
 from collections.abc import Mapping
@@ -61,3 +63,25 @@ class _Surrogate:
 class _Neuron:
     class LIFNode(torch.nn.Module):
         """The base of a class that is never made."""
+
+
+def compared(about: str | None, file: Path, setting: Any, theirs: Any, ours: Any) -> int:
+    """The command line of a comparison: theirs beside ours, update by update; 1 if a mask differs.
+
+    Args:
+        theirs: checkout -> {"updates": [{"masks": digest, ...}, ...], ...}.
+        ours: the same of this library, without an argument.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found, mine = theirs(arguments.checkout), ours()
+    equal = [a["masks"] == b["masks"] for a, b in zip(found["updates"], mine["updates"], strict=True)]
+    for number, (a, b) in enumerate(zip(found["updates"], mine["updates"], strict=True), 1):
+        print(number, "equal" if equal[number - 1] else "DIFFERENT", "theirs", a, "ours", b, sep="\n  ")
+    print(f"{sum(equal)} of {len(equal)} mask updates are equal")
+    if arguments.write:
+        file.write_text(json.dumps({"setting": setting, "equal": equal, "theirs": found}, indent=1) + "\n")
+    return int(not all(equal))

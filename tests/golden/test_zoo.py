@@ -17,6 +17,7 @@ from spikeprune.zoo import readout
 from spikeprune.zoo.paper import BatchNorm2dPerStep, Dspike, Gate, lif_channels, lif_weights
 
 PAPER = ["vgg16-weights", "vgg16-channels", "resnet19-weights", "resnet19-channels"]
+PAPER += ["resnet19-weights-authors"]
 SMALL = ["digits-conv", "digits-conv-wide", "fashion-conv", "fashion-conv-fc", "fashion-conv-large", "mlp"]
 SMALL += ["digits-conv-small", "fashion-conv-small", "vgg16-quarter", "resnet19-slim"]
 
@@ -122,7 +123,7 @@ def test_where_the_reset_is_cut():
 
     assert cut("vgg16-weights") == [False] * 13
     assert cut("vgg16-channels") == [False] * 13
-    assert cut("resnet19-weights") == [False] * 17
+    assert cut("resnet19-weights") == cut("resnet19-weights-authors") == [False] * 17
     assert cut("resnet19-channels") == [False] * 16 + [True]
 
 
@@ -215,6 +216,15 @@ def test_resnet_shortcuts_take_the_raw_stream():
     assert torch.equal(seen["shortcut"], seen["stem"])
 
 
+@pytest.mark.parametrize(("name", "binary"), [("resnet19-weights", True), ("resnet19-weights-authors", False)])
+def test_what_the_second_convolution_of_a_block_takes(name, binary):
+    block = fresh(name, T=2, size=8).body[0]
+    seen = []
+    block.conv2.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    block(torch.randn(2, 1, 64, 8, 8))
+    assert bool(((seen[0] == 0) | (seen[0] == 1)).all()) == binary
+
+
 def test_normalisation_over_all_steps_or_step_by_step():
     x = torch.randn(3, 4, 2, 5, 5) * torch.arange(1, 4).reshape(3, 1, 1, 1, 1)
     merged, per_step = layer.BatchNorm2d(2, step_mode="m"), BatchNorm2dPerStep(2, step_mode="m")
@@ -304,6 +314,7 @@ def test_readout_of_each_network():
     wanted = dict.fromkeys(SMALL, "mean") | {
         "vgg16-weights": "mean-over-T",
         "resnet19-weights": "mean-over-T",
+        "resnet19-weights-authors": "mean-over-T",
         "vgg16-channels": "per-step",
         "resnet19-channels": "per-step",
     }

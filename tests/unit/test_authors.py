@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from authors import criticality
+from authors import criticality, resnet19
 
 
 def test_criticality_equals_the_authors_code_mask_for_mask_over_20_updates():
@@ -23,6 +23,14 @@ def test_the_exact_rule_is_another_one():
     # The comparison can fail: exact counts part from the authors' in the first mask update.
     theirs = json.loads(criticality.FILE.read_text())["theirs"]
     assert criticality.differing(criticality.ours("exact"), theirs)[0] == 1
+
+
+def test_resnet19_equals_the_authors_network_on_the_same_weights():
+    # Its mask updates take half a minute, so they are compared by hand: python tests/authors/resnet19.py CHECKOUT
+    kept = json.loads(resnet19.FILE.read_text())
+    assert kept["setting"] == resnet19.SETTING
+    assert resnet19.logits() == pytest.approx(kept["theirs"]["logits"], abs=1e-7)
+    assert kept["equal"] == [True] * 3
 
 
 def test_dead_weights_are_exactly_0_when_a_mask_update_ranks():

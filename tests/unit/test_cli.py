@@ -113,6 +113,7 @@ def test_the_dry_run_of_the_papers_vgg16(capsys):
     assert len(quotas) == 14
     assert sum(int(words[2]) for words in quotas) == 1476166
     assert sum(int(words[4]) for words in quotas) == 14761664
+    assert any(line.startswith("note: rule authors keeps all that tie") for line in out)
 
 
 def test_a_dry_run_scales_with_epochs(capsys):

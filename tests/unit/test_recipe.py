@@ -3,11 +3,14 @@
 import dataclasses
 
 import pytest
+import torch
 import yaml
 
 from spikeprune.core.errors import InvalidValue, UnknownName, UserError
+from spikeprune.data import batches
 from spikeprune.lab.recipe import DataSettings, Recipe, complete, load, settings_hash, shipped
 from spikeprune.lab.recipe.timetable import lay_out, learning_rate
+from spikeprune.lab.train.parts import load_data
 
 PAPER = [f"paper-{net}-{data}" for net in ("resnet19", "vgg16") for data in ("cifar10", "cifar100", "tiny")]
 
@@ -27,11 +30,40 @@ def test_paper_recipes_follow_the_authors_code(name):
     assert (recipe.optim.decay, recipe.optim.stepping) == ("cosine", "epoch")
     assert (recipe.regrow, recipe.regrow_schedule, recipe.settings["curve"]) == (0.2, "constant", "value")
     assert (recipe.loss, recipe.data.validation, recipe.data.flip) == ("mean-over-T", 0, True)
+    # Their score curve is not clamped, their dead weights keep momentum, and their thresholds let ties through.
+    settings = {"surrogate": "dspike", "momentum": "warm", "rule": "authors"}
+    assert {key: recipe.settings[key] for key in settings} == settings
+    assert recipe.model == ("vgg16-weights" if "vgg16" in name else "resnet19-weights-authors")
+    std = {"cifar10": [0.2023, 0.1994, 0.2010], "cifar100": [0.2673, 0.2564, 0.2762], "tiny": [0.229, 0.224, 0.225]}
+    mean = {"cifar10": [0.4913, 0.4821, 0.4465], "cifar100": [0.5071, 0.4867, 0.4408], "tiny": [0.485, 0.456, 0.406]}
+    data = name.rpartition("-")[2]
+    assert (recipe.data.std, recipe.data.mean) == (std[data], mean[data])
     # 50,000 / 128 = 390.6: 391 steps, and 200 * 391 / 2000 = 39.1; Tiny: 100,000 / 128 = 781.25 and 78.2.
     images, per_epoch, events = (100_000, 782, 78) if name.endswith("tiny") else (50_000, 391, 39)
     laid_out = lay_out(recipe, images)
     assert laid_out.steps_per_epoch == per_epoch
     assert laid_out.schedule.steps() == tuple(2000 * n for n in range(1, events + 1))
+
+
+@pytest.mark.parametrize("data", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("net", ["vgg16", "resnet19"])
+def test_channel_recipes_divide_by_cifar10s_std_as_the_authors_do(net, data):
+    recipe = load(f"paper-{net}-{data}-channels")
+    assert (recipe.data.mean, recipe.data.std) == ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
+
+
+def test_inputs_are_normalised_as_the_recipe_says():
+    recipe = load("digits", ["--data.mean", "[0.25]", "--data.std", "[0.5]"])
+    x = next(batches(load_data(recipe), "train", 4))[0]
+    own = load("digits")
+    plain = load_data(own)
+    y = next(batches(plain, "train", 4))[0]
+    torch.testing.assert_close((y * plain.std[0] + plain.mean[0] - 0.25) / 0.5, x)
+    assert settings_hash(recipe) != settings_hash(own)
+    with pytest.raises(UserError, match=r"data\.std has 3 numbers; digits has 1 channels"):
+        load_data(load("digits", ["--data.std", "[0.2, 0.2, 0.2]"]))
+    with pytest.raises(InvalidValue, match=r"data\.std must be numbers above 0"):
+        load("digits", ["--data.std", "[0]"])
 
 
 def test_the_cosine_is_stepped_by_epoch_as_in_the_paper():

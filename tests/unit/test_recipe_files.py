@@ -147,11 +147,17 @@ def test_a_method_has_a_share_to_regrow_exactly_if_it_is_a_setting(method: str) 
 
 
 def test_the_hashes_of_version_0_1_still_stand() -> None:
-    """Made by version 0.1.0: {"recipe --key value ...": settings_hash}."""
+    """Made by version 0.1.0: {"recipe --key value ...": settings_hash}.
+
+    The paper-* recipes have the authors' settings only since 0.2, so each of them stands for other runs now.
+    """
     path = Path(__file__).parents[1] / "fixtures" / "hashes-0.1.0.json"
     expected = json.loads(path.read_text())
     assert len(expected) > 30
-    assert {words: settings_hash(load(words.split()[0], words.split()[1:])) for words in expected} == expected
+    found = {words: settings_hash(load(words.split()[0], words.split()[1:])) for words in expected}
+    changed = [words for words in expected if found[words] != expected[words]]
+    assert changed == [words for words in expected if words.startswith("paper-")]
+    assert len(changed) == 11
 
 
 def test_config_prints_a_recipe_that_leads_to_the_same_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

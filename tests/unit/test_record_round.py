@@ -9,6 +9,8 @@ import pickle
 import pytest
 import torch
 
+import spikeprune as sp
+from nets import conv_net, sgd, train
 from spikeprune.record.base import Damaged, loaded
 from spikeprune.record.round import LayerRound, Round
 
@@ -21,6 +23,21 @@ AS_DICT = {
 def one():
     layers = {"conv.weight": LayerRound(kept=60, regrown=12)}
     return Round(step=40, target=0.5, kept=60, regrown=12, rescued=3, survived=None, layers=layers)
+
+
+def test_the_authors_rule_says_what_it_kept_beyond_the_target():
+    method = sp.Criticality(regrow=sp.Constant(0.2), rule="authors")
+    for chosen, beyond in ((method, True), (sp.Criticality(regrow=sp.Constant(0.2)), False)):
+        model = conv_net()
+        optimizer = sgd(model)
+        pruner = sp.Pruner(model, chosen, sp.Cubic(to=0.8, end=4, every=2)).attach(optimizer)
+        train(model, optimizer, 4)
+        asked = [update.kept for update in pruner.preview()]
+        for round_, kept in zip(pruner.rounds, asked, strict=True):
+            assert ("beyond" in round_) == beyond
+            assert round_.kept - kept == (round_.beyond or 0)
+        # All weights of a filter tie, so a whole number of filters comes back.
+        assert any(round_.beyond for round_ in pruner.rounds) == beyond
 
 
 def test_it_reads_and_compares_as_the_dict_that_it_was():

@@ -31,7 +31,9 @@ class History:
         self.ever_regrown: dict[str, Tensor] = {}
         self._warned = False
 
-    def add(self, update: MaskUpdate, before: Mapping[str, Tensor], outcome: Outcome, *, cut: bool) -> None:
+    def add(
+        self, update: MaskUpdate, before: Mapping[str, Tensor], outcome: Outcome, *, cut: bool, asked: int | None = None
+    ) -> None:
         """Notes a mask update.
 
         How many of the last one's regrown units survived is known only now. At a constant sparsity nothing is cut to
@@ -40,6 +42,7 @@ class History:
         Args:
             before: the masks before it.
             cut: whether the masks were computed anew.
+            asked: how many were to be kept, if the rule may miss that number.
         """
         newly_cut = {n: m & ~outcome.reference[n] for n, m in before.items()}
         if self.rounds and self.regrown is not None:
@@ -55,6 +58,7 @@ class History:
                 regrown=count(outcome.regrown),
                 rescued=overlap(newly_cut, outcome.alive),
                 survived=None,
+                beyond=None if asked is None else count(outcome.alive) - asked,
                 layers={
                     n: LayerRound(kept=count({n: m}), regrown=count({n: outcome.regrown[n]}))
                     for n, m in outcome.alive.items()

@@ -248,7 +248,8 @@ class Steps:
         updater, before = self.updater, self.space.alive
         cuts = updater.cuts(update)
         outcome = updater.outcome(update, self.history.regrown) if cuts else unchanged(before)
-        self.history.add(update, before, outcome, cut=cuts)
+        asked = self.space.counted(update).kept if updater.regrowth.rule == "authors" and cuts else None
+        self.history.add(update, before, outcome, cut=cuts, asked=asked)
         self.space.apply(outcome, updater.regrowth.start_value, self.clean)
         if cuts and self.rewind is not None:
             self.rewind.go(self.done, self.upkeep)

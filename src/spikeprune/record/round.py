@@ -28,6 +28,8 @@ class Round(Record):
         rescued: of those that magnitude would newly cut, the number that growth kept.
         survived: of this update's regrown, the number that the next magnitude cut keeps; None until that is known.
         cut: whether the masks were computed anew; a method may let an update pass.
+        beyond: how many more than the target it kept (fewer, if below 0), by the rule "authors"; None where counts are
+            exact.
         layers: layer, or group of channels -> its own counts; None where that was not recorded.
     """
 
@@ -39,3 +41,4 @@ class Round(Record):
     rescued: Count
     survived: Count | None
     layers: Mapping[str, LayerRound] | None = optional(default=None)
+    beyond: int | None = optional(default=None)

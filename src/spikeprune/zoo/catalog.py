@@ -28,11 +28,25 @@ def vgg16_channels(spec: Spec) -> "SpikingNet":
 
 @register("resnet19-weights", channels=3)
 def resnet19_weights(spec: Spec) -> "SpikingNet":
-    """ResNet-19 (pre-activation) as the paper's unstructured experiments use it."""
+    """ResNet-19 (pre-activation) of the unstructured experiments, with the second neuron of each block put to use."""
     from spikeprune.zoo.paper import WEIGHTS
     from spikeprune.zoo.resnet import resnet19
 
     return resnet19(spec, WEIGHTS)
+
+
+@register("resnet19-weights-authors", channels=3)
+def resnet19_weights_authors(spec: Spec) -> "SpikingNet":
+    """ResNet-19 exactly as the authors' unstructured code builds it: the second neuron of each block is bypassed.
+
+    The second convolution of a block takes the BatchNorm's output, so 8 of the 17 neurons pass nothing on and 8 of
+    the convolutions multiply real numbers. If the public code (commit ee3170e) made the paper's ResNet-19 figures for
+    weights, they are of this network; it contains no other one that runs. `resnet19-weights` is the repaired one.
+    """
+    from spikeprune.zoo.paper import WEIGHTS_AUTHORS
+    from spikeprune.zoo.resnet import resnet19
+
+    return resnet19(spec, WEIGHTS_AUTHORS)
 
 
 @register("resnet19-channels", channels=3)

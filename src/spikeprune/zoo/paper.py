@@ -5,7 +5,7 @@ Source: Chen et al. 2023, arXiv:2311.16141, and the authors' public code.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -118,6 +118,7 @@ class Variant:
         norm: makes a normalisation of so many channels.
         gates: whether a gate stands behind the normalisations that open a residual block.
         repeat, readout: as in `SpikingNet`.
+        bypass: whether the second convolution of a residual block takes what goes into its neuron, not the spikes.
     """
 
     neuron: Callable[[bool], neuron.BaseNode]
@@ -125,6 +126,7 @@ class Variant:
     gates: bool
     repeat: Literal["image", "stem"]
     readout: str
+    bypass: bool = False
 
 
 def lif_weights(detach_reset: bool = False) -> neuron.LIFNode:
@@ -159,4 +161,5 @@ WEIGHTS = Variant(
     repeat="image",
     readout="mean-over-T",
 )
+WEIGHTS_AUTHORS = replace(WEIGHTS, bypass=True)
 CHANNELS = Variant(neuron=lif_channels, norm=BatchNorm2dPerStep, gates=True, repeat="stem", readout="per-step")

@@ -15,7 +15,11 @@ STAGES = ((128, 3), (256, 3), (512, 2))
 
 
 class PreActBlock(nn.Module):
-    """x + conv(LIF(BN(conv(LIF(gate(BN(x))))))); where the width changes, a strided 1x1 conv of the raw x is added."""
+    """x + conv(LIF(BN(conv(LIF(gate(BN(x))))))); where the width changes, a strided 1x1 conv of the raw x is added.
+
+    With `variant.bypass` the second conv takes the BatchNorm's output. The neuron beside it still runs: nothing but
+    criticality reads it.
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int, variant: Variant):
         super().__init__()
@@ -26,13 +30,14 @@ class PreActBlock(nn.Module):
         self.bn2 = variant.norm(channels)
         self.lif2 = variant.neuron(False)
         self.conv2 = layer.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bypass = variant.bypass
         same = in_channels == channels and stride == 1
         self.shortcut = nn.Identity() if same else layer.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(self.lif1(self.gate(self.bn1(x))))
-        y = self.conv2(self.lif2(self.bn2(y)))
-        return y + self.shortcut(x)
+        current = self.bn2(self.conv1(self.lif1(self.gate(self.bn1(x)))))
+        spike = self.lif2(current)
+        return self.conv2(current if self.bypass else spike) + self.shortcut(x)
 
 
 def resnet19(spec: Spec, variant: Variant) -> SpikingNet:

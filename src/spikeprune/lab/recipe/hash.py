@@ -15,6 +15,9 @@ from spikeprune.lab.recipe.validate import shown
 # They say where things stand, and change no number of the result. The rest decides.
 _OUTSIDE = ("name", "out", "device", "weights", "tensorboard", "data.root", "data.download", "squeeze.masks")
 
+# Keys that came after 0.1.0. At these values a run is what it was without them, so its hash is the same as well.
+_LATER: dict[str, Any] = {"data.mean": None, "data.std": None}
+
 
 def complete(recipe: Recipe) -> dict[str, Any]:
     """The recipe as nested plain values, with the settings of its method filled in: what `recipe.yaml` holds."""
@@ -35,6 +38,7 @@ def settings_hash(recipe: Recipe) -> str:
     from spikeprune.methods.registry import settings_of
 
     flat = deciding(complete(recipe))
+    flat = {key: value for key, value in flat.items() if not (key in _LATER and value == _LATER[key])}
     if "regrow" not in settings_of(training_method(recipe.method)):
         del flat["regrow"], flat["regrow_schedule"]
     if recipe.data.root is not None and data.told_apart_by_root(recipe.data.name):

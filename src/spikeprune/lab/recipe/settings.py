@@ -36,6 +36,19 @@ class DataSettings:
     validation: float = key(
         0.1, "share of the training images held out to choose among epochs; 0 takes the last epoch", rule=share()
     )
+    mean: list[float] | None = field(
+        default=None,
+        metadata=said(
+            "of each input channel, or one for all, for normalisation; null: as the data gives or measures it"
+        ),
+    )
+    std: list[float] | None = field(
+        default=None,
+        metadata=said(
+            "the standard deviation, likewise",
+            rule=Rule("numbers above 0", lambda values: values is None or all(value > 0 for value in values)),
+        ),
+    )
     crop: int = key(0, "pixels of padding for random crops", rule=whole(0, 256, "0 or more pixels, at most 256"))
     flip: bool = key(False, "flip left and right at random")
     cutout: int = key(

@@ -25,7 +25,19 @@ def run_notes(
     notes = [*chance_note(record.accuracy, record.data.classes, record.data.counts["test"])]
     if statistics is not None:
         notes += activity_notes({name: neuron.firing_rate for name, neuron in statistics.neurons.items()})
-    return notes + starved_notes(masks or {})
+    return notes + beyond_note(record) + starved_notes(masks or {})
+
+
+def beyond_note(record: RunRecord) -> list[str]:
+    """Whether the authors' rule kept more, or fewer, than the last mask update was to keep."""
+    last = record.rounds[-1] if record.rounds else None
+    if last is None or not last.beyond:
+        return []
+    difference = f"{abs(last.beyond):,} {'more' if last.beyond > 0 else 'fewer'}"
+    return [
+        f"The rule 'authors' kept {last.kept:,}, which is {difference} than the target, "
+        "because it keeps or cuts all that tie; rule 'exact' meets the target."
+    ]
 
 
 def chance_note(accuracy: float, classes: int | None, images: int) -> list[str]:

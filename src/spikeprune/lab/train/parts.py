@@ -1,5 +1,6 @@
 """What a run is made of: its data, its network, its Pruner, and the network of a finished run."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from spikeprune.shrink.plan import ChannelPlan
 def load_data(recipe: Recipe) -> datasets.Dataset:
     """The recipe's data, split by its seed."""
     settings = recipe.data
-    return datasets.load(
+    data = datasets.load(
         settings.name,
         settings.root,
         T=recipe.T,
@@ -27,6 +28,14 @@ def load_data(recipe: Recipe) -> datasets.Dataset:
         validation=settings.validation,
         download=settings.download,
     )
+    given = {name: values for name in ("mean", "std") if (values := getattr(settings, name)) is not None}
+    for name, values in given.items():
+        if len(values) not in (1, data.shape[0]):
+            raise UserError(
+                f"data.{name} has {len(values)} numbers; {settings.name} has {data.shape[0]} channels, so give "
+                f"{data.shape[0]} of them, one for all, or null"
+            )
+    return dataclasses.replace(data, **{name: tuple(values) for name, values in given.items()})
 
 
 def make_network(recipe: Recipe, data: datasets.Dataset, device: torch.device) -> TimedNetwork:

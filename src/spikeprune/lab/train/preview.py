@@ -55,7 +55,17 @@ def preview(recipe: Recipe) -> list[str]:
         quota = pruner.quota(events[-1].target)
         lines += [f"quota {name}: {kept} of {total[name]}" for name, kept in quota.items()]
         lines += _quota_notes(recipe, quota, {name: tuple(mask.shape) for name, mask in pruner.masks.items()})
-    return lines
+    return lines + _rule_notes(recipe)
+
+
+def _rule_notes(recipe: Recipe) -> list[str]:
+    """What the authors' rule does to the numbers above."""
+    if recipe.settings.get("rule") != "authors":
+        return []
+    return [
+        "note: rule authors keeps all that tie with the last one regrown, and all weights of a filter share a score, "
+        "so a mask update may keep more than the number above; the record has the difference as `beyond`"
+    ]
 
 
 def _quota_notes(recipe: Recipe, quota: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
