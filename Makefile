@@ -11,10 +11,12 @@ export UV_FIND_LINKS ?= $(shell $(PY) -m pip config get global.find-links 2>/dev
 setup: $(VENV)/.ok
 
 $(VENV)/.ok: pyproject.toml constraints.txt
+	@echo "making $(VENV) with the pinned packages of constraints.txt: a minute or two, and some 2 GB on disk"
 	$(PY) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt uv
 	$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	touch $@
+	@echo "$(VENV) is ready: '$(BIN)/spikeprune --help', 'make demo', 'make test'"
 
 demo: setup
 	$(BIN)/spikeprune demo

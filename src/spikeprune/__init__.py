@@ -118,4 +118,5 @@ def _method_classes() -> dict[str, Any]:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC, *_method_classes()})
+    own = {name for name in globals() if name.startswith("__") and name.endswith("__")}  # as any module has
+    return sorted({*own, *_PUBLIC, *_method_classes()})

@@ -1,8 +1,10 @@
 """What a newcomer sees in the first hour: each test is the right text or number of a command that once misled."""
 
 import functools
+import itertools
 import logging
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,11 +15,13 @@ from torch import nn
 import spikeprune as sp
 from spikeprune.cli import bench, demo
 from spikeprune.cli import main as cli
+from spikeprune.core import catalogue
 from spikeprune.core.errors import InvalidValue, unknown
 from spikeprune.core.schedule import _check_steps
 from spikeprune.count import table
 from spikeprune.lab.page import figures
 from spikeprune.lab.recipe import load
+from spikeprune.lab.recipe.timetable import lay_out
 from spikeprune.lab.study import tables
 from spikeprune.lab.study.compare import Arm, Block, Comparison
 from spikeprune.lab.study.significance import paired
@@ -374,3 +378,72 @@ def test_a_run_records_and_shows_the_time_steps_that_ran(tmp_path, monkeypatch, 
     assert "On a neuromorphic chip neurons and packets cost energy too" in page
     assert cli.main(["run", "digits", *words]) == 0  # the same command finds it
     assert capsys.readouterr().out.splitlines()[-1] == said[-1]
+
+
+def test_dir_shows_public_names_only():
+    shown = [name for name in dir(sp) if not name.startswith("__")]
+    assert {"Pruner", "Criticality", "squeeze", "count"} <= set(shown)
+    assert not {"Any", "TYPE_CHECKING", "importlib"} & set(shown)
+    assert not [name for name in shown if name.startswith("_")]
+    assert all(hasattr(sp, name) for name in shown)
+
+
+def test_what_is_listed_from_text_is_what_is_registered():
+    from spikeprune import data, methods
+    from spikeprune.cli import list as listing
+    from spikeprune.lab.recipe import shipped
+    from spikeprune.methods.shared.described import summary_of
+
+    assert dict(listing._methods()) == {name: summary_of(name) for name in methods.names()}
+    assert dict(listing._datasets()) == {name: listing._imported_dataset(name) for name in data.names()}
+    assert list(catalogue.recipe_heads()) == shipped()
+    assert all(catalogue.recipe_heads().values())
+
+
+def test_a_list_is_printed_without_waiting_for_torch():
+    code = "import sys; from spikeprune.cli.main import main; main(['list']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "    Keep the largest absolute weights; bring nothing back.\n" in done.stdout
+
+
+def test_methods_of_the_users_own_folder_are_listed(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(
+        '@register("own", source="me")\nclass Own(Method):\n    """Keep mine.\n\n    x"""\n'
+    )
+    monkeypatch.setenv("SPIKEPRUNE_METHODS", str(tmp_path))
+    found = catalogue.registrations("methods", "SPIKEPRUNE_METHODS", "spikeprune.methods")
+    assert found is not None
+    assert [each.doc for each in found if each.name == "own"] == ["Keep mine."]
+    (tmp_path / "own.py").write_text("class (")
+    assert catalogue.registrations("methods", "SPIKEPRUNE_METHODS", "spikeprune.methods") is None
+
+
+def test_options_take_hyphens_and_keys_underscores():
+    hyphens = load("digits", ["--regrow-schedule", "constant", "--optim.weight-decay=0.01"])
+    assert hyphens == load("digits", ["--regrow_schedule", "constant", "--optim.weight_decay=0.01"])
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_cifar_recipes_space_mask_updates_by_more_than_a_turnover(name):
+    recipe = load(name)
+    assert (recipe.data.name, recipe.data.crop, recipe.data.flip) == (name, 4, True)
+    plan = lay_out(recipe, 45_000)
+    steps = plan.schedule.steps()
+    turnover = (1 - recipe.optim.momentum) / (2 * recipe.lr * recipe.optim.weight_decay)
+    assert min(b - a for a, b in itertools.pairwise(steps)) >= turnover == pytest.approx(1000)
+    assert plan.steps - steps[-1] >= 0.3 * plan.steps  # what is left to recover
+
+
+def test_what_a_run_does_between_epochs_is_said_where_there_is_no_bar():
+    said: list[str] = []
+    with ProgressBar(1, on_stage=said.append) as bar:
+        bar.stage("scoring 355 test images")
+    assert said == ["scoring 355 test images"]
+
+
+def test_the_help_of_the_command_line_fits_80_columns(capsys):
+    assert cli.main(["--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+    assert cli.main(["run", "--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80

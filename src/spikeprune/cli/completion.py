@@ -49,6 +49,7 @@ def _words() -> dict[str, str]:
     from spikeprune import data, methods, zoo
     from spikeprune.cli.main import commands
     from spikeprune.lab.recipe import describe_keys, shipped
+    from spikeprune.lab.recipe.help import option
 
     found = {
         "commands": commands(),
@@ -56,6 +57,6 @@ def _words() -> dict[str, str]:
         "models": zoo.names(),
         "datasets": data.names(),
         "recipes": shipped(),
-        "keys": [f"--{key}" for key, _, _ in describe_keys()],
+        "keys": [f"--{option(key)}" for key, _, _ in describe_keys()],
     }
     return {kind: " ".join(names) for kind, names in found.items()}

@@ -1,8 +1,12 @@
 """List methods, models, datasets, recipes or networks that come trained."""
 
-from collections.abc import Callable, Sequence
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 
 from spikeprune.cli._arguments import Parser, print_json
+from spikeprune.core.catalogue import UNREAD, Registration, Written, recipe_heads, registrations
 from spikeprune.core.errors import InvalidValue, unknown
 
 
@@ -20,16 +24,16 @@ def main(arguments: Sequence[str]) -> int:
     kinds = [options.kind] if options.kind else list(_KINDS)
     listed = {kind: _KINDS[kind]() for kind in kinds}
     if options.json:
-        print_json(listed)
+        print_json({kind: list(told) for kind, told in listed.items()})
         return 0
-    for kind, names in listed.items():
+    for kind, told in listed.items():
         if not options.kind:
             print(f"{kind}:")
         indent = "" if options.kind else "  "
-        for name in names:
+        for name, said in told.items():
             print(f"{indent}{name}")  # alone on its line, for scripts
-            if said := _DESCRIPTIONS[kind](name):
-                print(f"{indent}    {said}")
+            if said:
+                print(_wrapped(said, f"{indent}    "))
     return 0
 
 
@@ -42,87 +46,93 @@ def _page(kind: str | None) -> int:
     return 0
 
 
-def _methods() -> list[str]:
+def _wrapped(text: str, indent: str) -> str:
+    """Within the terminal's width; one line where the output goes elsewhere."""
+    if not sys.stdout.isatty():
+        return indent + text
+    width = max(40, shutil.get_terminal_size().columns)
+    return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent)
+
+
+def _methods() -> Mapping[str, str]:
+    read = registrations("methods", "SPIKEPRUNE_METHODS", "spikeprune.methods")
+    if read is not None:
+        return {each.name: each.doc for each in read}
     from spikeprune.methods import names
-
-    return names()
-
-
-def _models() -> list[str]:
-    from spikeprune.zoo import names
-
-    return names()
-
-
-def _datasets() -> list[str]:
-    from spikeprune.data import names
-
-    return names()
-
-
-def _recipes() -> list[str]:
-    from spikeprune.lab.recipe import shipped
-
-    return shipped()
-
-
-def _pretrained() -> list[str]:
-    from spikeprune.zoo.pretrained import names
-
-    return names()
-
-
-_KINDS: dict[str, Callable[[], list[str]]] = {
-    "methods": _methods,
-    "models": _models,
-    "datasets": _datasets,
-    "recipes": _recipes,
-    "pretrained": _pretrained,
-}
-
-
-def _method(name: str) -> str:
     from spikeprune.methods.shared.described import summary_of
 
-    return summary_of(name)
+    return {name: summary_of(name) for name in names()}
 
 
-def _model(name: str) -> str:
+def _models() -> Mapping[str, str]:
+    from spikeprune.zoo import names
     from spikeprune.zoo.registry import description_of
 
-    return description_of(name)
+    return {name: description_of(name) for name in names()}
 
 
-def _dataset(name: str) -> str:
+def _datasets() -> Mapping[str, str]:
+    read = registrations("data", "SPIKEPRUNE_DATASETS", "spikeprune.datasets")
+    if read is not None:
+        return {each.name: _read_dataset(each) or _imported_dataset(each.name) for each in read}
+    from spikeprune.data import names
+
+    return {name: _imported_dataset(name) for name in names()}
+
+
+def _read_dataset(each: Registration) -> str | None:
+    """The line of a dataset from the text of its registration, None where that does not tell."""
+    facts, cite, needs = (each.facts.get(key, default) for key, default in _TOLD)
+    if not isinstance(cite, str) or not isinstance(needs, bool) or facts is UNREAD:
+        return None
+    if facts is None:
+        return _any_images(cite)
+    if not isinstance(facts, Written):
+        return None
+    sizes = dict(zip(("shape", "classes", "train", "test"), facts.args, strict=False)) | dict(facts.named)
+    shape = sizes.get("shape")
+    numbers = [*(shape if isinstance(shape, tuple) else ()), *(sizes.get(key) for key in ("classes", "train", "test"))]
+    whole = [number for number in numbers if isinstance(number, int)]
+    return _images(*whole, needs_files=needs, cite=cite) if len(whole) == 6 else None
+
+
+_TOLD: tuple[tuple[str, object], ...] = (("facts", UNREAD), ("cite", UNREAD), ("needs_files", True))
+
+
+def _imported_dataset(name: str) -> str:
     from spikeprune.data.registry import known_dataset
 
     known = known_dataset(name)
-    if known.facts is None:
-        return f"any images of your own; {known.cite}"
     facts = known.facts
-    shape = "x".join(map(str, facts.shape))
-    needs = "" if known.needs_files else "; comes with scikit-learn"
-    return f"{facts.train:,} + {facts.test:,} samples of {shape}, {facts.classes} classes{needs}; {known.cite}"
+    if facts is None:
+        return _any_images(known.cite)
+    return _images(*facts.shape, facts.classes, facts.train, facts.test, needs_files=known.needs_files, cite=known.cite)
 
 
-def _recipe(name: str) -> str:
-    from spikeprune.lab.recipe import about
-
-    return about(name)
+def _any_images(cite: str) -> str:
+    return f"any images of your own; {cite}"
 
 
-def _trained(name: str) -> str:
-    from spikeprune.zoo.pretrained import card
-
-    found = card(name)
-    images = f"{found.counts['test']:,} test images of {found.data}"
-    return f"{found.model}, T = {found.T}: {found.accuracy:.2%} on the {images}"
+def _images(*sizes: int, needs_files: bool, cite: str) -> str:
+    *shape, classes, train, test = sizes
+    needs = "" if needs_files else "; comes with scikit-learn"
+    return f"{train:,} + {test:,} samples of {'x'.join(map(str, shape))}, {classes} classes{needs}; {cite}"
 
 
-_DESCRIPTIONS: dict[str, Callable[[str], str]] = {
-    "methods": _method,
-    "models": _model,
-    "datasets": _dataset,
-    "recipes": _recipe,
-    "pretrained": _trained,
+def _pretrained() -> Mapping[str, str]:
+    from spikeprune.zoo.pretrained import card, names
+
+    return {
+        name: f"{found.model}, T = {found.T}: {found.accuracy:.2%} on the {found.counts['test']:,} test images of "
+        f"{found.data}"
+        for name, found in ((name, card(name)) for name in names())
+    }
+
+
+_KINDS: dict[str, Callable[[], Mapping[str, str]]] = {
+    "methods": _methods,
+    "models": _models,
+    "datasets": _datasets,
+    "recipes": recipe_heads,
+    "pretrained": _pretrained,
 }

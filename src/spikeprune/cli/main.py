@@ -6,6 +6,7 @@ import logging
 import os
 import pkgutil
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,8 @@ _HELP = """usage: spikeprune COMMAND ... [--debug]
 
 {commands}
 
-`spikeprune COMMAND --help` explains one. --debug shows a traceback where something goes wrong.
+`spikeprune COMMAND --help` explains one.
+--debug shows a traceback where something goes wrong.
 Exit status: 0 done, 1 the run failed, 2 the input was wrong."""
 
 
@@ -60,7 +62,8 @@ def _dispatch(words: list[str]) -> int:
     from spikeprune.core.errors import unknown
 
     if not words or words[0] in ("--help", "-h", "help"):
-        rows = [f"  {name:<9} {_summary(_module(name))}" for name in commands()]
+        rows = [textwrap.fill(_summary(_module(name)), 80, initial_indent=f"  {name:<11}", subsequent_indent=" " * 13)
+                for name in commands()]  # fmt: skip
         print(_HELP.format(commands="\n".join(rows)))
         return 0 if words else 2
     if words[0] in ("--version", "version"):

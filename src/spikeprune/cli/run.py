@@ -12,19 +12,26 @@ if TYPE_CHECKING:
 
 _HELP = """usage: spikeprune run RECIPE [--key value ...] [--dry-run]
 
-Carries a recipe out: the name of a shipped one (`spikeprune list recipes`) or a YAML file. The last line of the output
-is the run folder. The same command continues a run that was stopped, and prints the folder of a finished one.
---dry-run trains nothing and needs no data: it prints the pruning events and the quota of each layer.
-A recipe.yaml inside a run folder may name Python code. It runs with --trust, or if --model or --data.name names it.
+Carries a recipe out: a shipped one (`spikeprune list recipes`) or a YAML file.
+The last line of the output is the run folder. The same command continues a run
+that was stopped, and prints the folder of a finished one.
+--dry-run trains nothing and needs no data: it prints the mask updates and the
+quota of each layer.
+A recipe.yaml inside a run folder may name Python code. That code runs with
+--trust, or if --model or --data.name names it.
 
-Every key can be overridden. Durations read 200ep (epochs) or 2000it (optimizer steps). The defaults below are those of
-a recipe that says nothing of the key; `spikeprune config RECIPE` prints those of a recipe.
+Every key can be overridden. A YAML file spells a key with underscores
+(regrow_schedule); the command line takes --regrow-schedule and
+--regrow_schedule. Durations read 200ep (epochs), 2000it (optimizer steps) or
+0.5turnover. The defaults below are those of a recipe that says nothing of the
+key; `spikeprune config RECIPE` prints the values of a recipe.
 
 examples:
-  spikeprune run digits                                       one minute on a laptop; the first run to make
+  spikeprune run digits                a minute on a laptop; a good first run
   spikeprune run digits --method magnitude --sparsity 0.98
   spikeprune run fashion --data.root DIR --prune.every 0.5turnover
-  spikeprune run digits --model mypackage.nets:build          your own network
+  spikeprune run digits --model mypackage.nets:build       your own network
+  spikeprune config digits > mine.yaml; spikeprune run mine.yaml
 """
 
 
@@ -54,7 +61,10 @@ def main(arguments: Sequence[str]) -> int:
     from spikeprune.lab.train.progress import epoch_line
     from spikeprune.lab.train.run import run
 
-    folder = run(recipe, lambda line, epochs: print(epoch_line(line, epochs), flush=True))
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    folder = run(recipe, lambda line, epochs: say(epoch_line(line, epochs)), say)
     if not folder.report.is_file():
         write_report(folder.path)
     record = folder.read_record()

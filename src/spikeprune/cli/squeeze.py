@@ -134,6 +134,7 @@ def _pairs(words: Sequence[str]) -> dict[str, str]:
                 f"expected --key value, got {word[:80]!r}; one run folder comes first, then keys such as --sparsity 0.9"
             )
         key, equals, text = word.removeprefix("--").partition("=")
+        key = key.replace("-", "_")  # --regrow-schedule is the key regrow_schedule
         if key not in known:
             raise unknown("setting", key, known, "(`spikeprune squeeze --help` lists all)")
         if not equals:

@@ -117,7 +117,7 @@ def read_card(path: Path) -> Card:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "np") as file:  # the header alone: torch need not be imported
             header: dict[str, str] = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path.name} is missing or damaged; install spikeprune again to get the file back") from error

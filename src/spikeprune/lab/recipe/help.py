@@ -43,7 +43,7 @@ def help_lines(meanings_of: Callable[[str], Mapping[str, str]], width: int = 80)
 
 
 def _entry(key: str, allowed: str, default: object, meaning: str, width: int) -> list[str]:
-    head = textwrap.wrap(f"--{key}  {allowed}; default {written(default)}", width, initial_indent="  ",
+    head = textwrap.wrap(f"--{option(key)}  {allowed}; default {written(default)}", width, initial_indent="  ",
                          subsequent_indent="        ", break_on_hyphens=False)  # fmt: skip
     return head + textwrap.wrap(meaning, width, initial_indent="      ", subsequent_indent="      ")
 
@@ -55,11 +55,16 @@ def _method_entry(key: str, users: list[str], meanings_of: Callable[[str], Mappi
     told: dict[tuple[str, str], list[str]] = {}
     for user in users:
         told.setdefault((meanings_of(user).get(key, ""), written(settings_of(user)[key])), []).append(user)
-    lines = [f"  --{key}"]
+    lines = [f"  --{option(key)}"]
     for (meaning, default), names in told.items():
         text = f"{', '.join(names)} (default {default}){': ' if meaning else ''}{meaning}"
         lines += textwrap.wrap(text, width, initial_indent="      ", subsequent_indent="        ")
     return lines
+
+
+def option(key: str) -> str:
+    """A key as the command line spells it: `--regrow-schedule`; a recipe, and the command line too, take the key."""
+    return key.replace("_", "-")
 
 
 def _allowed(rule: str) -> str:

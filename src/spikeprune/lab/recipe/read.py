@@ -188,6 +188,7 @@ def _pairs(arguments: Sequence[str]) -> dict[str, str]:
         if not word.startswith("--"):
             raise UserError(f"expected --key value, got {shown(word)}; keys are given as --epochs 5 or --epochs=5")
         key, equals, text = word.removeprefix("--").partition("=")
+        key = key.replace("-", "_")  # --regrow-schedule is the key regrow_schedule
         _refuse_unknown([key])
         if not equals:
             if not rest or rest[0].startswith("--"):

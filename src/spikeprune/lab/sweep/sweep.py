@@ -171,6 +171,7 @@ def _given(overrides: Sequence[str]) -> dict[str, Any]:
         if not word.startswith("--"):
             raise UserError(f"expected --key value, got {word!r}; lists are given as --seeds 0,1,2")
         key, equals, text = word.removeprefix("--").partition("=")
+        key = key.replace("-", "_")  # --regrow-schedule is the key regrow_schedule
         if not equals:
             if not rest or rest[0].startswith("--"):
                 raise UserError(f"--{key} needs a value after it, as in --{key} VALUE or --{key} A,B")

@@ -8,6 +8,7 @@ from typing import final
 from spikeprune.record.epoch import Epoch
 
 OnEpoch = Callable[[Epoch, int], None]
+OnStage = Callable[[str], None]
 
 
 def epoch_line(line: Epoch, epochs: int) -> str:
@@ -28,10 +29,14 @@ class ProgressBar:
         total: optimizer steps of all phases together.
         done: steps that an earlier process has done; they do not count for the time left.
         on_epoch: hears each epoch.
+        on_stage: hears what a run does between epochs, such as scoring, where there is no bar to show it.
     """
 
-    def __init__(self, total: int, done: int = 0, on_epoch: OnEpoch | None = None):
+    def __init__(
+        self, total: int, done: int = 0, on_epoch: OnEpoch | None = None, on_stage: OnStage | None = None
+    ) -> None:
         self._bar = None
+        self._on_stage = on_stage
         self._on_epoch = on_epoch
         if sys.stderr.isatty():
             from rich.console import Console
@@ -47,6 +52,13 @@ class ProgressBar:
         """One step done; `text` says where the run is."""
         if self._bar is not None:
             self._bar.update(self._task, advance=1, description=text)
+
+    def stage(self, text: str) -> None:
+        """What the run does now; no step of training."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=text)
+        elif self._on_stage is not None:
+            self._on_stage(text)
 
     def epoch(self, line: Epoch, epochs: int) -> None:
         """An epoch has ended; what its listener prints stands above the bar and stays."""

@@ -26,7 +26,7 @@ from spikeprune.lab.train.loop import Phase, Setting
 from spikeprune.lab.train.measure import counted, data_record, score_test
 from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.lab.train.parts import load_data, make_network, make_pruner, set_layout
-from spikeprune.lab.train.progress import OnEpoch, ProgressBar
+from spikeprune.lab.train.progress import OnEpoch, OnStage, ProgressBar
 from spikeprune.lab.train.score import Score
 from spikeprune.lab.train.structured import Pruned, cut_out, example_of, latencies, prune_once
 from spikeprune.record.run import ChannelsRecord, Latency, RunRecord, RunSettings, Stages
@@ -36,28 +36,31 @@ from spikeprune.runtime.fuse import fuse, unfuse
 from spikeprune.shrink.plan import ChannelPlan
 
 
-def run(recipe: Recipe, on_epoch: OnEpoch | None = None) -> RunFolder:
+def run(recipe: Recipe, on_epoch: OnEpoch | None = None, on_stage: OnStage | None = None) -> RunFolder:
     """Carry the recipe out, or what is left of it; a finished run is left as it is.
 
     Args:
         on_epoch: hears each epoch as it ends: its line of metrics.jsonl, and how many epochs there are in all.
+        on_stage: hears what a run does between epochs, such as "scoring 10,000 test images", where stderr is no
+            terminal; on a terminal the progress bar says it.
     Returns: the folder with `record.json` and `model.safetensors`.
     Raises: UserError for input that is wrong, before anything is written; RunFailed if the loss is not a number.
     """
     if recipe.method == SQUEEZE:
         from spikeprune.lab.train.squeeze_run import run_squeeze
 
-        return run_squeeze(recipe, on_epoch)
-    return carry_out(recipe, lambda folder: _RunInProgress(recipe, folder, on_epoch))
+        return run_squeeze(recipe, on_epoch, on_stage)
+    return carry_out(recipe, lambda folder: _RunInProgress(recipe, folder, on_epoch, on_stage))
 
 
 @final
 class _RunInProgress:
     """A run in progress. Making one checks all input and writes nothing."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, on_epoch: OnEpoch | None = None):
+    def __init__(self, recipe: Recipe, folder: RunFolder, on_epoch: OnEpoch | None, on_stage: OnStage | None):
         self.recipe = recipe
-        self.on_epoch = on_epoch
+        self.on_epoch, self.on_stage = on_epoch, on_stage
+        self.bar = ProgressBar(0, 0, on_epoch, on_stage)
         self.folder = folder
         device = choose_device(recipe.device)
         if recipe.tensorboard and importlib.util.find_spec("tensorboard") is None:
@@ -111,7 +114,9 @@ class _RunInProgress:
             self.setting = dataclasses.replace(self.setting, job=job)
         lengths = {name: self.setting.plan.of(name).steps for name in self.phases}
         behind = sum(lengths[name] for name in self.phases if name not in remaining)
-        with repeatable(threads), ProgressBar(sum(lengths.values()), behind, self.on_epoch) as bar:
+        bar = ProgressBar(sum(lengths.values()), behind, self.on_epoch, self.on_stage)
+        self.bar = bar
+        with repeatable(threads), bar:
             for name in remaining:
                 phase = self.make_phase(name, done).begin(state["phase"] if state else None)
                 if state is None:
@@ -127,6 +132,7 @@ class _RunInProgress:
 
     def score_test(self, network: TimedNetwork) -> Score:
         """The test split, once for each network that is reported."""
+        self.bar.stage(f"scoring {len(self.setting.data.test):,} test images")
         return score_test(network, self.setting.data, self.recipe, self.setting.device)
 
     def score_between(self, network: TimedNetwork) -> float:
@@ -153,6 +159,7 @@ class _RunInProgress:
         accuracy = self.score_between(network)
         counts, _ = self.count(network, None)
         pruner = make_pruner(setting.job, network.model)
+        self.bar.stage("ranking channels on the training images")
         pruned = prune_once(pruner, network, setting.data, self.recipe.batch, setting.device)
         pruned = dataclasses.replace(pruned, rounds=[dataclasses.replace(u, step=phase.step) for u in pruned.rounds])
         small, plan = cut_out(network, pruned.masks, example_of(network, setting.data, setting.device))
@@ -243,4 +250,5 @@ class _RunInProgress:
 
     def count(self, network: TimedNetwork, masks: Mapping[str, Tensor] | None) -> tuple[Counts, NetworkStatistics]:
         """MACs, SynOps, energy and firing rates on the first test images, and what each layer does on them."""
+        self.bar.stage("counting operations and spikes on test images")
         return counted(network, self.setting.data, self.recipe, self.setting.device, masks)

@@ -30,7 +30,7 @@ from spikeprune.lab.train.loop import Phase, Setting
 from spikeprune.lab.train.measure import counted, data_record
 from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.lab.train.parts import load_data, make_network, set_layout
-from spikeprune.lab.train.progress import OnEpoch, ProgressBar
+from spikeprune.lab.train.progress import OnEpoch, OnStage, ProgressBar
 from spikeprune.lab.train.raster import raster
 from spikeprune.lab.train.squeeze_done import (
     NOTHING_DONE,
@@ -53,21 +53,22 @@ from spikeprune.squeeze.squeeze import squeeze
 KEPT = 2
 
 
-def run_squeeze(recipe: Recipe, on_epoch: OnEpoch | None = None) -> RunFolder:
-    """Carry the recipe out; a finished run is left as it is. `on_epoch` is that of `run`.
+def run_squeeze(recipe: Recipe, on_epoch: OnEpoch | None = None, on_stage: OnStage | None = None) -> RunFolder:
+    """Carry the recipe out; a finished run is left as it is. `on_epoch` and `on_stage` are those of `run`.
 
     Returns: the folder, as after every run.
     Raises: UserError for input that is wrong, before anything is written.
     """
-    return carry_out(recipe, lambda folder: _SqueezeRun(recipe, folder, on_epoch))
+    return carry_out(recipe, lambda folder: _SqueezeRun(recipe, folder, on_epoch, on_stage))
 
 
 @final
 class _SqueezeRun:
     """A run in progress. Making one checks all input and writes nothing."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, on_epoch: OnEpoch | None = None) -> None:
+    def __init__(self, recipe: Recipe, folder: RunFolder, on_epoch: OnEpoch | None, on_stage: OnStage | None) -> None:
         self.on_epoch = on_epoch
+        self.stage = ProgressBar(0, 0, None, on_stage).stage
         self.recipe, self.folder = recipe, folder
         device = choose_device(recipe.device)
         data = load_data(recipe)
@@ -146,6 +147,7 @@ class _SqueezeRun:
         images = calibration(data, recipe.squeeze.images, recipe.batch, squeeze_seed(recipe), self.setting.device)
         feed = [(network.fed(x, data.time_first), y) for x, y in images]
         taken = {name: value for name, value in vars(self.settings).items() if name not in ("images", "progress")}
+        self.stage(f"squeezing with {recipe.squeeze.images:,} images")
         began, cpu = time.perf_counter(), time.process_time()
         with network.one_call(data.time_first) as model:
             found = squeeze(model, feed, images=sum(len(y) for _, y in images), progress=sys.stderr.isatty(), **taken)
@@ -190,6 +192,7 @@ class _SqueezeRun:
     def score(self, network: TimedNetwork) -> ClassScores:
         """The test split, once for each network."""
         data = self.setting.data
+        self.stage(f"scoring {len(data.test):,} test images")
         feed = batches(data, "test", self.recipe.batch, device=self.setting.device)
         return score_classes(network, feed, len(data.classes), data.time_first)
 
