@@ -385,3 +385,8 @@ def test_ties_are_told_from_other_spikes():
     assert only_ties(expected, flips(expected, found))  # what follows from two ties may differ at will
     found["a"][2] = 1
     assert not only_ties(expected, flips(expected, found))
+
+
+def test_a_misspelt_pretrained_name_is_refused_with_the_nearest(capsys):
+    assert main(["squeeze", "digitz"]) == 2
+    assert "did you mean 'digits'?" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Make a trained network small without labels or training: a run folder like any other."""
 
 import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,6 +160,7 @@ def _base(run: str | None, given: dict[str, str], trust: bool) -> tuple[str, dic
         given.pop("model", None)
         return _of_card(chosen)
     if run is not None:
+        _refuse_misspelt(run)
         return _of_run(run, network, given, trust)
     if chosen is None:
         raise InvalidValue("squeeze needs a run folder, or --model with --weights; see `spikeprune squeeze --help`")
@@ -193,6 +195,14 @@ def _of_card(name: str) -> tuple[str, dict[str, Any]]:
         "batch": 250,
     }
     return f"{name}-squeezed", {**_settings(), **own}
+
+
+def _refuse_misspelt(run: str) -> None:
+    """Raises: UnknownName for a word that is no folder but nearly a name of `spikeprune list pretrained`."""
+    from spikeprune.zoo.pretrained import names
+
+    if not Path(run).exists() and difflib.get_close_matches(run, names(), n=1, cutoff=0.6):
+        raise unknown("run folder or pretrained network", run, names(), "(`spikeprune list pretrained` lists all)")
 
 
 def _of_run(run: str, network: str, given: Mapping[str, str], trust: bool) -> tuple[str, dict[str, Any]]:
