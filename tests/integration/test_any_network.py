@@ -358,16 +358,151 @@ def test_a_transposed_convolution_regrows_along_its_output_channels(outputs):
     assert by_output.sum() == by_output[3]
 
 
-def test_a_weight_that_is_computed_is_refused_by_name():
+def normed_net():
     def normed(inputs, outputs):
         return nn.utils.parametrizations.weight_norm(nn.Linear(inputs, outputs))
 
-    net = nn.Sequential(normed(40, 24), neuron.LIFNode(), normed(24, 24), neuron.LIFNode(), nn.Linear(24, 10))
-    with pytest.raises(InvalidValue, match=r"in '0', '2' \(ParametrizedLinear\)"):
-        sp.Pruner(net, "magnitude", sp.OneShot(0.9))
-    assert sp.Pruner(net, "magnitude", sp.OneShot(0.9), exclude=["0", "2"]).prunable == 240
+    torch.manual_seed(0)
+    return nn.Sequential(normed(40, 24), neuron.LIFNode(), normed(24, 24), neuron.LIFNode(), nn.Linear(24, 10))
+
+
+@pytest.mark.parametrize("method", ["magnitude", "criticality", "rigl"])
+def test_weight_norm_is_pruned_on_its_originals_and_no_row_dies(method):
+    net, x, y = normed_net(), torch.rand(6, 40) * 4, torch.arange(6)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    pruner = sp.Pruner(net, method, sp.Cubic(to=0.85, begin=0, end=4, every=1)).attach(optimizer)
+    for _ in range(8):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        reset_net(net)
+    pruner.finish()
+    assert pruner.prunable == 960 + 576 + 240
+    assert pruner.alive == int(1776 * 0.15)
+    for name, mask in pruner.masks.items():
+        layer = net[int(name[0])]
+        assert bool((layer.weight != 0)[~mask].sum() == 0)  # dead originals are dead in the weight that acts
+        assert bool(layer.weight.isfinite().all())
+        assert mask.any(1).all() or name == "4.weight"
+    fresh = normed_net()
+    fresh.load_state_dict(net.state_dict())
+    assert torch.equal(fresh(x), net(x))
+
+
+def reset_net(net):
+    for module in net.modules():
+        if isinstance(module, neuron.LIFNode):
+            module.reset()
+
+
+def test_a_row_of_weight_norm_that_cannot_live_is_refused():
+    with pytest.raises(InvalidValue, match=r"each row of '0\.parametrizations.*must keep a weight"):
+        sp.prune(normed_net(), "magnitude", 0.99)
+    with pytest.raises(InvalidValue, match=r"weight_norm.*stds may empty a row"):
+        sp.Pruner(normed_net(), "stds", sp.Cubic(to=0.5, begin=0, end=4, every=1))
+    with pytest.raises(InvalidValue, match=r"squeeze cannot solve them; call .*remove_parametrizations"):
+        sp.squeeze(normed_net(), [torch.rand(4, 40)], 0.5)
+
+
+def test_a_weight_that_is_computed_is_refused_by_name():
     with pytest.raises(InvalidValue, match="WSConv2d"):
         sp.Pruner(nn.Sequential(layer.WSConv2d(2, 4, 3), nn.Linear(4, 2)), "magnitude", sp.OneShot(0.5))
+
+
+class Computes(nn.Module):
+    """Computes the weight of `conv` in its own forward."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.n, self.out, self.how = nn.Conv2d(3, 6, 3), neuron.LIFNode(), nn.Linear(6, 4), how
+        self.other = nn.Parameter(torch.rand(6, 3, 1, 1))
+
+    def forward(self, x):
+        weight = self.how(self, self.conv.weight)
+        return self.out(self.n(F.conv2d(x, weight, self.conv.bias)).mean((2, 3)))
+
+
+class Ternary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, w):
+        return w.sign() * (w.abs() > 0.05)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class Shifted(Ternary):
+    @staticmethod
+    def forward(ctx, w):
+        return (w + 0.1 * w.mean()).sign()
+
+
+def standardised(net, w):
+    w = w - w.mean((1, 2, 3), keepdim=True)
+    return w / w.std((1, 2, 3), keepdim=True).clamp_min(1e-5)
+
+
+def in_place(net, w):
+    copy = w.clone()
+    copy.sub_(copy.mean())
+    return copy.view(6, 3, 3, 3)
+
+
+SPOILT = {
+    "standardised": standardised,
+    "in place": in_place,
+    "norm of rows": lambda net, w: w / w.flatten(1).norm(dim=1).view(-1, 1, 1, 1),
+    "DoReFa": lambda net, w: torch.tanh(w) / w.tanh().abs().max() / 2 + 0.5,
+    "function": lambda net, w: Shifted.apply(w),
+}
+KEPT = {
+    "stored": lambda net, w: w,
+    "masked": lambda net, w: w * (net.other > 0.5),
+    "quantised": lambda net, w: w + ((w * 7).round() / 7 - w).detach(),
+    "re-parametrised": lambda net, w: w + F.pad(net.other, (1, 1, 1, 1)),
+    "padded": lambda net, w: F.pad(w, (1, 1, 1, 1)),
+    "function": lambda net, w: Ternary.apply(w),
+}
+
+
+def train_once(net, pruner, x):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    pruner.attach(optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        net(x).sum().backward()
+        optimizer.step()
+        reset_net(net)
+    pruner.finish()
+
+
+@pytest.mark.parametrize("how", list(SPOILT))
+def test_a_weight_computed_in_the_forward_is_refused_where_its_zeros_act(how):
+    x = torch.rand(4, 3, 6, 6)
+    for method in ("magnitude", "criticality", "snip"):
+        net = Computes(SPOILT[how])
+        with pytest.raises(InvalidValue, match=r"'conv.weight': the forward computes another weight"):
+            train_once(net, sp.Pruner(net, method, sp.Cubic(to=0.5, begin=0, end=4, every=2)), x)
+        reset_net(net)
+        train_once(net, sp.Pruner(net, "magnitude", sp.OneShot(0.5), exclude="conv"), x)
+    with pytest.raises(InvalidValue, match=r"'conv.weight': the forward computes"):
+        sp.prune(Computes(SPOILT[how]), "magnitude", 0.5, data=[x])
+    with pytest.raises(InvalidValue, match=r"'conv.weight': the forward computes"):
+        sp.squeeze(Computes(SPOILT[how]), [x], 0.5)
+
+
+@pytest.mark.parametrize("how", list(KEPT))
+def test_a_weight_computed_in_the_forward_is_pruned_where_its_zeros_stay(how):
+    x = torch.rand(4, 3, 6, 6)
+    for method in ("magnitude", "criticality"):
+        net = Computes(KEPT[how])
+        pruner = sp.Pruner(net, method, sp.Cubic(to=0.5, begin=0, end=2, every=1))
+        train_once(net, pruner, x)
+        assert pruner.sparsity == 0.5
+        assert not net.conv._forward_pre_hooks
+        assert not net._forward_hooks
 
 
 class Doubled(nn.Module):

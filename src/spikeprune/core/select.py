@@ -220,3 +220,9 @@ def draw(scores: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, 
         # Where the score is 0 only the noise is left, far below every positive score.
         drawn[name] = torch.where(score > 0, score.float().clamp_min(1e-38).log() + gumbel, gumbel - 1e6)
     return drawn
+
+
+def best_of_rows(scores: Tensor, alive: Tensor) -> Tensor:
+    """The alive entry with the highest score in each row, as a mask of the scores' shape."""
+    rows = scores.masked_fill(~alive, -torch.inf).flatten(1)
+    return torch.zeros_like(rows, dtype=torch.bool).scatter(1, rows.argmax(1, keepdim=True), True).view_as(scores)

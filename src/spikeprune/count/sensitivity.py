@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from spikeprune.core.allocate import kept
 from spikeprune.core.errors import InvalidValue
-from spikeprune.core.select import keep_top
+from spikeprune.core.select import best_of_rows, keep_top
 from spikeprune.model.adapter import find_adapter
 from spikeprune.model.examples import undisturbed
-from spikeprune.model.prunable import prunable
+from spikeprune.model.prunable import normed_by_row, prunable
 
 
 def sensitivity(
@@ -35,12 +35,16 @@ def sensitivity(
     if not batches:
         raise InvalidValue("data holds no batch; pass an iterable of (input, target) pairs")
     result = {"": {0.0: accuracy(model, batches)}}
-    for name, parameter in prunable(model).items():
+    parameters = prunable(model)
+    normed = normed_by_row(model, parameters)
+    for name, parameter in parameters.items():
         whole = parameter.data.clone()
         result[name] = {}
         try:
             for share in sparsities:
                 mask = keep_top({name: whole.abs()}, kept(whole.numel(), share))[name]
+                if name in normed:
+                    mask |= best_of_rows(whole.abs(), torch.ones_like(mask))
                 parameter.data.copy_(whole * mask)
                 result[name][float(share)] = accuracy(model, batches)
         finally:

@@ -11,6 +11,7 @@ from spikeprune.methods.base import Method
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.discover import NOT_FOUND
 from spikeprune.model.examples import undisturbed
+from spikeprune.model.glance import Glance, refuse_computed
 from spikeprune.model.input_rates import InputRates
 from spikeprune.model.pairing import Pairing, pair
 from spikeprune.model.probe import Probe
@@ -58,6 +59,7 @@ class Observer:
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any], int]] = []  # of this step: inputs, sequences before
         self._entry: Any = None
         self._compiled: Any = None
+        self._glance: Glance | None = None
 
     def feeds_neuron(self, name: str) -> bool:
         """Whether the weight is known to feed a spiking neuron."""
@@ -65,13 +67,24 @@ class Observer:
 
     # ---- during training ------------------------------------------------------------------------------------------
 
+    def glance(self) -> None:
+        """For a method that needs no trace: looks at the next forward, if none was seen, for weights used otherwise.
+
+        Raises: what was wrong, from the user's own step().
+        """
+        self.check()
+        if self.graph is None and self._glance is None and not hasattr(self._outer, "_orig_mod"):
+            self._glance = Glance(self._model, self._adapter, self._parameters, self._refuse)
+
+    def _refuse(self, error: UserError) -> None:
+        self._error = error
+
     def prepare(self, *, membrane: bool, rates: bool) -> None:
         """Sets the hooks for the coming forward: to trace it if none was seen yet, to record what is asked for.
 
         Raises: what was wrong with the traced forward, from the user's own step() rather than inside the forward.
         """
-        if self._error is not None:
-            raise self._error
+        self.check()
         self._recording = membrane
         self._calls = []
         if rates and self._meter is None:
@@ -90,6 +103,7 @@ class Observer:
             self._unwatch()
 
     def _learn(self, graph: Graph) -> None:
+        refuse_computed(graph, self._parameters)
         self.pairs = pair(graph, self._parameters)
         self.graph = graph
         if {"membrane", "spikes"} & self._method.needs:
@@ -189,6 +203,8 @@ class Observer:
         for p in kept:
             p.grad = None
         empty = True
+        if not (graph or membrane):
+            self.glance()
         try:
             for batch in data:
                 empty = False
@@ -206,6 +222,7 @@ class Observer:
                     output = self._model(x)
                     if loss is not None:
                         loss(output, target).backward()
+            self.check()
             if empty:
                 raise InvalidValue("data holds no batch; pass an iterable of inputs or (input, target) pairs")
             return {n: p.grad for n, p in self._model.named_parameters() if p.grad is not None}
@@ -265,6 +282,9 @@ class Observer:
     def remove(self) -> None:
         """Takes every hook off the model."""
         self._carried = self.totals()
+        if self._glance is not None:
+            self._glance.remove()
+            self._glance = None
         if self._meter is not None:
             self._meter.remove()
             self._meter = None

@@ -48,7 +48,7 @@ def prunable(
         kind = type(next(iter(computed.values()))).__name__
         raise InvalidValue(
             f"the weight that acts in {', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''} ({kind}) is "
-            f"computed from the stored one, and a pruned 0 or row of 0 does not stay; pass exclude={names[:3]}, or "
+            f"computed from the stored one, and a pruned 0 does not stay 0 in it; pass exclude={names[:3]}, or "
             "make them plain layers (remove_parametrizations)"
         )
     if pattern is not None:
@@ -56,6 +56,13 @@ def prunable(
     if not chosen:
         raise InvalidValue(f"include, exclude and pattern leave none of {len(candidates)} layers: {_some(candidates)}")
     return {n: p for n, p in candidates.items() if n in chosen}
+
+
+def normed_by_row(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> set[str]:
+    """The weights among these whose rows are divided by their norm (weight_norm), so that each must keep one entry."""
+    own = {id(p): n for n, p in parameters.items()}
+    layers = [m for m in layer_modules(model).values() if is_computed(m) and id(stored_weight(m)) in own]
+    return {own[id(stored_weight(m))] for m in layers if not keeps_zeros(m)}
 
 
 def _computed(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
@@ -66,7 +73,7 @@ def _computed(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn
     for name, layer in layers.items():
         stored = stored_weight(layer)
         if is_computed(layer):
-            keeps = keeps_zeros(layer)
+            keeps = keeps_zeros(layer, rows=False)
         else:
             keeps = known[type(layer)] if type(layer) in known else known.setdefault(type(layer), keeps_zeros(layer))
         if not keeps:

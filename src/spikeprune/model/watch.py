@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from spikeprune.model.derived import Derived
 from spikeprune.model.discover import SpikeCall, SpikeNeuron, fires
 from spikeprune.model.operations import ELEMENTWISE, FUNCTIONS, WRITES, short_name
 from spikeprune.model.straight import Step, StraightThrough
-from spikeprune.model.weights import Derived, Multiplication, Use
+from spikeprune.model.weights import Multiplication, Use
 
 if TYPE_CHECKING:
     from spikeprune.model.trace import Graph
@@ -188,7 +189,8 @@ class Watch(TorchFunctionMode):
         before = len(self.graph.nodes)
         result = run()
         inputs = self.sources(args)
-        if not inputs:
+        if not inputs:  # a quantiser of weights, perhaps
+            self.derived.follow(lambda *values: cls.apply(*values), cls.__name__, args, {}, result)  # type: ignore
             return result
         place = next(i for i, value in enumerate(args) if isinstance(value, Tensor))
         call = SpikeCall(_applied(cls, args[:place]), args[place], args[place + 1 :])

@@ -1,6 +1,6 @@
 """Where a weight is stored, and how a call multiplies with it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,8 @@ from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
 
-from spikeprune.model.adapter import weights_of_neurons
-from spikeprune.model.operations import MOVES, multiplied, short_name
+from spikeprune.model.operations import multiplied, short_name
 
 
 def layer_modules(model: nn.Module) -> dict[str, _ConvNd | nn.Linear]:
@@ -61,11 +59,14 @@ def is_computed(layer: nn.Module) -> bool:
     )
 
 
-def keeps_zeros(layer: nn.Module) -> bool:
-    """Whether a 0 in the stored weight is a 0 in the weight that acts, rows of zeros included.
+def keeps_zeros(layer: nn.Module, rows: bool = True) -> bool:
+    """Whether a 0 in the stored weight is a 0 in the weight that acts.
 
     Tried on a weight of random numbers with zeros, without changing the layer. A layer of PyTorch's own is known; of a
     subclass its forward is run on one input channel. True where it cannot be tried.
+
+    Args:
+        rows: whether a whole row of zeros must stay too, which weight_norm divides by its norm of 0.
     """
     stored = stored_weight(layer)
     if stored is None:
@@ -73,8 +74,13 @@ def keeps_zeros(layer: nn.Module) -> bool:
     if not is_computed(layer) and type(layer).__module__.startswith("torch.nn."):
         return True
     values = torch.rand(stored.shape, generator=torch.Generator().manual_seed(0)).to(stored) + 0.5
-    values[:, 0].mul_((torch.arange(len(values), device=values.device) % 2).view(-1, *[1] * (values.dim() - 2)))
-    values[0] = 0
+    if rows:
+        values[:, 0].mul_((torch.arange(len(values), device=values.device) % 2).view(-1, *[1] * (values.dim() - 2)))
+        values[0] = 0
+    elif values.shape[1] > 1:
+        values[:, 0] = 0
+    else:
+        values.view(len(values), -1)[:, 1:] = 0
     name = next(n for n, p in layer.named_parameters() if p is stored)
     saved = {n: b.clone() for n, b in layer.named_buffers()}
     try:
@@ -138,12 +144,14 @@ class Use:
         outputs: dimension of the parameter that counts the outputs.
         axis: dimension of the result that counts them, from the end.
         direct: whether the call got the parameter itself, not something computed from it.
+        keeps: whether a 0 in the parameter adds nothing to what the call got; a standardised weight does not keep it.
     """
 
     weight: str
     outputs: int
     axis: int
     direct: bool
+    keeps: bool = True
 
 
 def along_outputs(channel: Tensor, weight: Tensor, layer: nn.Module | None, use: Use | None) -> Tensor:
@@ -211,80 +219,3 @@ def _exchanged(value: Any, others: Mapping[int, Tensor]) -> Any:
     if isinstance(value, dict):
         return {k: _exchanged(v, others) for k, v in value.items()}  # pyright: ignore
     return value
-
-
-class Derived:
-    """What was computed from which parameter alone, and which of the parameter's values went where."""
-
-    def __init__(self, model: nn.Module) -> None:
-        held = {id(stored_weight(m)) for m in layer_modules(model).values()}
-        held |= {id(p) for p in weights_of_neurons(model).values()}
-        self.held = {n for n, p in model.named_parameters() if id(p) in held}  # weights of layers, also of a neuron's
-        parameters = [(n, p) for n, p in model.named_parameters() if p.dim() >= 2]
-        self.names = {id(p): n for n, p in parameters}
-        self.shapes = {n: tuple(p.shape) for n, p in parameters}
-        self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensor -> (parameter, place of each value or None)
-
-    def origin(self, tensor: Any) -> str | None:
-        """The parameter that a tensor is, or was computed from."""
-        if not isinstance(tensor, Tensor):
-            return None
-        known = self._known.get(tensor)
-        return self.names.get(id(tensor)) or (None if known is None else known[0])
-
-    def follow(
-        self, function: Callable[..., Any], name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
-    ) -> None:
-        """Notes that `result` was computed from the parameters among the arguments, and from nothing of the input."""
-        if not isinstance(result, Tensor) or id(result) in self.names:
-            return
-        sources = [t for t in args if self.origin(t) is not None]
-        if not sources:
-            return
-        first = max(sources, key=lambda t: (t.numel() == result.numel(), t.numel()))
-        places = self._places(first)
-        if name in MOVES and places is not None:
-            moved = function(places, *args[1:], **kwargs) if args and args[0] is first else None
-            places = moved if isinstance(moved, Tensor) else None
-        if places is not None and places.shape != result.shape:
-            places = None
-        self._known[result] = (self.origin(first), places)
-
-    def _places(self, tensor: Tensor) -> Tensor | None:
-        if id(tensor) in self.names:
-            return torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
-        return self._known[tensor][1]
-
-    def use(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
-        """How a function multiplies with a parameter, None if it does not."""
-        for operand, outputs, axis in multiplied(name, args, kwargs):
-            origin = self.origin(operand)
-            # A square matrix of no layer, on the left: parallel neurons mix time steps with one, [T, T] @ [T, ...].
-            mixes = outputs == -2 and origin not in self.held
-            if origin is not None and operand.dim() >= 2 and not (mixes and operand.shape[-1] == operand.shape[-2]):
-                direct = id(operand) in self.names
-                dim = outputs % operand.dim() if direct else self._dimension(operand, outputs, origin)
-                return Use(origin, dim, axis, direct)
-        return None
-
-    def operation(
-        self, function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Multiplication | None:
-        """The call that `use` described, to be run again; None where its input cannot be told."""
-        operand, outputs = next(
-            (t, o) for t, o, _ in multiplied(name, args, kwargs) if self.origin(t) is not None and t.dim() >= 2
-        )
-        values = args[1:] if name in ("addmm", "baddbmm", "addbmm") else (*args, *kwargs.values())
-        flat = [t for v in values for t in (v if isinstance(v, (tuple, list)) else (v,)) if isinstance(t, Tensor)]
-        x = next((t for t in flat if t is not operand), None)
-        return None if x is None else Multiplication(x, operand, outputs, function, args, kwargs)
-
-    def _dimension(self, operand: Tensor, outputs: int, origin: str) -> int:
-        """The dimension of the parameter along which `operand` runs in its dimension `outputs`."""
-        places, shape = self._known[operand][1], self.shapes[origin]
-        size = operand.shape[outputs]
-        if places is not None and size > 1:
-            one, two = (torch.unravel_index(places.movedim(outputs, 0)[i].flatten()[0], shape) for i in (0, 1))
-            return next(dim for dim, (a, b) in enumerate(zip(one, two, strict=True)) if a != b)
-        fitting = [dim for dim, length in enumerate(shape) if length == size]
-        return fitting[0] if fitting else 0

@@ -2,8 +2,10 @@
 
 from torch import nn
 
+from spikeprune.core.errors import InvalidValue
 from spikeprune.core.schedule import Schedule
 from spikeprune.methods.base import Method
+from spikeprune.methods.registry import name_of
 from spikeprune.model.adapter import find_adapter
 from spikeprune.model.discover import spiking_adapter
 from spikeprune.model.observer import Observer
@@ -41,6 +43,11 @@ def assemble(
     upkeep = Upkeep(dict(inner.named_parameters()))
     parts = Parts(inner, parameters, upkeep, choices.budget, choices.allocate, choices.floor)
     space = Channels(parts, choices.pattern) if choices.by_channel else Weights(parts, choices.nm)
+    if isinstance(space, Weights) and space.normed and method.acts:
+        raise InvalidValue(
+            f"{sorted(space.normed)[0]!r} is divided by its norm row by row (weight_norm), and {name_of(method)} may "
+            f"empty a row; pass exclude={sorted(space.normed)[:3]}, take another method, or remove_parametrizations"
+        )
     plan = UpdatePlan.of(method, schedule, choices.nm)
     adapter = spiking_adapter(inner) if method.needs & MEMBRANE else find_adapter(inner)
     observer = Observer(model, inner, adapter, method, parameters)

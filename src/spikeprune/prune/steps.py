@@ -233,7 +233,10 @@ class Steps:
         coming = self.done + 1
         update = self.plan.coming(coming)
         costs = self.budget in ("macs", "synops")
-        if update is None or not (self.plan.looks_at_neurons or costs or not self.space.known):
+        if update is None:
+            return
+        if not (self.plan.looks_at_neurons or costs or not self.space.known):
+            self.updater.observer.glance()
             return
         self.updater.observer.prepare(
             membrane=coming > update.step - self.plan.window(update),

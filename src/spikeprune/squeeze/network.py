@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.model.adapter import Adapter
+from spikeprune.model.glance import refuse_computed
 from spikeprune.model.pairing import Pairing, pair
 from spikeprune.model.trace import Graph, trace
 from spikeprune.squeeze.statistics import evaluating, norms
@@ -53,6 +54,7 @@ def read(
             f"the model cannot run on an input of shape {list(example.shape)}: {first[:120]}; "
             "give the batches that it was trained on"
         ) from error
+    refuse_computed(graph, parameters)
     users = [m for m in model.modules() if isinstance(m, (_ConvNd, nn.Linear))]
     layers: dict[str, list[nn.Module]] = {n: [m for m in users if m.weight is p] for n, p in parameters.items()}
     return Network(model, adapter, parameters, layers, graph, pair(graph, parameters))

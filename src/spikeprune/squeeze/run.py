@@ -17,7 +17,7 @@ from spikeprune.core.update import Target
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.discover import NOT_FOUND, Discovered, SpikeNeuron
 from spikeprune.model.input_rates import InputRates
-from spikeprune.model.prunable import prunable
+from spikeprune.model.prunable import normed_by_row, prunable
 from spikeprune.squeeze.batches import Batches, first_images
 from spikeprune.squeeze.ear import heard
 from spikeprune.squeeze.goals import given_masks, is_met, size_of, target
@@ -45,6 +45,12 @@ class Squeezing:
         self.phases: dict[str, float] = {}
         self.notes: list[str] = []
         parameters = prunable(model, settings.include, settings.exclude, nm_pattern(settings.pattern))
+        normed = sorted(normed_by_row(model, parameters))
+        if normed:
+            raise InvalidValue(
+                f"the rows of {normed[0]!r} are divided by their norm (weight_norm), so squeeze cannot solve them; "
+                "call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first, which changes no output"
+            )
         bad = next((n for n, p in parameters.items() if not bool(torch.isfinite(p).all())), None)
         if bad is not None:
             raise InvalidValue(

@@ -10,10 +10,12 @@ from spikeprune.core import allocate as allocation
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.evidence import Scores
 from spikeprune.core.mask import Outcome, unpack
+from spikeprune.core.select import best_of_rows
 from spikeprune.core.update import Bools, Rules, Target, prune_and_regrow
 from spikeprune.count.costs import weight_costs
 from spikeprune.methods.shared.authors import authors_update
 from spikeprune.model.observer import Observer
+from spikeprune.model.prunable import normed_by_row
 from spikeprune.model.trace import Graph
 from spikeprune.model.weights import along_outputs
 from spikeprune.prune.spaces.space import Parts, Space, Tensors
@@ -25,6 +27,7 @@ class Weights(Space):
 
     Attributes:
         fixed: parameter name -> mask of parameters that are held but never chosen from, such as biases.
+        normed: names of weights whose rows are divided by their norm, so that none may be 0 as a whole.
     """
 
     def __init__(self, parts: Parts, nm: tuple[int, int] | None = None) -> None:
@@ -32,6 +35,8 @@ class Weights(Space):
         self._total = sum(p.numel() for p in parts.parameters.values())
         self.fixed: dict[str, Tensor] = {}
         self._least = allocation.floors(parts.parameters, parts.floor)
+        self.normed = normed_by_row(parts.model, parts.parameters)
+        self._least |= {n: max(self._least[n], len(parts.parameters[n])) for n in self.normed}
         self._last: dict[str, Tensor] = {}  # values that dead weights had when they were cut, for start_value="last"
         self.hold({})
 
@@ -42,6 +47,12 @@ class Weights(Space):
         self._set(whole | dict(masks))
 
     def _set(self, masks: Tensors) -> None:
+        dead = next((n for n in sorted(self.normed) if not bool(masks[n].flatten(1).any(1).all())), None)
+        if dead is not None:
+            raise InvalidValue(
+                f"each row of {dead!r} is divided by its norm (weight_norm), so it must keep a weight, and some row "
+                "keeps none; take a lower sparsity, or remove the parametrisation"
+            )
         self.parts.upkeep.set({n: masks[n] for n in self.parts.parameters} | self.fixed)
 
     @property
@@ -58,7 +69,7 @@ class Weights(Space):
         parameters = self.parts.parameters
         noise = {n: torch.rand(p.shape, generator=generator).to(p.device) for n, p in parameters.items()}
         target = Target(allocation.kept(self.total, sparsity), allocate, self._least, pattern=self.nm)
-        self._set(prune_and_regrow(noise, {}, self.alive, self.weights(), target, share=0.0).alive)
+        self._set(self.select(noise, {}, self.alive, target, share=0.0).alive)
         self.parts.upkeep.hold()
 
     @property
@@ -108,6 +119,10 @@ class Weights(Space):
     def select(
         self, scores: Scores, regrow_scores: Scores, alive: Bools, target: Target, **rules: Unpack[Rules]
     ) -> Outcome:
+        if self.normed:
+            best = {n: best_of_rows(s, alive[n]) if n in self.normed else s > s for n, s in scores.items()}
+            known = rules.get("protected") or {}
+            rules["protected"] = {n: m | known[n] if n in known else m for n, m in best.items()}
         return prune_and_regrow(scores, regrow_scores, alive, self.weights(), target, **rules)
 
     def authors(self, regrow_scores: Scores, sparsity: float, share: float) -> Outcome:
