@@ -23,8 +23,8 @@ def refuse_computed(graph: Graph, parameters: Mapping[str, nn.Parameter]) -> Non
     if names:
         raise InvalidValue(
             f"{', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''}: the forward computes another "
-            f"weight from the stored one, and a pruned 0 does not stay 0 in it; pass exclude={names[:3]}, or multiply with "
-            "the stored weight"
+            f"weight from the stored one, and a pruned 0 does not stay 0 in it; pass exclude={names[:3]}, or use "
+            "the stored weight itself"
         )
 
 

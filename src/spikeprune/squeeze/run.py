@@ -49,7 +49,7 @@ class Squeezing:
         if normed:
             raise InvalidValue(
                 f"the rows of {normed[0]!r} are divided by their norm (weight_norm), so squeeze cannot solve them; "
-                "call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first, which changes no output"
+                "call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first; no output changes"
             )
         bad = next((n for n, p in parameters.items() if not bool(torch.isfinite(p).all())), None)
         if bad is not None:
