@@ -7,7 +7,7 @@ neuron is run once more without gradient: 2.0 has no charge step to hook, but ev
 IF, LIF and PLIF neurons are integrated in closed form, which is faster.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -16,6 +16,7 @@ from spikingjelly.activation_based import base, layer, neuron
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
+from spikeprune.core.neuron import charge, fire_and_reset
 from spikeprune.model.adapter import Adapter, NeuronParams
 from spikeprune.model.fusing import Fusing, LearnedLeak
 
@@ -177,6 +178,25 @@ class SpikingJelly(Adapter):
             strict=_is_strict(neuron.surrogate_function),
             detach_reset=neuron.detach_reset,
         )
+
+    def plain_forward(self, neuron: Any) -> Callable[..., Tensor] | None:
+        """2.0 runs its plain neurons in operators of its own, which no tracer sees into."""
+        p = self.describe(neuron)
+        if p is None:
+            return None
+
+        def forward(x: Tensor) -> Tensor:
+            steps = x.unbind() if self.multi_step(neuron) else (x,)
+            v = neuron.v if isinstance(neuron.v, Tensor) else torch.full_like(steps[0], float(neuron.v))
+            spikes: list[Tensor] = []
+            for step in steps:
+                v_pre = charge(step, v, p.decay, p.gain, p.v_rest * (1 - p.decay))
+                fired, v = fire_and_reset(v_pre, p.v_threshold, p.v_reset, strict=p.strict)
+                spikes.append(fired.to(x.dtype))
+            neuron.v = v
+            return torch.stack(spikes) if self.multi_step(neuron) else spikes[0]
+
+        return forward
 
     def fusing(self) -> Fusing:
         return _FUSING

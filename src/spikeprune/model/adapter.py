@@ -7,7 +7,7 @@ potential was before firing, and how to reset them. Nothing here is ever called 
 import abc
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,10 @@ class Adapter(abc.ABC):
     def restore(self, model: nn.Module, states: Any) -> None:
         """Puts back what `states` returned."""
 
+    def plain_forward(self, neuron: nn.Module) -> Callable[..., Any] | None:
+        """The neuron's forward in PyTorch's own functions, on its own state; None if it consists of those already."""
+        return None
+
     def weights(self, module: nn.Module) -> tuple[str, ...]:
         """Names of the module's own parameters that are weights, though it is no Conv or Linear layer."""
         return ()
@@ -150,6 +154,9 @@ class Mixed(Adapter):
 
     def derivative(self, neuron: nn.Module, u: Tensor) -> Tensor:
         return self._of(neuron).derivative(neuron, u)
+
+    def plain_forward(self, neuron: nn.Module) -> Callable[..., Any] | None:
+        return self._of(neuron).plain_forward(neuron)
 
 
 def surrogate_derivative(spike_function: Any, u: Tensor) -> Tensor:

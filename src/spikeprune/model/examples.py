@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,3 +32,35 @@ def undisturbed(model: nn.Module, adapter: Adapter | None) -> Generator[None]:
             module._buffers[name] = buffer
         # Weights that autocast has cast without gradient would be taken again by a forward that needs one.
         torch.clear_autocast_cache()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Generator[None]:
+    """The model in eval mode; every module's own mode afterwards."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+@contextmanager
+def opened(model: nn.Module, adapter: Adapter) -> Generator[None]:
+    """Neurons that run in a kernel of their framework run in PyTorch's own functions, which a tracer can follow."""
+    replaced: list[tuple[nn.Module, Any]] = []
+    missing = object()
+    for neuron in adapter.neurons(model).values():
+        forward = adapter.plain_forward(neuron)
+        if forward is not None:
+            replaced.append((neuron, neuron.__dict__.get("forward", missing)))
+            neuron.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        for neuron, kept in replaced:
+            if kept is missing:
+                del neuron.__dict__["forward"]
+            else:
+                neuron.__dict__["forward"] = kept

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprune.core.errors import MissingDependency, UserError
+from spikeprune.core.errors import InvalidValue, MissingDependency, UserError
+from spikeprune.model.wrappers import eager
 from spikeprune.runtime.compile.lower import lower
 from spikeprune.runtime.compile.network import LoweredNetwork
 from spikeprune.runtime.nir_graph import NirGraph
+from spikeprune.runtime.onnx_unrolled import unrolled_onnx
 
 
 def export_nir(model: nn.Module, path: str | os.PathLike[str], example: Tensor) -> Path:
@@ -53,17 +55,25 @@ def export_nir(model: nn.Module, path: str | os.PathLike[str], example: Tensor) 
 def export_onnx(model: nn.Module, path: str | os.PathLike[str], example: Tensor) -> Path:
     """Write the network as ONNX: input "x" as the example, of any batch size, the number of steps T written out.
 
+    What `sp.compile` takes is written with BatchNorm folded. Any other model is followed call by call through one
+    forward on the example, from a reset state, and the file is compared with it in onnxruntime; where its forward
+    allows one batch size alone, a warning says so, and the file's metadata `spikeprune.axes` tells which axes are free.
+
     Args:
         model: in any mode; it is left as it was.
         path: the file, such as "net.onnx".
         example: an input, as in training; a still image where the model repeats it by itself.
     Returns: the path.
-    Raises: InvalidValue, naming the module, for what `sp.compile` does not take. MissingDependency without the package
-        onnx.
+    Raises: InvalidValue for a forward that PyTorch's exporter cannot follow, or that decides by values it computes.
+        MissingDependency without the packages onnx and onnxruntime.
     """
     if importlib.util.find_spec("onnx") is None:
         raise MissingDependency("export to ONNX needs the package onnx; pip install 'spikeprune[onnx]'")
-    content = onnx_model(lower(model, example), example)
+    model = eager(model)
+    try:
+        content = onnx_model(lower(model, example), example)
+    except InvalidValue:  # no network for the compiled engine; ONNX can say more
+        content = unrolled_onnx(model, example)
     file = Path(path)
     _write(file, lambda: file.write_bytes(content))
     return file

@@ -1,7 +1,5 @@
 """From the user's model to a `LoweredNetwork`: trace one forward, fold BatchNorm, name what cannot be compiled."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import Adapter, adapter_for
-from spikeprune.model.examples import undisturbed
+from spikeprune.model.examples import evaluating, undisturbed
 from spikeprune.model.trace import Graph, Node, Tracer
 from spikeprune.runtime.compile.network import LoweredLayer, LoweredNetwork, Option, busyness, interpret
 from spikeprune.runtime.compile.ops import Operation, operation, operations
@@ -20,18 +18,6 @@ from spikeprune.runtime.compile.probe import probe
 
 def _keep(spikes: dict[str, Tensor], name: str, _: nn.Module, __: Any, result: Tensor) -> None:
     spikes[name] = result
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; every module's own mode afterwards."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
 
 @dataclass

@@ -1,0 +1,84 @@
+"""Any model goes to ONNX by its own forward; the file is run in onnxruntime and compared with the model."""
+
+import json
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+import spikeprune as sp
+from gallery.nets import ENTRIES
+from gallery.run import answer
+from spikeprune.core.errors import InvalidValue
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("norse")
+
+
+def run(path, x):
+    session = onnxruntime.InferenceSession(str(path))
+    return torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+
+
+@pytest.mark.parametrize("name", ["inline", "single step", "spectral_norm", "snntorch recurrent", "norse cells"])
+def test_the_file_computes_what_the_model_computes_for_any_batch(name, tmp_path):
+    entry = ENTRIES[name]
+    net, x = entry.network(), entry.example()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    path = sp.export_onnx(net, tmp_path / "net.onnx", x)
+    assert net.training
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    more = torch.cat([x, x.flip(0)], 1)
+    wanted = answer(net.eval(), more)
+    assert wanted.abs().max() > 0.1
+    torch.testing.assert_close(run(path, more), wanted, rtol=1e-3, atol=1e-4)
+    facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert json.loads(facts["spikeprune.axes"]) == {"example": list(x.shape), "free": {"x": 1, "y": 0}}
+
+
+def test_a_batch_size_that_the_forward_fixes_is_told(tmp_path, caplog):
+    entry = ENTRIES["psn"]
+    with caplog.at_level(logging.WARNING, "spikeprune"):
+        path = sp.export_onnx(entry.network(), tmp_path / "net.onnx", entry.example())
+    assert "[4, 3, 2, 8, 8] alone" in caplog.text
+    facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert json.loads(facts["spikeprune.axes"])["free"] == {}
+
+
+class Branching(nn.Module):
+    """Decides by its input which of two layers runs; a trace holds one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x):
+        layer = self.a if float(x.mean()) < 0.5 else self.b
+        return sum((torch.relu(layer(step)) > 0.2).float() for step in x)
+
+
+class Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u):
+        return (u > 0).float()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class Pair(Branching):
+    def forward(self, x):
+        return Spike.apply(self.a(x[0])), x
+
+
+@pytest.mark.parametrize(("kind", "words"), [(Branching, "decides by values"), (Pair, "returns tuple")])
+def test_what_a_file_cannot_say_is_refused(kind, words, tmp_path):
+    torch.manual_seed(0)
+    with pytest.raises(InvalidValue, match=words) as raised:
+        sp.export_onnx(kind(), tmp_path / "net.onnx", torch.rand(3, 4, 6))
+    assert len(str(raised.value)) < 300
+    assert not any(word in str(raised.value).lower() for word in ("spikingjelly", "snntorch", "norse"))
+    assert not (tmp_path / "net.onnx").exists()
