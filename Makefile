@@ -6,7 +6,7 @@ KERNELS = $(wildcard src/spikeprune/runtime/kernels/*.cpp src/spikeprune/runtime
 # uv does not read pip's settings: hand it pip's find-links (empty is fine).
 export UV_FIND_LINKS ?= $(shell $(PY) -m pip config get global.find-links 2>/dev/null || true)
 
-.PHONY: setup demo test lint sanitize types format wheel test-wheel bench test-compat clean
+.PHONY: setup demo test lint sanitize types format wheel test-wheel bench test-compat test-oldest test-newest docs clean
 
 setup: $(VENV)/.ok
 
@@ -60,6 +60,29 @@ test-compat: setup
 	.venv-compat/bin/python -m pytest -W ignore::DeprecationWarning -W ignore::SyntaxWarning -m compat \
 		tests/unit/test_adapter_spikingjelly.py tests/unit/test_trace.py tests/unit/test_pruner.py
 
+# The oldest and the newest packages that pyproject.toml allows, each in an environment of its own, which is made once.
+# PART chooses what runs: `make test-newest PART=tests/unit`. The newest torch brings some GB of CUDA on Linux.
+PART ?= tests
+test-oldest: .venv-oldest/.ok
+	.venv-oldest/bin/python -m pytest -n 2 -W ignore $(PART)
+test-newest: .venv-newest/.ok
+	.venv-newest/bin/python -m pytest -n 2 $(PART)
+
+.venv-oldest/.ok: pyproject.toml | setup
+	$(PY) -m venv .venv-oldest
+	$(BIN)/uv pip install -q --resolution lowest-direct --python .venv-oldest/bin/python -e '.[dev]'
+	touch $@
+.venv-newest/.ok: pyproject.toml | setup
+	$(PY) -m venv .venv-newest
+	$(BIN)/uv pip install -q --upgrade --python .venv-newest/bin/python -e '.[dev]'
+	touch $@
+
+# The site in build/site: every page, the reference from the docstrings, and the notebooks, which are executed. A warning is an error.
+docs: setup
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m pytest -n 2 tests/unit/test_docs_code.py tests/unit/test_docs_messages.py tests/unit/test_examples.py
+	$(BIN)/python -m mkdocs build --strict
+
 # A wheel with this machine's kernels built ahead, and a network compiled from it where no compiler is to be found.
 wheel: setup
 	$(BIN)/python -m spikeprune.runtime.native
@@ -77,4 +100,4 @@ bench: setup
 	$(BIN)/python benchmarks/all.py
 
 clean:
-	rm -rf $(VENV) .venv-compat build dist
+	rm -rf $(VENV) .venv-compat .venv-oldest .venv-newest build dist

@@ -51,6 +51,7 @@ def test_dspike_curve_worked_by_hand():
 @pytest.mark.parametrize("k", [1.0, 3.0, 8.0])
 def test_dspike_gradient_equals_autograd_of_its_curve(k: float):
     x = torch.arange(-2, 2, 1 / 256, dtype=torch.float64)
+    x = x[x.abs() != 0.5]  # at its ends, torch's clamp passes the gradient in torch 2.13 and not in 2.15
     by_hand, by_autograd = x.clone().requires_grad_(), x.clone().requires_grad_()
     weights = torch.linspace(-1, 2, len(x), dtype=torch.float64)
     (Dspike(k)(by_hand) * weights).sum().backward()
