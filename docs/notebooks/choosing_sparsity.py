@@ -68,8 +68,8 @@ for sparsity in (0.5, 0.7, 0.8, 0.9, 0.95):
     print(f"{sparsity:>8.0%}   {curve[sparsity][0]:>8.4f}   {curve[sparsity][1]:>8.4f}")
 
 # %% [markdown]
-# This network is small (6,032 weights), so it bears less than large ones do. 355 test images make one image 0.0028: differences of
-# a few images mean nothing.
+# This network is small (6,032 weights), so it bears less than large ones do. One of 355 test images is 0.0028, so
+# differences of a few images mean nothing.
 #
 # ## 3. The highest sparsity within a limit
 # `tolerance` searches it on the calibration images. More images make the limit finer.

@@ -34,8 +34,7 @@ T = 6
 
 # %% [markdown]
 # ## The network
-# `init_hidden=True` keeps the membrane potential in the neuron, so that the layers form a plain sequence. `output=True` in
-# the last neuron returns its spikes.
+# `init_hidden=True` keeps the membrane potential in the neuron, so that the layers form a plain sequence.
 
 # %%
 gradient = surrogate.fast_sigmoid(slope=25)
