@@ -66,7 +66,7 @@ steps = epochs * (len(train[0]) // size)
 optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
 pruner = sp.Pruner(model, "magnitude", sp.Cubic(to=0.9, begin=steps // 5, end=steps * 4 // 5, every=steps // 20))
 pruner.attach(optimizer)
-for epoch in range(epochs):
+for _ in range(epochs):
     for batch in torch.randperm(len(train[0])).split(size)[: len(train[0]) // size]:
         loss = cross_entropy(spikes_of(train[0][batch]), train[1][batch])
         optimizer.zero_grad()
