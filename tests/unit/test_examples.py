@@ -1,7 +1,7 @@
 """Each public name has an example in its docstring, and it does what it shows.
 
-Every example finds `sp`, `torch`, a trained toy `model`, its `optimizer`, an untrained model of the same shape (`fresh`),
-and `data`: two batches (input [T, N, 2, 8, 8], target).
+Every example finds `sp`, `torch`, a trained toy `model`, its `optimizer`, an untrained model of that shape, `fresh`,
+and `data`, two batches (input [T, N, 2, 8, 8], target).
 """
 
 import doctest

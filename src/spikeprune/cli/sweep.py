@@ -139,7 +139,7 @@ def _dry_run(sweep: "Sweep", workers: int, threads: int) -> None:
         f"worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)}"
         + (f" and what {unknown_time} runs of unknown time take" if unknown_time else "")
     )
-    print("Times are those of a few steps on random images just now; pruning events and other load come on top.")
+    print("Times are those of a few steps on random images just now; mask updates and other load come on top.")
 
 
 _SLURM = {

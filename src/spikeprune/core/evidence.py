@@ -19,8 +19,8 @@ class Evidence:
         weights: parameter name -> weights (dead ones are exactly 0).
         masks: parameter name -> bool, the mask before this round.
         generator: seeded CPU generator, the same on every rank; for methods that draw.
-        number, count: this is event `number` of `count` (from 1).
-        grads: parameter name -> gradient of the event's own step, dead weights included; if the method needs it.
+        number, count: this is mask update `number` of `count` (from 1).
+        grads: parameter name -> gradient of this step, dead weights included; only if the method needs it.
         before: parameter name -> the weights that `grads` belong to, from before the step's update.
         statistics: parameter name -> the method's statistic: [C] per neuron or of the weight's shape; only for
             weights that feed a neuron.

@@ -16,6 +16,12 @@ class Masks(Mapping[str, Tensor]):
     """A read-only mapping parameter name -> bool tensor of the parameter's shape; True = alive.
 
     Raises: InvalidValue for a tensor that is not bool (or not made of 0 and 1 only).
+
+    Examples:
+        >>> masks = sp.prune(model, "magnitude", 0.75)
+        >>> masks["4.weight"].dtype, masks.alive, masks.total
+        (torch.bool, 192, 768)
+        >>> net = masks.apply_(fresh)  # zeroes what the masks cut, in another model of this shape
     """
 
     def __init__(self, masks: Mapping[str, Tensor]) -> None:

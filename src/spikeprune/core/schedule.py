@@ -60,13 +60,13 @@ class Schedule(abc.ABC):
         begin, end, every = self.begin or 0, self.end, self.every
         if end is None or every is None:
             raise InvalidValue(
-                f"{type(self).__name__} needs begin, end and every (in optimizer steps) to tell when its events are; "
-                "for example Cubic(to=0.9, begin=0, end=2000, every=100)"
+                f"{type(self).__name__} needs begin, end and every (in optimizer steps) to tell when its mask updates "
+                "are; for example Cubic(to=0.9, begin=0, end=2000, every=100)"
             )
         count = (end - begin) // every
         if count < 1:
             raise InvalidValue(
-                f"no event fits between step {begin} and {end} at one every {every} steps; take a smaller every"
+                f"no mask update fits between step {begin} and {end} at one every {every} steps; take a smaller every"
             )
         return tuple(begin + n * every for n in range(1, count + 1))
 
@@ -105,7 +105,7 @@ def _check(schedule: Schedule) -> None:
         raise InvalidValue(f"end must come after begin, got begin={begin}, end={end}; both count optimizer steps")
     if end is not None and every is not None and (end - begin) // every < 1:
         raise InvalidValue(
-            f"no event fits between step {begin} and {end} at one every {every} steps; make every smaller"
+            f"no mask update fits between step {begin} and {end} at one every {every} steps; make every smaller"
         )
 
 
@@ -142,6 +142,13 @@ class Cubic(Rising):
     """s(p) = to + (initial - to) * (1 - p)^3: fast at first, gentle towards the end.
 
     Source: Zhu and Gupta 2017, arXiv:1710.01878, eq. 1.
+
+    Examples:
+        >>> schedule = sp.Cubic(to=0.9, begin=0, end=400, every=100)
+        >>> schedule.steps()
+        (100, 200, 300, 400)
+        >>> [round(schedule.value(n, 4), 4) for n in (1, 2, 3, 4)]
+        [0.5203, 0.7875, 0.8859, 0.9]
     """
 
     def at(self, progress: float) -> float:
@@ -151,7 +158,12 @@ class Cubic(Rising):
 @final
 @dataclass(frozen=True)
 class Linear(Rising):
-    """s(p) = initial + (to - initial) * p."""
+    """s(p) = initial + (to - initial) * p.
+
+    Examples:
+        >>> [round(sp.Linear(to=0.8).at(p), 2) for p in (0, 0.25, 0.5, 1)]
+        [0.0, 0.2, 0.4, 0.8]
+    """
 
     def at(self, progress: float) -> float:
         return self.to if progress >= 1 else self.initial + (self.to - self.initial) * progress
@@ -160,7 +172,13 @@ class Linear(Rising):
 @final
 @dataclass(frozen=True)
 class Cosine(Rising):
-    """s(p) = to + (initial - to) * (1 + cos(pi p)) / 2."""
+    """s(p) = to + (initial - to) * (1 + cos(pi p)) / 2.
+
+    Examples:
+        >>> falling = sp.Cosine(to=0.0, initial=0.2)  # a regrow share
+        >>> [round(falling.at(p), 3) for p in (0, 0.5, 1)]
+        [0.2, 0.1, 0.0]
+    """
 
     def at(self, progress: float) -> float:
         return self.to if progress >= 1 else self.to + (self.initial - self.to) * (1 + math.cos(math.pi * progress)) / 2
@@ -172,6 +190,11 @@ class Geometric(Rising):
     """1 - s(p) = (1 - initial) * ((1 - to) / (1 - initial))^p: every mask update keeps the same share of what is alive.
 
     Source: Frankle and Carbin 2019, arXiv:1803.03635 (iterative pruning).
+
+    Examples:
+        >>> halves = sp.Geometric(to=0.9375)  # each mask update cuts half of what is alive
+        >>> [round(halves.value(n, 4), 4) for n in (1, 2, 3, 4)]
+        [0.5, 0.75, 0.875, 0.9375]
     """
 
     def at(self, progress: float) -> float:
@@ -182,7 +205,13 @@ class Geometric(Rising):
 @final
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """s(p) = to at every mask update: a fixed sparsity, or a fixed regrow share."""
+    """s(p) = to at every mask update: a fixed sparsity, or a fixed regrow share.
+
+    Examples:
+        >>> never_dense = sp.Constant(0.9, begin=0, end=60, every=20)
+        >>> [never_dense.value(n, 3) for n in (1, 2, 3)]
+        [0.9, 0.9, 0.9]
+    """
 
     @property
     def initial(self) -> float:
@@ -196,7 +225,12 @@ class Constant(Schedule):
 @final
 @dataclass(frozen=True)
 class OneShot(Rising):
-    """All at once: a single mask update at step begin + every (1 if not given)."""
+    """All at once: a single mask update at step begin + every (1 if not given).
+
+    Examples:
+        >>> sp.OneShot(0.9, begin=500).steps()
+        (501,)
+    """
 
     def steps(self) -> tuple[int, ...]:
         return ((self.begin or 0) + (self.every or 1),)
@@ -212,6 +246,11 @@ class Until(Rising):
 
     Args:
         until: the progress, in (0, 1], from which it is `to`.
+
+    Examples:
+        >>> share = sp.Until(to=0.0, initial=0.2, until=0.8)
+        >>> [share.at(p) for p in (0, 0.7, 0.8, 1)]
+        [0.2, 0.2, 0.0, 0.0]
     """
 
     to: float = 0.0
@@ -238,7 +277,12 @@ SCHEDULES: dict[str, type[Schedule]] = {
 
 
 def names() -> list[str]:
-    """Sorted names of the schedules."""
+    """Sorted names of the schedules.
+
+    Examples:
+        >>> sp.schedules()
+        ['constant', 'cosine', 'cubic', 'geometric', 'linear', 'oneshot']
+    """
     return sorted(SCHEDULES)
 
 

@@ -58,6 +58,12 @@ def count(
 
     Raises: InvalidValue, UnknownName for masks that do not fit the model, or where the batch size cannot be told;
         MissingEvidence if `data` is empty.
+
+    Examples:
+        >>> masks = sp.prune(model, "magnitude", 0.75)
+        >>> counts = sp.count(model, data, masks)
+        >>> counts.dense.alive, counts.pruned.alive
+        (768, 192)
     """
     if time not in (None, "first", "batch-first", "last", "outside"):
         raise InvalidValue(f"time must be 'first', 'batch-first', 'last' or 'outside', got {time!r}")

@@ -68,6 +68,13 @@ class Counts:
         samples: number of samples that the means are over.
         products: multiply-accumulates of products of two activations, as in attention, per sample. They stand beside
             the totals, which are about weights.
+
+    Examples:
+        >>> counts = sp.count(model, data)
+        >>> counts.dense.macs  # T * (positions * weights), layer by layer
+        25632.0
+        >>> counts.pruned.synops <= counts.dense.macs
+        True
     """
 
     dense: Figures

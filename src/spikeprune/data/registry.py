@@ -207,7 +207,12 @@ def _load_all() -> None:
 
 
 def names() -> list[str]:
-    """The registered datasets, sorted."""
+    """The registered datasets, sorted.
+
+    Examples:
+        >>> sp.datasets()[:3]
+        ['cifar10', 'cifar100', 'digits']
+    """
     _load_all()
     return sorted(_DATASETS)
 

@@ -13,12 +13,12 @@ from spikeprune.methods.registry import RecipeHints, register
 @final
 @dataclass(frozen=True)
 class Admm(Method):
-    """Alternate gradient steps on loss + rho/2 |W - Z + U|^2 with projections; cut by |W| at the last event.
+    """Alternate gradient steps on loss + rho/2 |W - Z + U|^2 with projections; cut by |W| at the last mask update.
 
         in every step    dL/dW += rho * (W - Z + U)
-        at every event   Z = the largest |W + U| at the final sparsity, 0 elsewhere;  U += W - Z
+        at every mask update   Z = the largest |W + U| at the final sparsity, 0 elsewhere;  U += W - Z
 
-    with U = 0 and Z the projection of W at first. All weights stay alive up to the last event.
+    with U = 0 and Z the projection of W at first. All weights stay alive up to the last mask update.
 
     Args:
         rho: how hard W is pulled; W nears Z within about 1 / (lr * rho) steps.
@@ -26,6 +26,14 @@ class Admm(Method):
         square, so that the pull has the same length at any distance. The paper's square is implemented. Its L2 term is
         the optimizer's weight decay, and the allocation of the recipe stands for the shares that their code sets for
         each layer by hand; rho is ours (their 1e-4 belongs to the other norm and to Adam).
+
+    Examples:
+        >>> pruner = sp.Pruner(model, sp.Admm(rho=0.02), sp.Cubic(to=0.75, begin=0, end=6, every=2))
+        >>> pruner.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(6)
+        >>> pruner.alive, pruner.prunable
+        (192, 768)
     """
 
     rho: float = 0.01

@@ -21,6 +21,14 @@ class AntiCriticality(MagnitudeRegrowth):
         unit: "neuron" or "synapse", as for `criticality`.
         curve: "derivative" or "value", as for `criticality`.
         regrow, candidates, momentum, grace, start_value: as for `criticality`.
+
+    Examples:
+        >>> pruner = sp.Pruner(model, sp.AntiCriticality(regrow=0.3), sp.Cubic(to=0.75, begin=0, end=6, every=2))
+        >>> pruner.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(6)
+        >>> pruner.alive, pruner.prunable
+        (192, 768)
     """
 
     unit: str = "neuron"

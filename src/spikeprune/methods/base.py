@@ -58,11 +58,12 @@ class Training:
         grads: parameter name -> its gradient, that of dead weights included, to be changed in place; only before the
             update.
         masks: parameter name -> bool, the present masks.
-        memory: the method's own, empty at first; saved with the Pruner, dropped after the last event.
+        memory: the method's own, empty at first; saved with the Pruner, dropped after the last mask update.
         rates: parameter name -> learning rate of this step.
-        progress: share of the steps up to the last event that this step completes, in (0, 1].
+        progress: share of the steps up to the last mask update that this step completes, in (0, 1].
         sparsity: the final one.
-        select: what scores would keep, exactly, at the sparsity of this event, or of the last one before this step.
+        select: gives the masks that keep the highest scores, at the exact sparsity of this mask update; between mask
+            updates, at that of the last one.
     """
 
     weights: Mapping[str, Tensor]

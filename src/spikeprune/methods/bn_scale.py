@@ -19,6 +19,11 @@ class BnScale(Method):
     Takes pattern "channel" or "gate". Training with L1 on gamma (`optim.slim` of a recipe) makes the scales tell more.
 
     Source: Liu et al. 2017, arXiv:1708.06519.
+
+    Examples:
+        >>> masks = sp.prune(model, sp.BnScale(), 0.5, data=data, loss=loss, pattern="channel")
+        >>> [int(masks[name].flatten(1).any(1).sum()) for name in ("0.weight", "4.weight")]  # of 4 and of 6 channels
+        ??
     """
 
     channels: ClassVar[bool] = True

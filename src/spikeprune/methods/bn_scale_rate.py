@@ -19,9 +19,14 @@ class BnScaleRate(Method):
 
     Takes pattern "channel" or "gate".
 
-    Args: batches: training steps before the event over which the rate is averaged.
+    Args: batches: training steps before the mask update over which the rate is averaged.
     Source: Meng et al. 2023, channel pruning of SNNs by BatchNorm scale times firing rate. We know the score by name
         only; that it is the plain product of the two is our reading.
+
+    Examples:
+        >>> masks = sp.prune(model, sp.BnScaleRate(), 0.5, data=data, loss=loss, pattern="channel")
+        >>> [int(masks[name].flatten(1).any(1).sum()) for name in ("0.weight", "4.weight")]  # of 4 and of 6 channels
+        ??
     """
 
     batches: int = 1

@@ -27,6 +27,11 @@ class CriticalEnergy(Method):
     Args:
         batches: training steps before the mask update over which the mean is taken.
         surrogate: another curve than the neuron's own: "atan", "sigmoid", "dspike", "dspike-clamped".
+
+    Examples:
+        >>> masks = sp.prune(model, sp.CriticalEnergy(), 0.75, data=data, loss=loss)
+        >>> masks.alive, masks.total
+        (192, 768)
     """
 
     batches: int = 1

@@ -25,26 +25,39 @@ class Criticality(MagnitudeRegrowth):
                        mean_{t,n,p} curve(v_pre - v_threshold) * presynaptic input  (unit "synapse")
 
     Args:
-        regrow: share of the weights kept that is regrown at each event. A number is the first share of one that
-            decays to 0 at the last event; `Constant(0.2)` holds it, as the paper does; any schedule may stand here.
-        unit: "neuron", the paper's, all weights of a filter share the score; or "synapse".
-        curve: "derivative" of the surrogate, the paper's argument: highest at the threshold; or "value", what the
-            authors' unstructured code computes: the surrogate's smooth forward curve, which rises with the potential.
-        surrogate: another curve for the score than the neuron's own: "atan", "sigmoid", "dspike", "dspike-clamped".
+        regrow: share of the kept weights that is regrown at each mask update. A number r starts at r and decays to 0 at
+            the last mask update. Pass `Constant(0.2)` to keep it fixed, as the paper does, or any other schedule.
+        unit: what has a score of its own: a "neuron", as in the paper (all weights of a filter share its score), or a
+            "synapse".
+        curve: "derivative" takes the surrogate's derivative, as the paper argues; it is highest at the threshold.
+            "value" takes the surrogate's smooth forward curve, as the authors' unstructured code does; it rises with
+            the potential.
+        surrogate: name of a curve that replaces the neuron's own in the score: "atan", "sigmoid", "dspike" or
+            "dspike-clamped".
         space: "max" or "mean" over positions (unit "neuron").
-        normalize: None, or "layer": divide by the layer's mean, so that layers compete on equal terms.
-        batches: training steps before the event over which the statistic is averaged.
-        pick: "top", the highest scores, or "sample", a seeded draw in proportion to them.
-        candidates: "all" dead weights, or only those cut in this event ("new").
-        measure: "before" or "after" the event's cut.
-        momentum: "clean", regrown weights start with an empty optimizer state, or the authors' "warm": gradients of
-            dead weights keep flowing into it.
-        grace: regrown weights cannot be cut by the next event.
-        start_value: of regrown weights: "zero"; "kept", those cut in this very event go on as they were; or "last".
-        rule: "exact" counts, or "authors": their thresholds with `>` and `>=`, mask for mask.
+        normalize: "layer" divides by the layer's mean, so that layers compete on equal terms; None does not.
+        batches: number of training steps, up to the mask update, that the statistic is averaged over.
+        pick: "top" takes the highest scores; "sample" draws in proportion to them, by the seed.
+        candidates: "all" dead weights may return, or only the "new" ones, which this mask update has cut.
+        measure: the statistic is measured "before" or "after" the cut of the mask update.
+        momentum: "clean" starts regrown weights with an empty optimizer state. "warm", as in the authors' code, lets
+            gradients of dead weights flow into that state.
+        grace: if True, the next mask update cannot cut regrown weights.
+        start_value: where regrown weights start: at "zero"; "kept" spares those that this mask update has cut; "last"
+            gives each the value that it had when it was cut.
+        rule: "exact" meets the counts exactly; "authors" cuts by the thresholds of their code, mask for mask.
     Raises: InvalidValue or UnknownName for a setting outside this.
     Source: Chen et al. 2023, arXiv:2311.16141, and the authors' code; docs/decisions/0004-criticality.md tells where
         the two differ and which we follow.
+
+    Examples:
+        >>> method = sp.Criticality(regrow=0.2, unit="synapse")
+        >>> pruner = sp.Pruner(model, method, sp.Cubic(to=0.75, begin=0, end=6, every=2))
+        >>> pruner.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(6)
+        >>> pruner.alive, pruner.prunable
+        (192, 768)
     """
 
     unit: str = "neuron"

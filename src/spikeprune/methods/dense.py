@@ -14,7 +14,16 @@ from spikeprune.methods.registry import register
 @final
 @dataclass(frozen=True)
 class Dense(Method):
-    """Prune nothing: the Pruner has no events, whatever the schedule says."""
+    """Prune nothing: there are no mask updates, whatever the schedule says.
+
+    Examples:
+        >>> pruner = sp.Pruner(model, sp.Dense(), sp.Cubic(to=0.75, begin=0, end=4, every=2))
+        >>> pruner.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(4)
+        >>> pruner.rounds, pruner.sparsity
+        ([], 0.0)
+    """
 
     prunes: ClassVar[bool] = False
 

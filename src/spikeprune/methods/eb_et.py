@@ -21,6 +21,14 @@ class EbEt(Method):
         distance, window, patience: as for `early-bird`.
         search_T: time steps of the search; None lets the network choose, as for `imp-et`.
     Source: Kim et al. 2022, arXiv:2207.01382, and their code, which chooses on 1,000 images; here on one batch.
+
+    Examples:
+        >>> pruner = sp.Pruner(model, sp.EbEt(), sp.Cubic(to=0.75, begin=0, end=6, every=2))
+        >>> pruner.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(6)
+        >>> pruner.alive, pruner.prunable
+        (192, 768)
     """
 
     distance: float = 0.02

@@ -19,7 +19,12 @@ class FiringRate(Method):
 
     of the first neuron behind the channel. Takes pattern "channel" or "gate".
 
-    Args: batches: training steps before the event over which the rate is averaged.
+    Args: batches: training steps before the mask update over which the rate is averaged.
+
+    Examples:
+        >>> masks = sp.prune(model, sp.FiringRate(), 0.5, data=data, loss=loss, pattern="channel")
+        >>> [int(masks[name].flatten(1).any(1).sum()) for name in ("0.weight", "4.weight")]  # of 4 and of 6 channels
+        ??
     """
 
     batches: int = 1

@@ -23,18 +23,26 @@ class GradR(Method):
         w = s * relu(theta),  s = sign(w) at the start, fixed
         theta += s * (the optimizer's update of w) - lr * alpha * sign(theta - mu),   mu = ln(2 (1 - sparsity)) / alpha
 
-    The update is computed from the gradient by w also where w = 0: that is how a connection grows back. With a
-    Laplacian prior of scale 1/alpha around mu, a share 1 - sparsity of the strengths lies above 0 in the end. By
-    design the sparsity on the way is whatever the strengths make it; the last event fixes the mask at the schedule's
-    sparsity, exactly, by the highest strengths (those not above 0 are kept with weight 0), and ordinary training of
-    the kept weights follows. Earlier events change nothing.
+    The update uses the gradient by w even where w = 0, so a connection can grow back. The prior is a Laplace
+    distribution of scale 1/alpha around mu, under which a share 1 - sparsity of the strengths ends above 0. Until the
+    last mask update the sparsity follows from the strengths alone. The last mask update keeps exactly the highest
+    strengths at the schedule's sparsity (those not above 0 keep the weight 0), and the kept weights train on as
+    ordinary ones. Earlier mask updates change nothing.
 
     Args:
-        alpha: strength of the prior; lr * alpha is what a strength loses in each step.
+        alpha: strength of the prior. Each step lowers a strength by lr * alpha.
     Raises: InvalidValue in the first step for a sparsity below 1/2, for which the prior is not defined.
-    Source: Chen et al. 2021, arXiv:2105.04916, and their code, an Adam of their own; here the rule takes its update
-        from any optimizer, and the prior uses the plain learning rate (theirs Adam's, corrected for bias). They
-        leave out the last event and the training after it.
+    Source: Chen et al. 2021, arXiv:2105.04916, and their code, which is an Adam of their own. Ours takes the update
+        from any optimizer, and the prior uses the plain learning rate (theirs uses Adam's, corrected for bias). They
+        have no last mask update and no training after it.
+
+    Examples:
+        >>> pruner = sp.Pruner(model, sp.GradR(alpha=1e-4), sp.Cubic(to=0.75, begin=0, end=6, every=2))
+        >>> pruner.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(6)
+        >>> pruner.alive, pruner.prunable
+        (192, 768)
     """
 
     alpha: float = 1e-4

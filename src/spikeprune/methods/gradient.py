@@ -14,10 +14,18 @@ from spikeprune.methods.registry import register
 class Gradient(MagnitudeRegrowth):
     """Prune by magnitude, bring back the dead weights whose loss gradient is largest.
 
-        score = |w|,  regrow_score = |dL/dw|  of the event's own step
+        score = |w|,  regrow_score = |dL/dw|  of the mask update's own step
 
     Args:
         regrow, candidates, momentum, grace, start_value: as for `criticality`.
+
+    Examples:
+        >>> pruner = sp.Pruner(model, sp.Gradient(regrow=0.3), sp.Cubic(to=0.75, begin=0, end=6, every=2))
+        >>> pruner.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(6)
+        >>> pruner.alive, pruner.prunable
+        (192, 768)
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"weights", "grads"})

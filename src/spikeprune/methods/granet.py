@@ -34,10 +34,18 @@ class GraNet(Method):
     `--start dense --prune.initial 0` is its dense-to-sparse form.
 
     Args:
-        regrow: first share of each layer's weights that is replaced; falls to 0 as a cosine at the last event. The
-            authors' falls over the whole training, and goes on replacing weights after the sparsity has been met.
-        start_value: "kept", as in the authors' code: a weight dropped and grown in one event goes on as it was.
+        regrow: share of each layer's weights that the first mask update replaces; it falls to 0 as a cosine at the last
+            one. The authors' share falls over the whole training, so they still replace weights at the final sparsity.
+        start_value: "kept", as in the authors' code: a weight that one mask update drops and grows keeps its value.
     Source: Liu et al. 2021, arXiv:2106.10404, and their code (method "GraNet").
+
+    Examples:
+        >>> pruner = sp.Pruner(model, sp.GraNet(regrow=0.3), sp.Cubic(to=0.75, begin=0, end=6, every=2))
+        >>> pruner.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(6)
+        >>> pruner.alive, pruner.prunable
+        (192, 768)
     """
 
     regrow: float | Schedule = 0.5

@@ -20,6 +20,14 @@ class ImpEt(Method):
         search_T: time steps of the search; None lets the network choose: after two epochs, the smallest number whose
             answers on a batch are near those of all T (`spikeprune.lab.train.early_time`).
     Source: Kim et al. 2022, arXiv:2207.01382, and their code, which chooses on 1,000 images; here on one batch.
+
+    Examples:
+        >>> pruner = sp.Pruner(model, sp.ImpEt(), sp.Cubic(to=0.75, begin=0, end=6, every=2))
+        >>> pruner.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(6)
+        >>> pruner.alive, pruner.prunable
+        (192, 768)
     """
 
     rate: float = 0.25

@@ -16,12 +16,20 @@ from spikeprune.methods.registry import register
 class LastMagnitude(MagnitudeRegrowth):
     """Prune by magnitude, bring back the dead weights that were largest when they were cut.
 
-    score = |w|,  regrow_score = |last value while alive|;  those cut in this event count with their present value
+    score = |w|,  regrow_score = |last value while alive|;  those cut in this mask update count with their present value
 
     A score that prefers weights which magnitude has just cut may win by that alone; this does nothing else.
 
     Args:
         regrow, candidates, momentum, grace, start_value: as for `criticality`.
+
+    Examples:
+        >>> pruner = sp.Pruner(model, sp.LastMagnitude(regrow=0.3), sp.Cubic(to=0.75, begin=0, end=6, every=2))
+        >>> pruner.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(6)
+        >>> pruner.alive, pruner.prunable
+        (192, 768)
     """
 
     def at_event(self, training: Training) -> bool:

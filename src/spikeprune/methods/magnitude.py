@@ -15,6 +15,14 @@ class Magnitude(Method):
     """Keep the largest absolute weights; bring nothing back.
 
     score = |w|
+
+    Examples:
+        >>> pruner = sp.Pruner(model, sp.Magnitude(), sp.Cubic(to=0.75, begin=0, end=6, every=2))
+        >>> pruner.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(6)
+        >>> pruner.alive, pruner.prunable
+        (192, 768)
     """
 
     def score(self, evidence: Evidence) -> Scores:

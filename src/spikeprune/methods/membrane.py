@@ -21,8 +21,13 @@ class Membrane(Method):
 
     of the first neuron behind the channel, after charging and before firing. Takes pattern "channel" or "gate".
 
-    Args: batches: training steps before the event over which the mean is taken.
+    Args: batches: training steps before the mask update over which the mean is taken.
     Source: Li et al. 2024, ICML, "spiking channel activity"; we know the score by name only, the reading is ours.
+
+    Examples:
+        >>> masks = sp.prune(model, sp.Membrane(), 0.5, data=data, loss=loss, pattern="channel")
+        >>> [int(masks[name].flatten(1).any(1).sum()) for name in ("0.weight", "4.weight")]  # of 4 and of 6 channels
+        ??
     """
 
     batches: int = 1

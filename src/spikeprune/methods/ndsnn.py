@@ -26,19 +26,27 @@ from spikeprune.methods.registry import RecipeHints, register
 @final
 @dataclass(frozen=True)
 class Ndsnn(Method):
-    """Each event drops more than it grows, so that every layer shrinks from a sparse start to its final size.
+    """Drop more than is grown at each mask update, so that every layer shrinks from a sparse start to its final size.
 
         drop[l] = share * alive[l], the smallest |w|;  grow[l] = kept[l] - (alive[l] - drop[l]), the largest |dL/dw|
 
-    with kept[l] the layer's size under the schedule (cubic, from `prune.initial`) and ERK, and `share` falling as a
-    cosine. Where that drop would leave more than kept[l], more is dropped and nothing grown.
+    kept[l] is the layer's size under the schedule (cubic, from `prune.initial`) and ERK; `share` falls as a cosine.
+    Where the drop would leave more than kept[l] weights, more are dropped and none are grown.
 
     Args:
-        regrow: first share of a layer's alive weights that is dropped; a number falls to 0 at the last event.
-        start_value: "kept": a weight dropped and grown in one event goes on as it was.
+        regrow: share of a layer's alive weights that the first mask update drops; a number falls to 0 at the last one.
+        start_value: "kept": a weight that one mask update drops and grows keeps its value.
     Source: Huang et al. 2023, arXiv:2304.12214. No public code; the abstract gives the falling number of non-zeros,
         the rest is our reading of the method: ERK sizes, first share 0.5 without a lower bound (the paper's drop ratio
         has a minimum that we do not know), initial sparsity 0.7 (the paper tries several), values as in RigL.
+
+    Examples:
+        >>> pruner = sp.Pruner(model, sp.Ndsnn(regrow=0.3), sp.Cubic(to=0.75, begin=0, end=6, every=2), start="random")
+        >>> pruner.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(6)
+        >>> pruner.alive, pruner.prunable
+        (192, 768)
     """
 
     regrow: float | Schedule = 0.5

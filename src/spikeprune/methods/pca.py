@@ -22,9 +22,14 @@ class Pca(Method):
 
     Args:
         variance: share of the variance that the leading components hold, in (0, 1].
-        batches: training steps before the event over which the covariance is taken.
+        batches: training steps before the mask update over which the covariance is taken.
     Source: Chowdhury et al. 2021, arXiv:2104.12528, which takes the number of such components as the layer's width and
         trains anew; naming the channels by their share of these components is ours.
+
+    Examples:
+        >>> masks = sp.prune(model, sp.Pca(), 0.5, data=data, loss=loss, pattern="channel")
+        >>> [int(masks[name].flatten(1).any(1).sum()) for name in ("0.weight", "4.weight")]  # of 4 and of 6 channels
+        ??
     """
 
     variance: float = 0.999

@@ -18,6 +18,14 @@ class Random(MagnitudeRegrowth):
 
     Args:
         regrow, candidates, momentum, grace, start_value: as for `criticality`.
+
+    Examples:
+        >>> pruner = sp.Pruner(model, sp.Random(regrow=0.3), sp.Cubic(to=0.75, begin=0, end=6, every=2))
+        >>> pruner.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(6)
+        >>> pruner.alive, pruner.prunable
+        (192, 768)
     """
 
     def regrow_score(self, evidence: Evidence) -> Scores:

@@ -24,7 +24,7 @@ class Rcmo(Method):
     In every step: W is updated by the optimizer; s, for this y, cuts the smallest y[l] * w^2 over all layers; those
     weights are divided by 1 + 2 lr y[l] (the proximal step); y[l] grows by dual * (sum of their squares). A layer whose
     weights resist gets a larger y, its weights rank higher, and its sparsity falls. The budget is the schedule's
-    sparsity so far; all weights stay alive up to the last event, which cuts exactly, by y[l] * w^2.
+    sparsity so far; all weights stay alive up to the last mask update, which cuts exactly, by y[l] * w^2.
 
     Args:
         pull: y of every layer at the start; lr * pull is the share that weights lose in a step, halved.
@@ -34,6 +34,14 @@ class Rcmo(Method):
         and 1e10). Implemented is one s and y per layer, as the title's problem asks, with s and z solved exactly (at
         the optimum y[l] * w^2 is the same at every layer's cut), and weights shrunk, not zeroed, on the way; pull and
         dual are ours.
+
+    Examples:
+        >>> pruner = sp.Pruner(model, sp.Rcmo(), sp.Cubic(to=0.75, begin=0, end=6, every=2))
+        >>> pruner.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(6)
+        >>> pruner.alive, pruner.prunable
+        (192, 768)
     """
 
     pull: float = 0.01

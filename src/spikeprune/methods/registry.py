@@ -73,7 +73,12 @@ def _load_all() -> None:
 
 
 def names() -> list[str]:
-    """Sorted names of the pruning methods."""
+    """Sorted names of the pruning methods.
+
+    Examples:
+        >>> "criticality" in sp.methods()
+        True
+    """
     _load_all()
     return sorted(_METHODS)
 

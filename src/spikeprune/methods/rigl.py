@@ -27,17 +27,25 @@ from spikeprune.methods.registry import RecipeHints, register
 class RigL(Method):
     """Drop a decaying share of each layer's weights, the smallest; grow as many where the dense gradient is largest.
 
-        score = |w|,  regrow_score = |dL/dw|  of the event's own step
+        score = |w|,  regrow_score = |dL/dw|  of the mask update's own step
 
     A recipe starts it from a random mask with ERK layer sizes, at constant sparsity.
 
     Args:
-        regrow: first share of each layer's weights that is replaced; falls to 0 as a cosine. The paper's alpha = 0.3;
-            its cosine runs over steps, ours over events, so that the first event has alpha itself.
-        start_value: "kept", as in the authors' code: a weight that is dropped and grown in one event goes on as it was,
-            with its optimizer state; any other starts at 0 with an empty one.
-    Source: Evci et al. 2020, arXiv:1911.11134, algorithm 1, and their code; its noise of 1e-5 on |w|, which only
-        breaks ties, is left out.
+        regrow: share of each layer's weights that the first mask update replaces; it falls to 0 as a cosine. The paper
+            has alpha = 0.3. Its cosine runs over steps and ours over mask updates, so our first one has alpha itself.
+        start_value: "kept", as in the authors' code: a weight that one mask update drops and grows keeps its value and
+            its optimizer state. Any other grown weight starts at 0 with an empty state.
+    Source: Evci et al. 2020, arXiv:1911.11134, algorithm 1, and their code. Its noise of 1e-5 on |w| only breaks
+        ties and is left out.
+
+    Examples:
+        >>> pruner = sp.Pruner(model, sp.RigL(regrow=0.3), sp.Cubic(to=0.75, begin=0, end=6, every=2))
+        >>> pruner.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(6)
+        >>> pruner.alive, pruner.prunable
+        (192, 768)
     """
 
     regrow: float | Schedule = 0.3

@@ -34,11 +34,19 @@ class Set(Method):
     A recipe starts it from a random mask whose layers have Erdos-Renyi sizes, at constant sparsity.
 
     Args:
-        regrow: share of each layer's weights that is replaced at an event; the paper's zeta = 0.3, held constant.
-        start_value: of grown weights. SET's own code draws it at random and may choose a weight that was just dropped;
-            here, as in RigL's SET, such a weight goes on as it was ("kept") and others start at 0.
-    Source: Mocanu et al. 2018, arXiv:1707.04780, algorithm 1, as Evci et al. 2020, arXiv:1911.11134, state and code it:
-        one ranking by |w|, where the original drops the share from positive and from negative weights apart.
+        regrow: share of each layer's weights that each mask update replaces; the paper has zeta = 0.3 throughout.
+        start_value: where grown weights start. SET's own code draws the value at random, also for a weight that was
+            just dropped. Here, as in RigL's SET, such a weight keeps its value ("kept"), and others start at 0.
+    Source: Mocanu et al. 2018, arXiv:1707.04780, algorithm 1, in the form of Evci et al. 2020, arXiv:1911.11134, and
+        their code: one ranking by |w|. The original drops the share from positive and from negative weights apart.
+
+    Examples:
+        >>> pruner = sp.Pruner(model, sp.Set(regrow=0.3), sp.Constant(0.75, begin=0, end=6, every=2), start="random")
+        >>> pruner.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(6)
+        >>> pruner.alive, pruner.prunable
+        (192, 768)
     """
 
     regrow: float | Schedule = _ZETA

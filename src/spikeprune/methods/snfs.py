@@ -32,16 +32,25 @@ class Snfs(Method):
 
         score = |w|,  regrow_score = |m|,  layer l gets mean(|m| of its alive weights) / (sum of these means) of all
 
-    with m the momentum buffer of SGD, or the ratio of Adam's moments. It must be known for dead weights, so their
-    gradients flow into the optimizer's state (`momentum` "warm"): dead weights are exactly 0, their momentum is not.
-    Before an optimizer has any momentum, and for one that has none, m is the event's gradient.
+    m is the momentum buffer of SGD, or the ratio of Adam's moments. The method needs m of dead weights too, so their
+    gradients flow into the optimizer's state (`momentum` "warm"). Dead weights are exactly 0; their momentum is not.
+    Where an optimizer has no momentum (yet), m is the gradient of the mask update's step.
 
     Args:
-        regrow: first share of each layer's weights that is dropped; falls to 0 as a cosine (the authors' rate, 0.5).
-        start_value: "kept", as in the authors' code: a weight dropped and grown in one event goes on as it was.
-    Source: Dettmers and Zettlemoyer 2019, arXiv:1907.04840, and their code; counts are exact here (theirs carry
-        rounding errors over to the next event), a layer may fill up to all of its weights (theirs to 99 %), and nearly
-        dense layers drop the same share as others (in theirs less).
+        regrow: share of each layer's weights that the first mask update drops; it falls to 0 as a cosine. The authors
+            start at 0.5 too.
+        start_value: "kept", as in the authors' code: a weight that one mask update drops and grows keeps its value.
+    Source: Dettmers and Zettlemoyer 2019, arXiv:1907.04840, and their code. Here counts are exact (theirs carry
+        rounding errors over to the next mask update), a layer may fill up completely (theirs to 99 %), and nearly dense
+        layers drop the same share as others (theirs drop less).
+
+    Examples:
+        >>> pruner = sp.Pruner(model, sp.Snfs(regrow=0.3), sp.Constant(0.75, begin=0, end=6, every=2), start="random")
+        >>> pruner.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(6)
+        >>> pruner.alive, pruner.prunable
+        (192, 768)
     """
 
     regrow: float | Schedule = 0.5

@@ -25,7 +25,7 @@ from spikeprune.methods.registry import RecipeHints, register
 class Snip(Method):
     """Keep the weights with the largest saliency; bring nothing back.
 
-        score = |w * dL/dw|,  both as they were before the event's own update
+        score = |w * dL/dw|,  both as they were before the mask update
 
     which is the derivative of the loss by a gate on the connection. A recipe prunes in the first step, by its one
     batch: the scores are those of the untrained network, exactly; the kept weights have then made one step with
@@ -33,6 +33,11 @@ class Snip(Method):
 
     Source: Lee et al. 2019, arXiv:1810.02340, eq. 6 and 7. Their score is divided by its sum, which changes no rank;
         the network's own initial weights are scored, where the paper draws them with variance scaling.
+
+    Examples:
+        >>> masks = sp.prune(model, sp.Snip(), 0.75, data=data, loss=loss)
+        >>> masks.alive, masks.total
+        (192, 768)
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"weights", "grads"})

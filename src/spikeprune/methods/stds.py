@@ -23,15 +23,23 @@ class Stds(Method):
         w = sign(theta) * relu(|theta| - d),   theta += the optimizer's update of w, also where w = 0
 
     Args:
-        depth: None: at every event d is set, layer by layer, to the largest |theta| that the schedule's sparsity cuts,
-            so that every event meets its sparsity exactly. A number is the authors' D, the value that d reaches at
-            the last event; the sparsity on the way is then what it is, and only the last event is exact (it keeps
-            the largest |theta|; those inside the dead zone stay with weight 0).
+        depth: with None, each mask update sets d, layer by layer, to the largest |theta| that the schedule's sparsity
+            cuts, so each mask update meets its sparsity exactly. A number is the authors' D, which d reaches at the
+            last mask update. Then only the last mask update is exact: it keeps the largest |theta|, and kept weights
+            inside the dead zone are 0.
         ramp: how d grows to `depth`: "sine", (1 + sin(pi * (progress - 1/2))) / 2, or "linear".
-    After the last event the mask is fixed and the kept weights train on as ordinary ones; the authors train under the
-    growing threshold to the end.
+    After the last mask update the mask is fixed, and the kept weights train on as ordinary ones. The authors train
+    under the growing threshold to the end.
     Source: Chen et al. 2022, "State Transition of Dendritic Spines Improves Learning of Sparse Spiking Neural
         Networks" (ICML, PMLR 162), and their code (function "stmod"); one threshold for all layers there.
+
+    Examples:
+        >>> pruner = sp.Pruner(model, sp.Stds(), sp.Cubic(to=0.75, begin=0, end=6, every=2))
+        >>> pruner.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(6)
+        >>> pruner.alive, pruner.prunable
+        (192, 768)
     """
 
     depth: float | None = None

@@ -20,6 +20,11 @@ class WeightNorm(Method):
     ranked together; within a layer the order is that of the Euclidean norm. Takes pattern "channel" or "gate".
 
     Source: Li et al. 2017, arXiv:1608.08710, with the Euclidean norm.
+
+    Examples:
+        >>> masks = sp.prune(model, sp.WeightNorm(), 0.5, data=data, loss=loss, pattern="channel")
+        >>> [int(masks[name].flatten(1).any(1).sum()) for name in ("0.weight", "4.weight")]  # of 4 and of 6 channels
+        ??
     """
 
     channels: ClassVar[bool] = True

@@ -31,6 +31,11 @@ def prune(
         loss: loss(output, target), for methods that need gradients.
         pruner_keywords: as for `Pruner` (allocate, pattern, budget, include, exclude, floor, seed).
     Raises: MissingEvidence if the method needs data or a loss that is not given.
+
+    Examples:
+        >>> masks = sp.prune(model, "magnitude", 0.75)
+        >>> masks.alive, masks.total
+        (192, 768)
     """
     pruner = Pruner(model, method, OneShot(sparsity), **pruner_keywords)
     pruner.observe(data, loss)
@@ -47,6 +52,15 @@ def hold(model: nn.Module, masks: Given = "zeros") -> Pruner:
         masks: "zeros", the weights that are exactly 0 now; a mapping as `pruner.masks`; or a masks.safetensors path.
             A regrown weight that has not moved yet is 0 as well: give the masks where that matters.
     Raises: UserError if there is no zero to hold, or the masks are not of this network.
+
+    Examples:
+        >>> masks = sp.prune(model, "magnitude", 0.75)
+        >>> held = sp.hold(model)
+        >>> held.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(3)
+        >>> held.alive
+        192
     """
     given = masks_of(model, masks)
     if given.alive == given.total:

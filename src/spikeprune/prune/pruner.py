@@ -50,6 +50,15 @@ class Pruner:
             path. Weights outside them become 0 at once and return only where the method regrows; the schedule runs
             from their sparsity.
     Raises: InvalidValue or UnknownName (both ValueError or LookupError) for a bad setting, when the object is made.
+
+    Examples:
+        >>> pruner = sp.Pruner(model, sp.Criticality(regrow=0.2), sp.Cubic(to=0.75, begin=0, end=4, every=2))
+        >>> pruner.attach(optimizer)
+        Pruner(...)
+        >>> losses = train(4)  # your training loop
+        >>> pruner.finish()
+        >>> pruner.alive, pruner.prunable
+        (192, 768)
     """
 
     def __init__(

@@ -41,6 +41,10 @@ def export_nir(model: nn.Module, path: str | os.PathLike[str], example: Tensor) 
     Raises: InvalidValue, naming the module, for what NIR cannot say: soft reset, pooling with a ceiling, max pooling of
         something else than spikes, a sum of a value and itself. MissingDependency without the package nir.
     Source: Pedersen et al. 2024, doi:10.1038/s41467-024-52259-9 (NIR); neuroir.org.
+
+    Examples:
+        >>> sp.export_nir(model.eval(), "net.nir", data[0][0]).name
+        'net.nir'
     """
     if importlib.util.find_spec("nir") is None:
         raise MissingDependency("export to NIR needs the package nir; pip install 'spikeprune[nir]'")
@@ -66,6 +70,10 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], example: Tensor)
     Returns: the path.
     Raises: InvalidValue for a forward that PyTorch's exporter cannot follow, or that decides by values it computes.
         MissingDependency without the packages onnx and onnxruntime.
+
+    Examples:
+        >>> sp.export_onnx(model.eval(), "net.onnx", data[0][0]).name
+        'net.onnx'
     """
     if importlib.util.find_spec("onnx") is None:
         raise MissingDependency("export to ONNX needs the package onnx; pip install 'spikeprune[onnx]'")

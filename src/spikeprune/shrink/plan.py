@@ -40,6 +40,14 @@ class ChannelPlan:
         layers: layer -> its output channels before and after; layers that stay as they are included.
         parameters: number of parameters before and after.
         blocked: why channels whose filters are all masked had to stay, if any had to.
+
+    Examples:
+        >>> masks = sp.prune(model, "weight-norm", 0.5, data=data, pattern="channel")
+        >>> small, plan = sp.shrink(model, masks, data[0][0])
+        >>> plan.save("plan.json")
+        >>> again = sp.ChannelPlan.load("plan.json").rebuild(fresh, small.state_dict())
+        >>> again[4].out_channels
+        1
     """
 
     cuts: tuple[Cut, ...]

@@ -45,6 +45,12 @@ def shrink(
         more than 1e-5 in float64 and eval mode. In float32 a sum in another order may move a membrane potential that
         lies within rounding of its threshold, and one spike more or less changes everything after it: such ties are
         no error, and float64 leaves none.
+
+    Examples:
+        >>> masks = sp.prune(model, "weight-norm", 0.5, data=data, pattern="channel")
+        >>> small, plan = sp.shrink(model, masks, data[0][0])
+        >>> small[0].out_channels, small[4].out_channels
+        (4, 1)
     """
     model = eager(model)
     _check_masks(model, masks)

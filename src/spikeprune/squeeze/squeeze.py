@@ -101,6 +101,11 @@ def squeeze(
         progress: whether a bar with the time left is shown.
     Returns: masks, agreement of spikes, a table and the seconds.
     Raises: InvalidValue, UnknownName (both ValueError or LookupError) for settings and data that cannot be used.
+
+    Examples:
+        >>> squeezed = sp.squeeze(model, data, 0.75)
+        >>> int((model[4].weight == 0).sum()) == int((~squeezed.masks["4.weight"]).sum())
+        True
     """
     given = dict(locals())
     settings = SqueezeSettings(**{k: v for k, v in given.items() if k not in ("model", "data")})

@@ -105,6 +105,13 @@ class Squeezed:
         phases: where it went.
         images: calibration images used.
         notes: what could not be done as asked for, one sentence each.
+
+    Examples:
+        >>> squeezed = sp.squeeze(model, data, 0.75)
+        >>> squeezed.sparsity
+        0.75
+        >>> sorted(squeezed.agreement)  # share of equal spikes, by neuron
+        ['2', '6']
     """
 
     masks: Masks

@@ -18,6 +18,10 @@ def save_packed(model: nn.Module, path: str | Path, masks: Given = "zeros") -> N
         path: the file, written whole or not at all.
         masks: as for `hold`. Weights that do not obey them are refused.
     Raises: UserError if masks and weights do not agree, or the file cannot be written.
+
+    Examples:
+        >>> masks = sp.prune(model, "magnitude", 0.75)
+        >>> sp.save_packed(model, "net.safetensors", masks)
     """
     write_packed(Path(path), eager(model).state_dict(), masks_of(model, masks), {})
 
@@ -26,6 +30,13 @@ def load_packed(path: str | Path) -> tuple[dict[str, Tensor], Masks]:
     """The state_dict and the masks of a file that `save_packed` (or `spikeprune export --to safetensors`) wrote.
 
     Raises: UserError if the file is missing, damaged or of another kind.
+
+    Examples:
+        >>> masks = sp.prune(model, "magnitude", 0.75)
+        >>> sp.save_packed(model, "net.safetensors", masks)
+        >>> state, again = sp.load_packed("net.safetensors")
+        >>> again.alive
+        192
     """
     state, masks = read_packed(path)
     return state, Masks(masks)

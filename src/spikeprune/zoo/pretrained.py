@@ -86,6 +86,11 @@ def pretrained(name: str) -> "SpikingNet":
         name: one of `names()`, which `spikeprune list pretrained` prints.
 
     Raises: UnknownName; UserError if the file is damaged; MissingDependency where SpikingJelly is not installed.
+
+    Examples:
+        >>> net = sp.pretrained("digits")
+        >>> net(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([4, 2, 10])
     """
     found = card(name)
     model = build(found.model, found.classes, found.T, found.size, found.in_channels)

@@ -45,7 +45,12 @@ def register(name: str, *, channels: int, min_size: int = 1) -> Callable[[Builde
 
 
 def names() -> list[str]:
-    """The names that `build` knows, sorted."""
+    """The names that `build` knows, sorted.
+
+    Examples:
+        >>> "vgg16-weights" in sp.models()
+        True
+    """
     return sorted(_ENTRIES)
 
 
@@ -70,6 +75,11 @@ def build(name: str, classes: int = 10, T: int = 5, size: int = 32, in_channels:
         in_channels: channels of the images; None takes what the network is meant for (1 for the small ones, else 3).
 
     Raises: UnknownName, InvalidValue, and MissingDependency where SpikingJelly is not installed.
+
+    Examples:
+        >>> net = sp.model("digits-conv", classes=10, T=4, size=8)
+        >>> net(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([4, 2, 10])
     """
     if name not in _ENTRIES:
         raise unknown("model", name, _ENTRIES, "`spikeprune list models` lists all")

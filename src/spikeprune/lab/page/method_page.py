@@ -47,7 +47,7 @@ def _facts(name: str, cls: type[Method]) -> list[str]:
     if cls.regrows:
         found.append("brings pruned weights back")
     if cls.acts:
-        found.append("takes part in every step up to the last event")
+        found.append("takes part in every step up to the last mask update")
     if cls.rewinds != "never":
         found.append(f"rewinds the weights: {cls.rewinds}")
     if defaults := hints_of(name).defaults:

@@ -96,14 +96,14 @@ class OptimSettings:
 class PruneSettings:
     """When, during training, the network is pruned."""
 
-    schedule: str = key("cubic", "how sparsity rises from event to event", choices=LAID_OUT)
-    begin: str = key("0ep", "when it starts to rise; the first event comes one `every` later")
+    schedule: str = key("cubic", "how sparsity rises from one mask update to the next", choices=LAID_OUT)
+    begin: str = key("0ep", "when it starts to rise; the first mask update comes one `every` later")
     end: str = key("10ep", "when it has arrived, at the latest")
     every: str = key(
         "1ep",
-        "distance of two events; `0.5turnover` is half the time in which a weight turns over (as for end, begin)",
+        "distance of two mask updates; `0.5turnover` is half the time in which a weight turns over (as for end, begin)",
     )
-    events: int = key(1, "at least so many events: `every` is shortened where needed", rule=_AT_LEAST_1)
+    events: int = key(1, "least number of mask updates: `every` is shortened where needed", rule=_AT_LEAST_1)
     initial: float = key(
         0.0,
         "sparsity that the schedule rises from (not constant or oneshot); that of a random start mask",
@@ -140,10 +140,10 @@ class Recipe:
     )
     method: str = key("criticality", "what is pruned and regrown (`spikeprune list methods`), or squeeze")
     sparsity: float = key(0.95, "share of the prunable weights (or channels) that is 0 at the end, in [0, 1)")
-    regrow: float = key(0.2, "share of the kept weights that is regrown at an event", rule=share())
+    regrow: float = key(0.2, "share of the kept weights that is regrown at a mask update", rule=share())
     regrow_schedule: str = key(
         "decay",
-        "`decay` to 0 at the last event, `constant` as in the paper, or `early`: none in the last fifth",
+        "`decay` to 0 at the last mask update, `constant` as in the paper, or `early`: none in the last fifth",
         choices=REGROW_SCHEDULES,
     )
     allocate: str = key("global", "how the sparsity is spread over layers", choices=ALLOCATIONS)

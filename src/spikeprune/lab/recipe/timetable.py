@@ -46,12 +46,12 @@ class Timetable:
 def lay_out(recipe: Recipe, train_count: int, method: Method | None = None) -> Timetable:
     """Lay the recipe's phases out over a training split of `train_count` images.
 
-    With M = floor((end - begin) / every) below `prune.events`, `every` shrinks until there are so many events, as far
+    With M = floor((end - begin) / every) below `prune.events`, `every` shrinks until there are so many updates, as far
     as there are steps; a very short run prunes from its first step on.
 
     Args:
         method: the recipe's, if it has been made already.
-    Raises: InvalidValue if pruning would outlast the run, or no event fits.
+    Raises: InvalidValue if pruning would outlast the run, or no mask update fits.
     """
     per_epoch = math.ceil(train_count / recipe.batch)
     total = per_epoch * recipe.epochs

@@ -140,7 +140,7 @@ def notes(comparison: Comparison) -> list[str]:
         "p (t): paired t-test, two-sided; p (Holm): the same, corrected for the tests of its own table; p (Wilcoxon): "
         "exact signed ranks, from 6 seeds on.",
         "search: up to the last change of a mask; total: the whole run. MACs count forward and backward of training.",
-        "regrown survive: of the weights regrown at an event, those that the next magnitude cut keeps.",
+        "regrown survive: of the weights regrown at a mask update, those that the next magnitude cut keeps.",
     ]
     if any(row.equal_budget is False for row in comparison.rows):
         found.append("UNEQUAL: epochs, batch, T or data are not those of the reference, so the difference says little.")

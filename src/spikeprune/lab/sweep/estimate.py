@@ -32,7 +32,7 @@ class Estimator:
         self._data: dict[str, Dataset] = {}
 
     def seconds(self, recipe: Recipe) -> float | None:
-        """Training, scoring every epoch, and the test split; the work of pruning events is left out.
+        """Training, scoring every epoch, and the test split; the work of mask updates is left out.
 
         None where the run cannot be laid out, such as for data that is not there.
         """

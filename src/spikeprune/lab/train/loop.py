@@ -156,7 +156,7 @@ class Phase:
 
     @property
     def pruning_seconds(self) -> float:
-        """Time in events and mask upkeep, earlier processes included."""
+        """Time in mask updates and mask upkeep, earlier processes included."""
         return self._pruning_before + (self.pruner.seconds if self.pruner is not None else 0.0)
 
     @property
@@ -205,7 +205,7 @@ class Phase:
             try:
                 self._scaler.step(self._optimizer)
             except InvalidValue:
-                self.check_weights()  # weights that are not numbers cannot be ranked at a pruning event
+                self.check_weights()  # weights that are not numbers cannot be ranked at a mask update
                 raise
             self._scaler.update()
             self._loss += loss.detach() * len(target)

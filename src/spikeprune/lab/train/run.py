@@ -182,7 +182,7 @@ class _RunInProgress:
             missed = len(self.setting.plan.schedule.steps()) - len(pruner.rounds)
             if missed and self.recipe.method != "dense":
                 raise RunFailed(
-                    f"{missed} pruning events did not happen, since fp16 skipped as many steps; "
+                    f"{missed} mask updates did not happen, since fp16 skipped as many steps; "
                     "let prune.end come earlier"
                 )
         settle(self.folder, phase)

@@ -19,19 +19,20 @@ def cite(*methods: "str | Method | type[Method]") -> str:
 
     Each entry appears once. A comment line says what each name stands for.
 
-    >>> print(cite("magnitude"))  # doctest: +ELLIPSIS
-    % spikeprune: the library itself
-    % magnitude: Zhu and Gupta 2017, arXiv:1710.01878 (GMP); Han et al. 2015, arXiv:1506.02626
-    <BLANKLINE>
-    @software{spikeprune,
-      title = {spikeprune: small, fast spiking neural networks},
-    ...
-
     Args:
         methods: names of methods (`sp.methods()`), method objects or classes, and names of tools: "erk", "lamp",
             "cubic", "n:m", "squeeze", "energy", "torch", "spikingjelly", "snntorch", "norse", "nir", "scikit-learn".
     Returns: text for a .bib file.
     Raises: UnknownName with the nearest name.
+
+    Examples:
+        >>> print(sp.cite("magnitude"))
+        % spikeprune: the library itself
+        % magnitude: Zhu and Gupta 2017, arXiv:1710.01878 (GMP); Han et al. 2015, arXiv:1506.02626
+        <BLANKLINE>
+        @software{spikeprune,
+          title = {spikeprune: small, fast spiking neural networks},
+        ...
     """
     sources = {name: source_of_name(name) for name in map(_name, methods)}
     return bibliography(sources)

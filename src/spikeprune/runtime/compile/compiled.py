@@ -63,6 +63,12 @@ class CompiledSNN:
         precision: what the weights were rounded for, "fp32" or "int16".
         engine: runs every conv and linear layer that can on this engine, whatever the cost model says; "dense" is the
             opponent in benchmarks.
+
+    Examples:
+        >>> fast = sp.compile(model.eval(), data[0][0])
+        >>> fast(data[0][0]).shape  # [T, N, classes], as the model gives it
+        torch.Size([3, 4, 5])
+        >>> fast.save("net.snn")
     """
 
     def __init__(self, network: LoweredNetwork, precision: str = "fp32", engine: str | None = None) -> None:
@@ -176,6 +182,12 @@ def compile(model: nn.Module, example: Tensor, precision: Precision = "fp32") ->
     Returns: a callable without state; see `CompiledSNN`.
 
     Raises: InvalidValue, naming the module, for a layer that cannot be compiled.
+
+    Examples:
+        >>> fast = sp.compile(model.eval(), data[0][0])
+        >>> with torch.no_grad():
+        ...     torch.allclose(fast(data[0][0]), model(data[0][0]), atol=1e-4)
+        True
     """
     if precision not in ("fp32", "int16"):
         raise InvalidValue(f"precision must be 'fp32' or 'int16', got {precision!r}")
@@ -189,6 +201,11 @@ def load(path: str | os.PathLike[str]) -> CompiledSNN:
     """The compiled model that `.save(path)` wrote.
 
     Raises: InvalidValue for a missing, cut, changed or foreign file.
+
+    Examples:
+        >>> sp.compile(model.eval(), data[0][0]).save("net.snn")
+        >>> sp.load("net.snn")(data[0][0]).shape
+        torch.Size([3, 4, 5])
     """
     network, precision = store.load(path)
     return CompiledSNN(network, precision)

@@ -61,6 +61,12 @@ def fuse(model: M) -> M:
 
     Returns: `model` itself.
     Raises: InvalidValue if the model has no spiking neuron, or if a part of it is fused already.
+
+    Examples:
+        >>> sp.fuse(model) is model  # in place
+        True
+        >>> model(data[0][0]).shape
+        torch.Size([3, 4, 5])
     """
     if _fusion(model) is not None:
         return model
@@ -119,6 +125,10 @@ def unfuse(model: M) -> M:
     """Undoes `fuse`, in place.
 
     Returns: `model` itself; it stays as it is if it was not fused.
+
+    Examples:
+        >>> sp.unfuse(sp.fuse(model)) is model
+        True
     """
     fusion = _fusion(model)
     if fusion is not None:
