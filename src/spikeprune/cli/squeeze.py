@@ -177,7 +177,7 @@ def _base(run: str | None, given: dict[str, str], trust: bool) -> tuple[str, dic
 
 
 def _settings() -> dict[str, Any]:
-    """What all squeezes from the command line have in common."""
+    """The settings that all squeezes from the command line share."""
     return {"method": "squeeze", "sparsity": 0.95, "epochs": 1, "lr": 0.01, "baseline": False, "start": "dense"}
 
 

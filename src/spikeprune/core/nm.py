@@ -21,7 +21,7 @@ def _ranks(rows: Tensor) -> Tensor:
 
 
 def prefer_group(scores: Tensor, alive: Tensor, n: int, m: int, lift: float) -> Tensor:
-    """Scores in which the n best of every m come before all others: cut from the rest, the pattern follows.
+    """Scores that rank the n best of every m above all others, so that a cut by score gives the pattern.
 
     `lift` is more than the finite scores differ by, the same for all layers that are ranked together.
     """
@@ -37,7 +37,7 @@ def span(scores: Scores) -> float:
 
 
 def room(survivors: Tensor, scores: Tensor, dead: Tensor, n: int, m: int) -> Tensor:
-    """Of the candidates, those that a group still has room for: at most n alive of every m."""
+    """The candidates whose group of m still has room, so that at most n of it are alive."""
     space = n - _grouped(survivors, m).sum(-1, keepdim=True)
     ranks = _ranks(_grouped(scores.float().masked_fill(~dead, -torch.inf), m))
     return _ungrouped(ranks < space, survivors.shape)

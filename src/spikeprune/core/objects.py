@@ -59,7 +59,7 @@ def resolve_object(spec: str, outside: Path | None = None) -> object:
 
 
 def _inside(path: str | Path, folder: Path) -> bool:
-    """By its name, or where the links in it lead."""
+    """Whether a path lies in a folder, by its name or by where its links lead."""
     as_named = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
     return as_named or Path(path).resolve().is_relative_to(folder.resolve())
 

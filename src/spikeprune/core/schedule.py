@@ -86,7 +86,7 @@ class Schedule(abc.ABC):
 
 
 def _is_number(value: object) -> bool:
-    """Whether a value that may come from a file is a number and no truth value."""
+    """Whether a value is an int or a float. True and False are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -110,7 +110,7 @@ def _check(schedule: Schedule) -> None:
 
 
 def _check_steps(name: str, value: object) -> None:
-    """A schedule knows no epochs: only the user's loop says how many steps one has."""
+    """Refuse durations in epochs: only the user's loop knows how many optimizer steps an epoch has."""
     if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1):
         return
     said = _DURATION.match(value) if isinstance(value, str) else None
@@ -225,7 +225,7 @@ class Constant(Schedule):
 @final
 @dataclass(frozen=True)
 class OneShot(Rising):
-    """All at once: a single mask update at step begin + every (1 if not given).
+    """A single mask update, at step begin + every; `every` is 1 if not given.
 
     Examples:
         >>> sp.OneShot(0.9, begin=500).steps()

@@ -56,7 +56,7 @@ def keep_top(scores: Mapping[str, Tensor], k: int, among: Mapping[str, Tensor] |
 
 
 def _also(mask: Tensor, index: Tensor) -> Tensor:
-    """The mask, True at flat indices as well: in place where it is stored in their order (channels_last is not)."""
+    """The mask with True at these flat indices too; in place if its memory has their order (channels_last has not)."""
     flat = mask.reshape(-1)
     flat[index] = True
     return flat.view(mask.shape)
@@ -110,7 +110,7 @@ def keep_cost(
     budget: float,
     among: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """The best scores under a budget of cost: ranked over all tensors, as many from the top as the budget holds.
+    """Rank all scores together and keep as many from the top as a budget of cost allows.
 
     Args:
         scores: name -> scores >= 0; what a weight is worth.
@@ -146,7 +146,7 @@ def keep_under_cost(
     floor: Mapping[str, int],
     base: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """`keep_cost` where the cost of the whole is no sum over what is kept, as that of channels, whose layers multiply.
+    """`keep_cost` for a cost that is no sum over what is kept, as of channels: it depends on the next layer's.
 
     The best of all tensors, as many from the top as the cost allows; then those further down that still fit.
 

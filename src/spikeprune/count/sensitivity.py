@@ -19,7 +19,7 @@ def sensitivity(
     data: Iterable[Any],
     sparsities: Sequence[float] = (0.5, 0.8, 0.9, 0.95, 0.98),
 ) -> dict[str, dict[float, float]]:
-    """Accuracy with one layer at a time pruned by magnitude, and nothing retrained.
+    """Accuracy when one layer at a time is pruned by magnitude, without any training.
 
     Args:
         model: left as it was; runs in eval mode.

@@ -16,7 +16,7 @@ from spikeprune.model.weights import Multiplication, Use
 
 @final
 class UsedWeight:
-    """Running counts of one weight that functions multiply with; see `Figures` for the words."""
+    """Running counts of one weight that is used by a function call; `Figures` explains the fields."""
 
     def __init__(self, parameter: nn.Parameter, mask: Tensor | None) -> None:
         self.parameter = parameter

@@ -57,7 +57,7 @@ class Adapter(abc.ABC):
 
     @abc.abstractmethod
     def drive(self, neuron: nn.Module, args: tuple[Any, ...]) -> Iterator[Tensor]:
-        """What the surrogate would see in a call with `args`: v_pre - v_threshold, [N, C, *space], step by step.
+        """Yield v_pre - v_threshold, [N, C, *space], for each time step of a call with `args`.
 
         Reads the neuron's state and leaves it alone; runs without gradient.
         """
@@ -68,7 +68,7 @@ class Adapter(abc.ABC):
 
     @abc.abstractmethod
     def smooth(self, neuron: nn.Module, u: Tensor) -> Tensor:
-        """The smooth forward curve whose derivative the surrogate is, at u = v_pre - v_threshold.
+        """The smooth curve at u = v_pre - v_threshold. The surrogate's derivative is the derivative of this curve.
 
         Raises: InvalidValue if the framework has no such curve for this surrogate.
         """

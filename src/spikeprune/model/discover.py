@@ -131,7 +131,7 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def title_of(neuron: nn.Module) -> str:
-    """What messages call a neuron."""
+    """The name of a neuron in messages."""
     return repr(neuron.title) if isinstance(neuron, SpikeNeuron) else type(neuron).__name__
 
 

@@ -96,7 +96,7 @@ class Pruner:
 
     @property
     def rounds(self) -> list[Round]:
-        """One entry a mask update: what it was to reach, how many it kept, and how many came back."""
+        """One entry for each mask update: its target, how many weights it kept, and how many it regrew."""
         return self._steps.history.rounds
 
     @property
@@ -149,7 +149,7 @@ class Pruner:
 
     @property
     def full_gradients(self) -> int:
-        """Of the last step: how many gradients of all weights, dead ones too, the method needed in it."""
+        """How many gradients that include dead weights the method needed in the last step."""
         return self._steps.full_gradients
 
     def preview(self) -> tuple[MaskUpdate, ...]:
@@ -160,7 +160,7 @@ class Pruner:
         return tuple(map(self._space.counted, self._steps.plan.updates))
 
     def trace(self, example: Any) -> "Pruner":
-        """Looks at one forward on an example now, rather than at the first one that comes by. Nothing changes.
+        """Trace one forward pass on an example now instead of waiting for the first one in training. The model stays.
 
         Args: example: an input as the model takes it; random numbers of the right shape will do.
         Raises: InvalidValue if the model cannot run on it, or its parts cannot be told apart.
@@ -194,7 +194,7 @@ class Pruner:
         return self
 
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """What `attach` does after every optimizer step, for loops whose optimizer has no step hooks.
+        """Complete one step, as the hook of `attach` does; call it after each update if there are no step hooks.
 
         Call it right after the update. Pass the optimizer so that the state of dead weights is cleared too; call
         `mask_grads` before the update to keep gradients of dead weights out of it.
@@ -242,7 +242,7 @@ class Pruner:
         self._steps.cut()
 
     def settings(self) -> dict[str, Any]:
-        """What a saved state must agree with: everything that decides which masks come out."""
+        """All settings that decide the masks. A saved state must agree with them."""
         said = {"method": repr(self.method), "schedule": repr(self.schedule), **asdict(self.choices)}
         return said | {"parameters": {n: list(p.shape) for n, p in self._parameters.items()}}
 

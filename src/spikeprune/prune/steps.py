@@ -27,7 +27,7 @@ _log = logging.getLogger("spikeprune")
 
 @final
 class Steps:
-    """Counts completed optimizer steps and does in each what is due.
+    """Count completed optimizer steps and carry out what each of them requires.
 
     Attributes:
         done: completed steps.
@@ -82,7 +82,7 @@ class Steps:
         return self.rewind.since, None if coming is None else coming.step
 
     def learn(self, graph: Graph) -> None:
-        """The model has been traced: now the space can tell its units."""
+        """Take in the traced model, from which the space learns its units."""
         self.space.learn(graph, self.plan.highest)
         if self.began is not None and self.choices.by_channel:
             self.begin()  # the sparsity of given masks can be told only now
@@ -101,7 +101,7 @@ class Steps:
         self.run_from(1 - alive / total if total else 0.0)
 
     def run_from(self, sparsity: float) -> None:
-        """Makes the plan anew, from a sparsity that is there already."""
+        """Make the plan anew for a network that has this sparsity already."""
         self.began = sparsity
         self.plan = UpdatePlan.of(self.updater.method, self.schedule.since(sparsity), self.choices.nm)
         self.updater.plan = self.plan

@@ -55,7 +55,7 @@ class Updater:
     # ---- one mask update --------------------------------------------------------------------------------------
 
     def cuts(self, update: MaskUpdate) -> bool:
-        """Whether the method cuts now, rather than only looking."""
+        """Whether the method cuts in this mask update; if not, it only records."""
         return self.method.at_event(self.training(update.step, update=update))
 
     def outcome(self, update: MaskUpdate, protected: Mapping[str, Tensor] | None) -> Outcome:

@@ -69,7 +69,8 @@ class FuseStruct(ctypes.Structure):
         + [
             (name, _i32)
             for name in (
-                "channels_last", "per_step", "still", "surrogate", "smooth", "strict", "detach_reset", "threads", "pool"
+                "channels_last", "per_step", "is_static", "surrogate", "smooth", "strict", "detach_reset", "threads",
+                "pool",
             )
         ]
         + [

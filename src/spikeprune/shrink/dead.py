@@ -179,7 +179,7 @@ def stays_silent(params: NeuronParams, drive: Tensor) -> Tensor:
 
 
 def removable(table: ChannelMap, constants: Constants) -> Tensor:
-    """For every atom whether it can go.
+    """For each atom, whether it can be removed.
 
     A layer, and what leaves a gate, keeps at least one channel. What stands before a gate stays as wide as it is
     written: the gate, not the stream, is where such networks are cut.

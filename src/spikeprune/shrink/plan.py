@@ -21,7 +21,7 @@ _SCHEMA = 1
 
 @dataclass(frozen=True)
 class Cut:
-    """Of dimension `dim` of a tensor with `size` entries, those in `keep` stay."""
+    """One cut: dimension `dim` of a tensor has `size` entries, and those in `keep` stay."""
 
     tensor: str
     dim: int
@@ -32,7 +32,7 @@ class Cut:
 @final
 @dataclass(frozen=True)
 class ChannelPlan:
-    """What makes the small network out of one of the original size.
+    """How to make the small network from one of the original size.
 
     Attributes:
         cuts: one for each dimension of each parameter and buffer that becomes shorter.
@@ -203,7 +203,7 @@ def _module(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def _tell_sizes(module: nn.Module) -> None:
-    """Makes the sizes that a module states agree with its tensors."""
+    """Correct the sizes that a module states, such as `out_channels`, after its tensors were cut."""
     if isinstance(module, _ConvNd) and module.groups == 1:
         first, second = module.weight.shape[:2]
         transposed = isinstance(module, _ConvTransposeNd)

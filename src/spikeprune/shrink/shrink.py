@@ -122,7 +122,7 @@ def _channels(model: nn.Module, example: tuple[Any, ...], adapter: Adapter | Non
 
 
 def _blocked(table: ChannelMap, constants: Constants, gone: Tensor, masks: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Layers with whole filters masked that stay, and why."""
+    """Layers that keep filters whose mask is all False, and the reason."""
     reasons: list[str] = []
     norms = {int(root): name for name, atoms in table.norms.items() for root in table.roots(atoms)}
     for (tensor, dim), (role, atoms) in table.dims.items():

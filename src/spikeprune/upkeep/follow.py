@@ -12,7 +12,7 @@ _UPDATES = ("update_parameters", "update", "set")  # of torch's AveragedModel an
 
 @final
 class Follower:
-    """Holds a copy at masks: after each of its own updates, and before it computes or is saved.
+    """Keep an averaged copy at the masks, after each of its updates and before it computes or is saved.
 
     What is put on the copy survives neither `copy.deepcopy` nor pickling: a copy of the copy follows nobody.
     """

@@ -68,7 +68,7 @@ def check_alone(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parame
 
 
 def missing(updates: Sequence[MaskUpdate], done: int) -> str:
-    """What of a plan is not carried out after `done` steps, in words; empty if all mask updates were made."""
+    """Which part of a plan was not carried out after `done` steps, in words; empty if all mask updates were made."""
     coming = [update for update in updates if update.step > done]
     if not coming:
         return ""

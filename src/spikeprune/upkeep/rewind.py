@@ -25,13 +25,13 @@ class Rewind:
         self.keep(0)
 
     def keep(self, step: int) -> None:
-        """Takes the point down if this is its step (0: before the first)."""
+        """Store the point if this is its step (0: before the first step)."""
         if step == self._begin:
             self._point = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
 
     @torch.no_grad()
     def go(self, step: int, upkeep: Upkeep) -> None:
-        """Back to the point, under the masks of now, with an empty optimizer state."""
+        """Go back to the point with the present masks and an empty optimizer state."""
         for name, value in self._model.state_dict().items():
             value.copy_(self._point[name])
         upkeep.hold()

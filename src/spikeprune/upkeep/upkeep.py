@@ -15,7 +15,7 @@ _KEEPS_ZERO = (
 
 
 class Upkeep:
-    """The masks of some parameters, and how they are held.
+    """The masks of some parameters, and the operations that keep dead weights at 0.
 
     Attributes:
         masks: parameter name -> bool, True = alive.
@@ -24,7 +24,7 @@ class Upkeep:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """`parameters`: all that may get a mask; those are held that have one."""
+        """`parameters`: all parameters that may get a mask. Only those with a mask are kept at it."""
         self.parameters = parameters
         self.optimizer: torch.optim.Optimizer | None = None
         self.masks: dict[str, Tensor] = {}

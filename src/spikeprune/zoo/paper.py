@@ -111,7 +111,7 @@ class Gate(nn.Module):
 
 @dataclass(frozen=True)
 class Variant:
-    """What tells one of the paper's two kinds of networks from the other.
+    """The differences between the paper's two kinds of networks.
 
     Args:
         neuron: makes a neuron; the argument says whether its reset is cut from the gradient.

@@ -88,7 +88,7 @@ class Race:
 @final
 @dataclass(frozen=True)
 class Column:
-    """One event: what was regrown, of that those that outlived the next cut, and those that growth rescued."""
+    """One mask update: the weights that it regrew, those that outlived the next cut, those that growth rescued."""
 
     number: int
     step: int
@@ -200,7 +200,7 @@ def columns(run: ShownRun) -> list[Column]:
 
 
 def regrowth_strips(run: ShownRun) -> list[Strip]:
-    """What each event regrew in each layer or group of channels; empty where the record does not tell."""
+    """What each mask update regrew in each layer or group of channels; empty where the record does not tell."""
     names = dict.fromkeys(layer.name for layer in run.layers)
     if run.unit == "channels":
         names = dict.fromkeys(name for r in run.rounds for name in regrown_by_layer(r))

@@ -16,7 +16,7 @@ _OTHERS = ("include", "masks", "seed", "tune", "targets")
 
 
 def squeeze_settings(recipe: Recipe, masks: Mapping[str, Tensor] | None = None) -> SqueezeSettings:
-    """What `sp.squeeze` is told.
+    """The settings of `sp.squeeze` that a recipe asks for.
 
     Args:
         masks: of the file that the recipe names, if it names one.

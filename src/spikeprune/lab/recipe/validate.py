@@ -36,7 +36,7 @@ class Rule:
 @final
 @dataclass(frozen=True)
 class Key:
-    """What is said of a field: its meaning for the help, its choices and its rule."""
+    """The description of a recipe's field: its meaning for the help, its choices and its rule."""
 
     meaning: str
     choices: tuple[str, ...] = ()

@@ -26,7 +26,7 @@ class Rank:
     of: int
 
     def meet(self) -> None:
-        """Wait for all others to come here. They share no tensors, so gloo will do on every machine."""
+        """Wait until all processes are here. They share no tensors, so the gloo backend works on every machine."""
         if not dist.is_initialized():
             dist.init_process_group("gloo", rank=self.number, world_size=self.of, timeout=_PATIENCE)
         dist.barrier()

@@ -222,7 +222,7 @@ class Phase:
             yield shown
 
     def _slim(self) -> None:
-        """TimedNetwork slimming: the gradient of slim * |gamma|, as long as the network is not pruned to its end.
+        """Network slimming: add the gradient of slim * |gamma|, as long as the network is not pruned to its end.
 
         Source: Liu et al. 2017, arXiv:1708.06519.
         """

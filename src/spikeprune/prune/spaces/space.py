@@ -70,7 +70,7 @@ class Space(abc.ABC):
 
     @abc.abstractmethod
     def weights(self, values: Tensors | None = None) -> dict[str, Tensor]:
-        """Name -> what a score sees as weights: of `values` of the parameters, or of the present ones."""
+        """Name -> the weights that a score reads, from `values` of the parameters or from the present ones."""
 
     @abc.abstractmethod
     def grads(self, grads: Tensors, values: Tensors) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ class Space(abc.ABC):
 
     @abc.abstractmethod
     def facts(self) -> dict[str, dict[str, Tensor]] | None:
-        """What else a method may look at of channels: kind -> name -> [C]; None for weights."""
+        """Further statistics of channels that a method may use: kind -> name -> [C]; None for weights."""
 
     @abc.abstractmethod
     def statistics(self, found: Tensors, observer: Observer) -> Tensors:
@@ -124,7 +124,7 @@ class Space(abc.ABC):
 
     @abc.abstractmethod
     def hold(self, masks: Tensors) -> None:
-        """Takes masks of parameters; the weights follow with the upkeep."""
+        """Take masks of parameters. The upkeep zeroes the weights."""
 
     @abc.abstractmethod
     def held(self, bits: Tensors) -> dict[str, Tensor]:

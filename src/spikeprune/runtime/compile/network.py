@@ -83,7 +83,7 @@ class LoweredNetwork:
         return {0: self.input_shape} | {layer.output: layer.shape for layer in self.layers}
 
     def reshaped(self) -> dict[int, int]:
-        """Value that is another one in a different shape -> that other value."""
+        """Maps each value that is only a reshaped view of another value to that other value."""
         return {layer.output: layer.inputs[0] for layer in self.layers if layer.op.reshapes}
 
 

@@ -68,14 +68,16 @@ class Norm:
 class Call:
     """One call of `fire`: what is not differentiated.
 
-    still: y is one step that drives all T. criticality: zeros [N, C] in float32, filled with the maximum over space of
-    the mean over T of the surrogate's derivative at h - v_threshold. pool: "max" or "avg" of the spikes over 2x2
-    positions, where `can_pool` says so.
+    Args:
+        is_static: the input is the same at all T steps, so `y` holds it once.
+        criticality: zeros [N, C] in float32; the call fills it with the maximum over space of the mean over T of the
+            surrogate's derivative at h - v_threshold.
+        pool: "max" or "avg" pools the spikes over 2x2 positions; only where `can_pool` allows it.
     """
 
     T: int
     neuron: Neuron
     norm: Norm | None = None
-    still: bool = False
+    is_static: bool = False
     criticality: Tensor | None = None
     pool: str = ""

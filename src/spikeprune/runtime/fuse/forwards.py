@@ -215,11 +215,11 @@ def _run(
     neuron: Any, active: _Forward, state: NeuronState, numbers: Any, made: Bridge | None, x: Any, T: int, N: int
 ) -> Tensor:
     if made is None:
-        still = T > 1 and x.stride(0) == 0
-        y = x[0] if still else x.flatten(0, 1)
+        is_static = T > 1 and x.stride(0) == 0
+        y = x[0] if is_static else x.flatten(0, 1)
         weight = bias = norm = None
     else:
-        y, still, weight, bias, norm = made.y, made.still, made.weight, made.bias, made.norm
+        y, is_static, weight, bias, norm = made.y, made.is_static, made.weight, made.bias, made.norm
     space = y.shape[1:]
     before = state.fusing.carried(neuron, N, tuple(space))
     v_start, start = (before, 0.0) if isinstance(before, Tensor) else (None, float(before))
@@ -230,7 +230,7 @@ def _run(
     numbers, leak = numbers.starting_at(start), None if learned is None else learned.value
 
     def run(pool: str, criticality: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        call = Call(T, numbers, norm, still, criticality, pool)
+        call = Call(T, numbers, norm, is_static, criticality, pool)
         spikes, v_last = fire(y, call, weight, bias, v_start, leak)
         if not numbers.smooth and pool != "avg":
             active.spikes.add(spikes)

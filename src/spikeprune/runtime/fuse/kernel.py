@@ -47,18 +47,18 @@ def _fold(y: Tensor, form: torch.memory_format) -> int:
 
 
 def _spec(
-    y: Tensor, T: int, still: bool, per_step: bool, neuron: Neuron | None, form: torch.memory_format, pool: str = ""
+    y: Tensor, T: int, is_static: bool, per_step: bool, neuron: Neuron | None, form: torch.memory_format, pool: str = ""
 ) -> FuseStruct:
     positions, fold = math.prod(y.shape[2:]), _fold(y, form)
     spec = FuseStruct(
         T=T,
-        N=y.shape[0] // (1 if still else T),
+        N=y.shape[0] // (1 if is_static else T),
         C=y.shape[1] * fold,
         P=positions // fold,
         W=y.shape[-1],
         channels_last=positions == fold or form == torch.channels_last,
         per_step=per_step,
-        still=still,
+        is_static=is_static,
         threads=max(1, min(torch.get_num_threads(), y.numel() // _ELEMENTS_PER_THREAD)),
         pool=POOLS.index(pool),
     )
@@ -109,7 +109,7 @@ def fire(
     """Spikes [T * N, C, *space] (half of it where they are pooled) and last membrane potential [N, C, *space].
 
     Args:
-        y: [T * N, C, *space], or [N, C, *space] if `call.still`.
+        y: [T * N, C, *space], or [N, C, *space] if `call.is_static`.
         call: neuron, statistics and number of steps.
         weight, bias: BatchNorm's affine parameters [C], if it has any.
         v_start: potential carried over from an earlier call, [N, C, *space].
@@ -137,7 +137,7 @@ class _Fused(torch.autograd.Function):
         form = torch.channels_last if call.pool else layout(y)
         y = y.contiguous(memory_format=form)
         per_step = call.norm is not None and call.norm.per_step
-        spec = _spec(y, call.T, call.still, per_step, call.neuron, form, call.pool)
+        spec = _spec(y, call.T, call.is_static, per_step, call.neuron, form, call.pool)
         fold = _fold(y, form)
         compute = torch.float64 if y.dtype == torch.float64 else torch.float32
         mean, inverse, scale, shift = _affine(y, call.norm, weight, bias)
@@ -195,7 +195,7 @@ class _Fused(torch.autograd.Function):
             constant = torch.zeros_like(mean)
             if call.norm.batch:
                 # The gradient through mean and variance: g - average(g) - (y - mean) / var * average(g (y - mean)).
-                count = spec.N * spec.P * fold * (1 if call.norm.per_step or call.still else call.T)
+                count = spec.N * spec.P * fold * (1 if call.norm.per_step or call.is_static else call.T)
                 by_y = -by_g * inverse.square() * sum_gy / count
                 constant = -by_g * sum_g / count - by_y * mean
             arrays = [t.to(scale.dtype).repeat_interleave(fold, -1) for t in (by_g, by_y, constant)]

@@ -38,12 +38,12 @@ class NormState:
 
 @dataclass
 class Bridge:
-    """One call of a BatchNorm: y [T * N, C, *space] went in ([N, C, *space] if `still`, the same at all T steps)."""
+    """One call of a BatchNorm on y [T * N, C, *space], or on [N, C, *space] if `is_static`: the same at all T steps."""
 
     state: NormState
     y: Tensor
     T: int
-    still: bool
+    is_static: bool
     weight: Tensor | None
     bias: Tensor | None
     eps: float
@@ -59,7 +59,7 @@ class Bridge:
             if self.running is not None:
                 mean, var = (t.detach().double() for t in self.running)
             else:
-                steps = 1 if self.still else self.T
+                steps = 1 if self.is_static else self.T
                 mean, var = statistics(self.y, steps, self.state.per_step and steps > 1)
             self._norm = Norm(mean, var, self.eps, batch=self.running is None)
         return self._norm
@@ -68,7 +68,7 @@ class Bridge:
         """The bridge of a result that is one step long and drives T."""
         if T == self.T:
             return self
-        return replace(self, T=T, still=T > 1, _norm=self.norm, _tensor=None)
+        return replace(self, T=T, is_static=T > 1, _norm=self.norm, _tensor=None)
 
     def tensor(self) -> Tensor:
         """What the BatchNorm returns, [T * N, C, *space]; in the graph if the BatchNorm ran in one."""
@@ -76,8 +76,8 @@ class Bridge:
             self.state.shared = self.state.shared or self.graph
             # A reader under no_grad may be followed by one that needs the gradient.
             with torch.set_grad_enabled(self.graph):
-                x = normalised(self.y, 1 if self.still else self.T, self.norm, self.weight, self.bias)
-                self._tensor = x.repeat(self.T, *[1] * (x.dim() - 1)) if self.still else x
+                x = normalised(self.y, 1 if self.is_static else self.T, self.norm, self.weight, self.bias)
+                self._tensor = x.repeat(self.T, *[1] * (x.dim() - 1)) if self.is_static else x
         return self._tensor
 
 
@@ -85,19 +85,19 @@ def bridge(module: Any, state: NormState, x: Tensor, sequence: bool) -> Bridge |
     """The bridge for a call on x: [T, N, C, *space] if `sequence`, else [T * N, C, *space]; None if it has none."""
     batch = module.training or module.running_mean is None
     if sequence:
-        T, still = x.shape[0], x.shape[0] > 1 and x.stride(0) == 0
-        y = x[0] if still else x.flatten(0, 1)
+        T, is_static = x.shape[0], x.shape[0] > 1 and x.stride(0) == 0
+        y = x[0] if is_static else x.flatten(0, 1)
     else:
         if state.per_step:
             return None
-        T, still, y = 1, False, x
+        T, is_static, y = 1, False, x
     if y.dim() < 2 or y.shape[1] != module.num_features:
         return None  # the module itself says what is wrong
-    count = y.numel() // y.shape[1] // (T if state.per_step and not still else 1)
+    count = y.numel() // y.shape[1] // (T if state.per_step and not is_static else 1)
     if batch and count < 2:
         return None
     running: Any = None if batch else (module.running_mean, module.running_var)
-    return Bridge(state, y, T, still, module.weight, module.bias, module.eps, running)
+    return Bridge(state, y, T, is_static, module.weight, module.bias, module.eps, running)
 
 
 def track(module: Any, made: Bridge) -> None:
@@ -107,8 +107,8 @@ def track(module: Any, made: Bridge) -> None:
     norm = made.norm
     own_steps = made.state.per_step
     repeats = made.T if own_steps else 1
-    count = made.y.numel() // made.y.shape[1] // (repeats if own_steps and not made.still else 1)
-    if made.still and not own_steps:
+    count = made.y.numel() // made.y.shape[1] // (repeats if own_steps and not made.is_static else 1)
+    if made.is_static and not own_steps:
         count *= made.T  # the same image at every step counts T times
     with torch.no_grad():
         for t in range(repeats):
@@ -271,7 +271,7 @@ class Results:
         T, N = x.shape[:2]
         if T > 1 and x.stride(0) == 0:
             whole = y.shape[0] == N and made.T in (1, T)
-            return made.repeated(T) if whole and (made.still or made.T == 1) else None
-        if made.still:
+            return made.repeated(T) if whole and (made.is_static or made.T == 1) else None
+        if made.is_static:
             return made if (made.T, y.shape[0]) == (T, N) else None
         return made if y.shape[0] == T * N and (min(T, N) == 1 or x.stride(0) == N * x.stride(1)) else None

@@ -62,7 +62,7 @@ def reference(
     """`fire` in plain PyTorch, differentiable as it stands; arguments as there."""
     n = call.neuron
     x = y if call.norm is None else normalised(y, call.T, call.norm, weight, bias)
-    steps = [x] * call.T if call.still else list(x.unflatten(0, (call.T, -1)))
+    steps = [x] * call.T if call.is_static else list(x.unflatten(0, (call.T, -1)))
     wide = torch.float64 if y.dtype == torch.float64 else torch.float32
     surrogate = curve_of(n.surrogate, n.alpha)
     decay, gain, offset = n.decay, n.gain, n.offset

@@ -9,8 +9,8 @@
 // follows, only pooled spikes are written, and their gradient goes to the positions that pooling would have chosen.
 //
 // Shapes: T steps, N samples, C channels, P positions (H*W). `y` is [T][N][P][C] (channels last) or [T][N][C][P];
-// a `still` y is one step that drives all T. Maps of a few positions are better handed over as [T][N][C * P] with
-// P = 1, every channel's numbers repeated: a run over one map would be too short to vectorise. The arithmetic is float
+// if `is_static`, y is the same at all T steps and holds one. Maps of a few positions are better handed over as
+// [T][N][C * P] with P = 1, every channel's numbers repeated: a run over one map is too short. The arithmetic is float
 // for float and bfloat16 tensors, double for double.
 //
 // Work is cut into items that depend on the shapes alone, and partial sums are added in the order of the items: the
@@ -41,7 +41,7 @@ namespace {
 template <class Y>
 void statistics(const FuseSpec& k, const Y* y, double* mean, double* var) {
   using F = Compute<Y>;
-  const int64_t steps = k.still ? 1 : k.T, groups = k.per_step ? k.T : 1, size = k.N * k.C * k.P;
+  const int64_t steps = k.is_static ? 1 : k.T, groups = k.per_step ? k.T : 1, size = k.N * k.C * k.P;
   const Cut cut(k);
   // Deviations from one value of the channel itself: the plain sum of squares would cancel where |mean| >> deviation.
   std::vector<F> origin(k.C);
@@ -93,7 +93,7 @@ void forward(const FuseSpec& k, const Y* y, const Compute<Y>* scale, const Compu
         neuron.begin(v_start ? v_start + offset : nullptr, v, n);
         for (int64_t t = 0; t < k.T; ++t) {
           const int64_t g = groups == 1 ? 0 : t;
-          neuron.charge(y + (k.still ? 0 : t * size) + offset, scales.at(c, g), shifts.at(c, g), v, h, n);
+          neuron.charge(y + (k.is_static ? 0 : t * size) + offset, scales.at(c, g), shifts.at(c, g), v, h, n);
           neuron.fire(h, s, n);
           neuron.reset(h, s, v, n);
           Y* out = spikes + t * (size / cut.places) + out_offset;
@@ -179,7 +179,7 @@ void backward(const FuseSpec& k, const Y* g_spikes, const Y* g_last, const Y* y,
         neuron.begin(v_start ? v_start + offset : nullptr, v0, n);
         for (int64_t t = 0; t < k.T; ++t) {
           const int64_t g = groups == 1 ? 0 : t, at = t * LANES;
-          const Y* in = y + (k.still ? 0 : t * size) + offset;
+          const Y* in = y + (k.is_static ? 0 : t * size) + offset;
           for (int i = 0; i < n; ++i) y0[at + i] = load(in + i);
           neuron.charge(y0 + at, scales.at(c, g), shifts.at(c, g), v0 + at, h0 + at, n);
           neuron.fire(h0 + at, s0 + at, n);
@@ -219,14 +219,14 @@ void backward(const FuseSpec& k, const Y* g_spikes, const Y* g_last, const Y* y,
               by_x[i] += g_h[i] * (in[i] * a[i] + b[i]);
             }
           }
-          if (k.still) {
+          if (k.is_static) {
             for (int i = 0; i < n; ++i) g_still[i] += g_h[i];
             if (t > 0) continue;
             std::copy(g_still, g_still + n, g_h);
           }
           F* __restrict all = sums[0].at(c, g), * __restrict by_y = sums[1].at(c, g);
           const F* m = means.at(c, g);
-          Y* __restrict out = g_x + (k.still ? 0 : t * size) + offset;
+          Y* __restrict out = g_x + (k.is_static ? 0 : t * size) + offset;
           for (int i = 0; i < n; ++i) {
             F value = gain * g_h[i];
             store(out + i, value);
@@ -247,7 +247,7 @@ template <class Y>
 void through_norm(const FuseSpec& k, Y* g, const Y* y, const Compute<Y>* by_g, const Compute<Y>* by_y,
                   const Compute<Y>* constant) {
   using F = Compute<Y>;
-  const int64_t steps = k.still ? 1 : k.T, groups = k.per_step ? k.T : 1, size = k.N * k.C * k.P;
+  const int64_t steps = k.is_static ? 1 : k.T, groups = k.per_step ? k.T : 1, size = k.N * k.C * k.P;
   const Cut cut(k);
   parallel(cut.items, k.threads, [&](int64_t item) {
     Spread<F> a(cut, by_g, groups), b(cut, by_y, groups), d(cut, constant, groups);

@@ -12,8 +12,8 @@ enum FusePool : int32_t { FUSE_NO_POOL = 0, FUSE_MAX = 1, FUSE_AVG = 2 };       
 struct FuseSpec {
   int64_t T, N, C, P, W;  // W: width of a map; read where there is pooling
   int32_t channels_last;  // layout of y, spikes and gradients
-  int32_t per_step;       // scale, shift and sums are [T][C] instead of [C]; never with `still`
-  int32_t still;          // y is one step that drives all T
+  int32_t per_step;       // scale, shift and sums are [T][C] instead of [C]; never with `is_static`
+  int32_t is_static;      // the input is the same at all T steps, so y holds it once
   int32_t surrogate;      // FuseCurve
   int32_t smooth;         // fire the surrogate's own curve instead of spikes (for checks of the gradient)
   int32_t strict;         // h == v_threshold does not fire
