@@ -26,7 +26,7 @@ class BnScaleRate(Method):
     Examples:
         >>> masks = sp.prune(model, sp.BnScaleRate(), 0.5, data=data, loss=loss, pattern="channel")
         >>> [int(masks[name].flatten(1).any(1).sum()) for name in ("0.weight", "4.weight")]  # of 4 and of 6 channels
-        ??
+        [2, 3]
     """
 
     batches: int = 1

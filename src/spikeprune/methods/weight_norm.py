@@ -24,7 +24,7 @@ class WeightNorm(Method):
     Examples:
         >>> masks = sp.prune(model, sp.WeightNorm(), 0.5, data=data, loss=loss, pattern="channel")
         >>> [int(masks[name].flatten(1).any(1).sum()) for name in ("0.weight", "4.weight")]  # of 4 and of 6 channels
-        ??
+        [4, 1]
     """
 
     channels: ClassVar[bool] = True
