@@ -20,6 +20,13 @@ class Batches:
     inputs: list[Tensor]
     targets: list[Any]
     images: int
+    axis: int | None = 0
+
+    def parts(self, size: int) -> list[Tensor]:
+        """The inputs in batches of at most `size` images, or as they were fed where their axis cannot be told."""
+        if self.axis is None:
+            return self.inputs
+        return [part for x in self.inputs for part in x.split(size, self.axis)]
 
 
 def first_images(data: Iterable[Any], images: int, model: nn.Module, adapter: Adapter | None) -> Batches:
@@ -35,10 +42,11 @@ def first_images(data: Iterable[Any], images: int, model: nn.Module, adapter: Ad
         )
     inputs: list[Tensor] = []
     targets: list[Any] = []
-    count = 0
+    count, axes = 0, set[int | None]()
     for batch in [data] if isinstance(data, Tensor) else data:
         x, target = _parts(batch)
         axis = _axis(x, target, images - count, model, adapter)
+        axes.add(axis)
         size = int(x.shape[axis or 0]) if x.ndim else 1
         if axis is not None and count + size > images:
             x = x.narrow(axis, 0, images - count)
@@ -59,7 +67,7 @@ def first_images(data: Iterable[Any], images: int, model: nn.Module, adapter: Ad
         raise InvalidValue(
             "data holds no batch; pass an iterable of inputs or (input, target) pairs, such as a DataLoader"
         )
-    return Batches(inputs, targets, count)
+    return Batches(inputs, targets, count, axes.pop() if len(axes) == 1 else None)
 
 
 def _parts(batch: Any) -> tuple[Tensor, Any]:

@@ -1,10 +1,10 @@
 """A bar with the time left, or none."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any, TypeVar, final
 
-from torch import Tensor
+Step = TypeVar("Step")
 
 
 @final
@@ -26,7 +26,7 @@ class Progress:
         if self.bar is not None:
             self.bar.advance(self.task)
 
-    def over(self, batches: list[Tensor], what: str) -> Iterator[Tensor]:
+    def over(self, batches: Sequence[Step], what: str) -> Iterator[Step]:
         """The batches, one step each."""
         self.begin(what, len(batches))
         for batch in batches:

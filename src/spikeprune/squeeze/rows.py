@@ -51,6 +51,11 @@ class Rows:
         """Whether nothing but zeros came in."""
         return not bool(self.x.any())
 
+    @property
+    def weighable(self) -> bool:
+        """Whether its derivatives, if it has any, tell rows apart: all finite, and not all 0."""
+        return self.c is None or (bool(torch.isfinite(self.c).all()) and bool((self.c > 0).any()))
+
 
 def rows_per_forward(graph: Graph, outputs: Mapping[str, int]) -> dict[str, int]:
     """Weight name -> rows of one forward as it was traced, over all calls. `outputs` is O of each weight."""

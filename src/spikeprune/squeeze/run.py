@@ -23,6 +23,7 @@ from spikeprune.squeeze.ear import heard
 from spikeprune.squeeze.goals import given_masks, is_met, size_of, target
 from spikeprune.squeeze.layers import LayerProblem
 from spikeprune.squeeze.network import Network, norm_behind, read, snapshot
+from spikeprune.squeeze.polish import Polish, Polisher
 from spikeprune.squeeze.progress import Progress
 from spikeprune.squeeze.rows import Drawing, Rows, collect, is_solvable, rows_per_forward
 from spikeprune.squeeze.search import highest, judge_of
@@ -31,6 +32,8 @@ from spikeprune.squeeze.settings import SqueezeSettings
 from spikeprune.squeeze.solve import Solver
 from spikeprune.squeeze.statistics import SpikeKeeper, Spikes, evaluating, measure_again, norms, watch_spikes
 from spikeprune.squeeze.table import Squeezed, SqueezedLayer, SqueezedNeuron
+
+_PART = 50  # images of one step of `polish`
 
 
 @final
@@ -61,6 +64,7 @@ class Squeezing:
         self._check_neurons()
         self.rates: dict[str, Tensor] = {}  # share of non-zero inputs, for a budget of synaptic operations
         self.before = Spikes({})
+        self.polisher: Polisher | None = None
         self._clock("reading the model")
 
     def _check_neurons(self) -> None:
@@ -177,6 +181,8 @@ class Squeezing:
         if meter is not None:
             self.rates = meter.rates(lambda tensor: tensor)
         self.before = Spikes(keeper.calls)
+        if settings.polish:
+            self.polisher = Polisher(network.model, network.adapter, self.batches.parts(_PART))
         self._clock("drawing rows")
         return self._problems(drawn)
 
@@ -207,7 +213,7 @@ class Squeezing:
                 raise InvalidValue(
                     f"the inputs of {name!r} hold nan or infinite values on this data; check the data and the network"
                 )
-            if rows is not None and (self._feeds(name) in silent or (rows.c is not None and not _usable(rows.c))):
+            if rows is not None and (self._feeds(name) in silent or not rows.weighable):
                 rows = Rows(rows.x, None, rows.available, "its neuron is silent")
             problems[name] = LayerProblem(
                 parameter,
@@ -316,6 +322,10 @@ class Squeezing:
             torch.manual_seed(self.settings.seed)
             measure_again(network.model, network.adapter, self.bar.over(self.batches.inputs, "statistics"))
             self._clock("statistics")
+        if self.polisher is not None:
+            if not self.polisher.fit(masks, Polish(self.settings.polish), self.settings.seed, self.bar.over):
+                self.notes.append("not polished: the outputs do not depend on the weights by way of gradients")
+            self._clock("polishing")
 
     def _shift(self, name: str, problem: LayerProblem) -> None:
         if problem.rows is None:
@@ -382,10 +392,6 @@ class Squeezing:
             f"{name!r} has {rows.x.shape[2]} rows for up to {most} weights of a neuron, so the ridge decides a part of "
             f"them; pass {advice} or more (layers with too few rows: {len(short)})"
         )
-
-
-def _usable(c: Tensor) -> bool:
-    return bool(torch.isfinite(c).all()) and bool((c > 0).any())
 
 
 def _some(names: Iterable[str]) -> str:

@@ -44,6 +44,7 @@ class SqueezeSettings:
     early_iterations: int = 4
     shift: bool = False
     statistics: bool = True
+    polish: int = 0
     include: Names = None
     exclude: Names = None
     floor: float = 1
@@ -76,6 +77,7 @@ class SqueezeSettings:
             ("rows", self.rows, 1),
             ("iterations", self.iterations, 1),
             ("early_iterations", self.early_iterations, 1),
+            ("polish", self.polish, 0),
         ):
             if not isinstance(whole, int) or whole < least:
                 raise InvalidValue(f"{setting} must be a whole number of at least {least}, got {whole}")

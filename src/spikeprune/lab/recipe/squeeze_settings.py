@@ -37,6 +37,11 @@ class SqueezeOptions:
     early_iterations: int = key(_OWN.early_iterations, "the same in the rounds before the last", rule=_AT_LEAST_1)
     shift: bool = key(_OWN.shift, "solve a constant per channel too")
     statistics: bool = key(_OWN.statistics, "measure BatchNorm's running statistics again")
+    polish: int = key(
+        _OWN.polish,
+        "passes at the end in which all weights follow the dense network's outputs and spikes, without labels",
+        rule=whole(0, 10**6, "a whole number of at least 0"),
+    )
     tolerance: float | None = key(
         _OWN.tolerance,
         "in place of the sparsity: the highest one at which accuracy on the calibration images falls by at most this",

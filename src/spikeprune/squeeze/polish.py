@@ -1,0 +1,194 @@
+"""After the last cut: all remaining weights together are fitted to the dense network's outputs and spikes.
+
+Each layer was solved on its own, on the inputs of the dense network. What is left is the error that layers hand on to
+each other. A few passes over the same calibration images, without labels, reduce it:
+
+    minimise  D(z, z_dense) + share * sum over neuron layers  |s - s_dense|^2 / |s_dense|^2
+
+z are the model's outputs and s its spikes, which are differentiated through the neurons' surrogates. D is the
+cross-entropy of softmax(z_dense / 2) and softmax(z / 2), averaged over time, less its least value, times 4, where the
+output looks like class scores; |z - z_dense|^2 / |z_dense|^2 elsewhere. Zeros stay zeros, and BatchNorm keeps its
+running statistics meanwhile.
+
+Sources: Hinton et al. 2015, arXiv:1503.02531 (soft targets); Kingma & Ba 2015, arXiv:1412.6980 (the steps).
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spikeprune.core.mask import pack, unpack
+from spikeprune.model.adapter import Adapter
+from spikeprune.model.examples import undisturbed
+from spikeprune.squeeze.statistics import evaluating
+
+_TEMPERATURE = 2.0
+_BETAS, _EPS = (0.9, 0.999), 1e-8
+
+
+@final
+@dataclass(frozen=True)
+class DenseOutputs:
+    """What the dense network gave on one batch: its outputs, and for each call of a neuron its spikes as bits."""
+
+    x: Tensor
+    outputs: list[Tensor]
+    spikes: list[tuple[Tensor, torch.Size]]
+
+
+@final
+@dataclass(frozen=True)
+class Polish:
+    """How long and how fast.
+
+    Attributes:
+        epochs: passes over the batches.
+        rate: size of a step; it falls to 0 in a straight line.
+        share: weight of the spikes beside the outputs.
+    """
+
+    epochs: int
+    rate: float = 3e-3
+    share: float = 1.0
+
+
+@final
+class Polisher:
+    """Keeps what the dense network does, and fits a squeezed one to it.
+
+    Args:
+        batches: inputs as they are fed, each one a step.
+    """
+
+    def __init__(self, model: nn.Module, adapter: Adapter | None, batches: Iterable[Tensor]) -> None:
+        self.model, self.adapter = model, adapter
+        self.neurons = [] if adapter is None else list(adapter.neurons(model).values())
+        self.targets: list[DenseOutputs] = []
+        with torch.no_grad():
+            for x in batches:
+                spikes, outputs = self._run(x)
+                self.targets.append(DenseOutputs(x, outputs, [(pack(s != 0), s.shape) for s in spikes]))
+
+    def _run(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """(spikes of each call of a neuron, outputs of the model)."""
+        spikes: list[Tensor] = []
+
+        def keep(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            spikes.append(output[0] if isinstance(output, tuple) else output)
+
+        handles = [neuron.register_forward_hook(keep) for neuron in self.neurons]
+        try:
+            with evaluating(self.model), undisturbed(self.model, self.adapter):
+                return spikes, list(_tensors(self.model(x)))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def fit(
+        self,
+        masks: Mapping[str, Tensor],
+        how: Polish,
+        seed: int,
+        over: Callable[[Sequence[int], str], Iterable[int]] = lambda order, _: order,
+    ) -> bool:
+        """Fits the model in place; False, and nothing changed, where its outputs do not depend on its weights.
+
+        Args:
+            masks: parameter name -> True where a weight may change.
+        """
+        named = dict(self.model.named_parameters())
+        pairs: list[tuple[nn.Parameter, Tensor | None]] = [(named[n], m) for n, m in masks.items()]
+        norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.affine]
+        known = {id(p) for p, _ in pairs}
+        pairs += [(p, None) for m in norms for p in (m.weight, m.bias) if id(p) not in known]
+        steps = _AdamSteps([p for p, _ in pairs])
+        generator = torch.Generator().manual_seed(seed)
+        order = [i for _ in range(how.epochs) for i in torch.randperm(len(self.targets), generator=generator).tolist()]
+        with _differentiable([p for p, _ in pairs]):
+            for step, index in enumerate(over(order, "polishing")):
+                loss = self._loss(self.targets[index], how.share)
+                if not loss.requires_grad or not bool(torch.isfinite(loss)):
+                    return step > 0
+                grads = torch.autograd.grad(loss, [p for p, _ in pairs], allow_unused=True)
+                with torch.no_grad():
+                    held = [g if m is None or g is None else g * m for g, (_, m) in zip(grads, pairs, strict=True)]
+                    steps.take(held, how.rate * (1 - step / len(order)))
+                    for p, mask in pairs:
+                        if mask is not None:
+                            p.mul_(mask)
+        return True
+
+    def _loss(self, target: DenseOutputs, share: float) -> Tensor:
+        with torch.enable_grad():
+            spikes, outputs = self._run(target.x)
+            loss = sum((_difference(z, d) for z, d in zip(outputs, target.outputs, strict=True)), torch.zeros(()))
+            if share:
+                for s, (bits, shape) in zip(spikes, target.spikes, strict=True):
+                    wanted = unpack(bits, tuple(shape)).to(s.dtype)
+                    loss = loss + share * (s - wanted).square().sum() / wanted.sum().clamp_min(1)
+            return loss
+
+
+@final
+class _AdamSteps:
+    """Adam, for gradients that are not kept on the parameters."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters, self.count = parameters, 0
+        self.first = [torch.zeros_like(p) for p in parameters]
+        self.second = [torch.zeros_like(p) for p in parameters]
+
+    def take(self, grads: Sequence[Tensor | None], rate: float) -> None:
+        """One step; parameters without a gradient stay."""
+        self.count += 1
+        a, b = _BETAS
+        for p, g, m, v in zip(self.parameters, grads, self.first, self.second, strict=True):
+            if g is None:
+                continue
+            m.mul_(a).add_(g, alpha=1 - a)
+            v.mul_(b).addcmul_(g, g, value=1 - b)
+            size = (v / (1 - b**self.count)).sqrt_().add_(_EPS)
+            p.addcdiv_(m, size, value=-rate / (1 - a**self.count))
+
+
+@contextmanager
+def _differentiable(parameters: Sequence[nn.Parameter]) -> Any:
+    """Every parameter asks for gradients meanwhile."""
+    before = [p.requires_grad for p in parameters]
+    try:
+        for p in parameters:
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p, flag in zip(parameters, before, strict=True):
+            p.requires_grad_(flag)
+
+
+def _tensors(output: Any) -> Iterable[Tensor]:
+    """The floating-point tensors of an output, in order."""
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, (tuple, list)):
+        for part in output:
+            yield from _tensors(part)
+    elif isinstance(output, dict):
+        for part in output.values():
+            yield from _tensors(part)
+
+
+def _difference(z: Tensor, dense: Tensor) -> Tensor:
+    """How far outputs are from the dense ones; 0 where they are equal."""
+    if z.ndim not in (2, 3) or z.shape[-1] < 2:
+        return (z - dense).square().sum() / dense.square().sum().clamp_min(1e-12)
+    if z.ndim == 3:
+        z, dense = z.mean(0), dense.mean(0)
+    z, dense = z / _TEMPERATURE, dense / _TEMPERATURE
+    soft = F.log_softmax(dense, 1)
+    return _TEMPERATURE**2 * F.kl_div(F.log_softmax(z, 1), soft, reduction="batchmean", log_target=True)

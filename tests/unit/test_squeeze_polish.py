@@ -1,0 +1,130 @@
+"""`polish=`: after the last cut, all remaining weights follow the dense network, without labels."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from spikingjelly.activation_based import functional, layer
+from torch import Tensor, nn
+
+import spikeprune as sp
+from nets import SIZE, batch, lif, weights_of
+from spikeprune.core.errors import InvalidValue
+from spikeprune.integrations.spikingjelly import SpikingJelly
+from spikeprune.squeeze.polish import Polish, Polisher
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*so the ridge decides")
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    found = nn.Sequential(
+        layer.Conv2d(2, 8, 3, padding=1, bias=False), layer.BatchNorm2d(8), lif(), layer.Flatten(),
+        layer.Linear(8 * SIZE * SIZE, 3),
+    )  # fmt: skip
+    functional.set_step_mode(found, "m")
+    with torch.no_grad():
+        found[1].weight.mul_(3.0)
+    return found.eval()
+
+
+def outputs(model: nn.Module, x: Tensor) -> Tensor:
+    functional.reset_net(model)
+    with torch.no_grad():
+        return model(x).mean(0)
+
+
+def divergence(model: nn.Module, dense: nn.Module, x: Tensor) -> float:
+    found = [F.log_softmax(outputs(m, x), 1) for m in (model, dense)]
+    return float(F.kl_div(*found, reduction="batchmean", log_target=True))
+
+
+def data() -> list[Tensor]:
+    return [batch(i)[0] for i in range(4)]
+
+
+def test_it_brings_the_outputs_nearer_to_the_dense_ones_and_keeps_the_zeros():
+    dense, plain, polished = net(), net(), net()
+    cut = sp.squeeze(plain, data(), 0.8)
+    out = sp.squeeze(polished, data(), 0.8, polish=20)
+    x = torch.cat(data(), 1)
+    assert divergence(polished, dense, x) < 0.8 * divergence(plain, dense, x)
+    for name, mask in out.masks.items():
+        assert torch.equal(mask, cut.masks[name])
+        assert not bool(polished.get_parameter(name)[~mask].any())
+    assert "polishing" in out.phases
+
+
+def test_the_model_is_left_as_a_squeeze_leaves_it():
+    model = net()
+    model[4].bias.requires_grad_(False)
+    sp.squeeze(model, data(), 0.8, polish=2)
+    assert [p.requires_grad for p in model.parameters()] == [True, True, True, True, False]
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks for m in model.modules())
+    assert not any(m.training for m in model.modules())
+    once = weights_of(model)
+    sp.squeeze(model, data(), 0.8, polish=2)  # the sparsity is met
+    assert all(torch.equal(v, once[n]) for n, v in model.state_dict().items())
+
+
+def test_excluded_weights_and_biases_stay():
+    model = net()
+    before = weights_of(model)
+    sp.squeeze(model, data(), 0.8, polish=2, exclude="4")
+    assert torch.equal(model[4].weight, before["4.weight"])
+    assert torch.equal(model[4].bias, before["4.bias"])
+
+
+def test_same_seed_same_result():
+    found = []
+    for _ in range(2):
+        model = net()
+        sp.squeeze(model, [torch.cat(data(), 1)], 0.8, polish=2, seed=3)
+        found.append(weights_of(model))
+    assert all(torch.equal(v, found[1][n]) for n, v in found[0].items())
+
+
+def test_the_first_step_is_the_gradient_worked_by_autograd():
+    dense, model = net(), net()
+    with torch.no_grad():
+        model[0].weight.mul_(0.9)
+    x, adapter = data()[0], SpikingJelly()
+    masks = {"0.weight": torch.ones_like(model[0].weight, dtype=torch.bool)}
+    kept = Polisher(dense, adapter, [x])
+    polisher = Polisher(model, adapter, [])
+    polisher.targets = kept.targets
+    other = copy.deepcopy(model)
+    functional.reset_net(other)
+    soft = F.log_softmax(outputs(dense, x) / 2, 1)
+    functional.reset_net(other)
+    loss = 4 * F.kl_div(F.log_softmax(other(x).mean(0) / 2, 1), soft, reduction="batchmean", log_target=True)
+    (want,) = torch.autograd.grad(loss, [other[0].weight])
+    before = model[0].weight.detach().clone()
+    assert polisher.fit(masks, Polish(1, rate=0.01, share=0.0), seed=0)
+    moved = model[0].weight.detach() - before
+    clear = want.abs() > 1e-5  # a first step of Adam is the sign of the gradient
+    torch.testing.assert_close(moved[clear], -0.01 * want[clear].sign(), rtol=2e-3, atol=1e-6)
+
+
+def test_outputs_without_gradients_are_left_and_noted():
+    class Silent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return self.body(x)
+
+    model, plain = Silent(), Silent()
+    out = sp.squeeze(model.eval(), data(), 0.8, polish=2)
+    sp.squeeze(plain.eval(), data(), 0.8)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    assert any("not polished" in note for note in out.notes)
+
+
+def test_bad_passes_are_refused():
+    with pytest.raises(InvalidValue, match="polish must be a whole number of at least 0"):
+        sp.squeeze(net(), data(), 0.8, polish=-1)
