@@ -258,6 +258,37 @@ def test_cut_channels_are_made_up_for_and_shrink():
     assert sum(p.numel() for p in small.parameters()) < 0.8 * sum(p.numel() for p in net.parameters())
 
 
+def test_whole_channels_are_cut_made_up_for_and_shrunk():
+    net = small_net()
+    only_cut, seen = copy.deepcopy(net), list[Tensor]()
+    hook = net[8].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for x, _ in batches():
+        net(x)
+        functional.reset_net(net)
+    hook.remove()
+    fed = torch.cat(seen, 1).flatten(0, 1).any(0)  # inputs of the last layer that the dense network ever feeds
+    out = sp.squeeze(net, iter(batches()), 0.4, pattern="channel")
+    want = sp.prune(only_cut, "weight-norm", 0.4, data=batches(1), pattern="channel")
+    dead = ~want["4.weight"].flatten(1).any(1)
+    assert bool(dead.any())
+    assert torch.equal(~out.masks["4.weight"].flatten(1).any(1), dead)
+    columns = (out.masks["8.weight"] & fed).view(-1, 6, len(fed) // 6)
+    assert not bool(columns[:, dead].any())  # what reads a dead channel is cut too, so the others make up for it
+    assert bool(columns[:, ~dead].any())
+    x = batch(0)[0]
+    small, _ = sp.shrink(net, out.masks, x)
+    assert sum(p.numel() for p in small.parameters()) < 0.8 * sum(p.numel() for p in net.parameters())
+    with torch.no_grad():
+        found = net(x)
+        functional.reset_net(net)
+        torch.testing.assert_close(small(x), found)
+    once = weights_of(net)
+    sp.squeeze(net, batches(), 0.4, pattern="channel")
+    assert same(net, once)
+    sp.squeeze(net, batches(), 0.0, pattern="channel")
+    assert same(net, once)
+
+
 @pytest.mark.parametrize("allocate", ["lamp", "global", "energy", "neuron", "uniform", "erk"])
 @pytest.mark.parametrize("saliency", ["critical", "energy", "magnitude", "obs", "random", "wanda"])
 def test_every_score_and_allocation_meets_the_count(saliency, allocate):
@@ -572,7 +603,7 @@ def test_spike_functions_of_the_users_own():
         ({"budget": "mac"}, UnknownName, "did you mean 'macs'"),
         ({"surrogate": "atn"}, UnknownName, "did you mean 'atan'"),
         ({"pattern": "2:5:1"}, UnknownName, "no pattern named"),
-        ({"pattern": "channel"}, InvalidValue, "masks=masks"),
+        ({"pattern": "gate"}, InvalidValue, "got 'gate'"),
         ({"pattern": "2:4", "sparsity": 0.3}, InvalidValue, "keeps at most 2 of 4"),
         ({"pattern": "2:4", "budget": "macs"}, InvalidValue, "fixes what every layer keeps"),
         ({"budget": "macs", "allocate": "erk"}, InvalidValue, "ranks all layers together"),

@@ -8,7 +8,7 @@ from typing import Literal, final
 from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue, unknown
-from spikeprune.core.pattern import CHANNEL_PATTERNS, nm_pattern
+from spikeprune.core.pattern import nm_pattern
 from spikeprune.core.surrogate import curve_named
 from spikeprune.count.costs import BUDGETS
 from spikeprune.methods.base import check_choice
@@ -90,11 +90,13 @@ class SqueezeSettings:
 
     def _check_pattern(self) -> None:
         nm = nm_pattern(self.pattern)
-        if self.pattern in CHANNEL_PATTERNS:
+        if self.pattern == "gate":
             raise InvalidValue(
-                f"squeeze re-solves single weights, not pattern={self.pattern!r}; cut channels with sp.Pruner "
-                "or sp.prune, then give their masks: sp.squeeze(dense, data, masks=masks)"
+                "squeeze takes pattern='weight', 'channel' or n:m such as '2:4', got 'gate'; 'channel' cuts whole "
+                "channels"
             )
+        if self.pattern == "channel":
+            return
         if self.budget != "weights" and self.allocate not in ("global", "lamp", "energy"):
             raise InvalidValue(
                 f"budget={self.budget!r} ranks all layers together; take allocate='lamp', 'energy' or 'global', "

@@ -10,6 +10,7 @@ from spikeprune.model.adapter import find_adapter
 from spikeprune.model.discover import Discovered
 from spikeprune.model.prunable import Names
 from spikeprune.model.wrappers import eager
+from spikeprune.squeeze.channel_masks import with_channels
 from spikeprune.squeeze.network import unharmed
 from spikeprune.squeeze.progress import progress_bar
 from spikeprune.squeeze.run import Squeezing
@@ -76,7 +77,8 @@ def squeeze(
             of themselves are tried, 7 of them. One of 200 images is 0.005, so take more images for a fine tolerance.
         images: how many calibration images are used, the first ones of the data.
         budget: what the sparsity is a share of: "weights", "parameters", "macs" or "synops".
-        pattern: "weight", or n:m such as "2:4".
+        pattern: "weight", n:m such as "2:4", or "channel": whole channels, ranked by the norm of their filters; what
+            reads them makes up for them. `sp.shrink(model, squeezed.masks, example)` then cuts them out.
         allocate: how layers share the cut: "lamp", "global" (scores as they are), "energy" (over the layer's output
             energy), "neuron" (equal shares per neuron), "uniform", "erk".
         rounds: cuts; what is kept falls in equal ratios.
@@ -118,4 +120,6 @@ def squeeze(
     adapter = find_adapter(inner) or Discovered()
     with torch.random.fork_rng(devices=list(devices)), unharmed(inner, adapter), progress_bar(progress) as bar:
         torch.manual_seed(seed)
+        if settings.pattern == "channel" and settings.masks is None:
+            data, settings = with_channels(inner, adapter, data, settings)
         return Squeezing(inner, adapter, data, settings, bar).run()
