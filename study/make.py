@@ -1,18 +1,25 @@
 """Makes the study again, from nothing: `python study/make.py --root DIR --workers 2 [NAME ...]`.
 
+    python study/make.py --root DIR tune deep      # first chooses settings for each arm, where a file has `tune`
+    python study/make.py --root DIR hours          # writes how long each part would take on this machine
+
 For each NAME, in the order of study/page.py: the runs of study/NAME.yaml, then study/results/NAME.json; docs/study.md
 comes last. It may be stopped at any moment: the same command goes on, since what is finished is found by its hash.
 """
 
 import argparse
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import page
 
-from spikeprune.lab.sweep.sweep import read_sweep
+from spikeprune.lab.study.tuning import as_dict, tried
+from spikeprune.lab.sweep.sweep import read_sweep, read_tuning
+from spikeprune.lab.sweep.workers import work
 
 ROOT = page.ROOT
 _MECHANISM = ("criticality", "magnitude", "random", "gradient")  # the first is analysed against the others
@@ -26,6 +33,7 @@ def spikeprune(*words: str, quiet: bool = False) -> str:
         [sys.executable, "-m", "spikeprune", *words],
         stdout=subprocess.PIPE,
         text=True,
+        cwd=ROOT,  # files of the study name each other from there
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
     if not quiet:
@@ -38,9 +46,51 @@ def spikeprune(*words: str, quiet: bool = False) -> str:
 def sweep(name: str, data: list[str], out: Path, workers: str) -> None:
     """The runs of a sweep and their comparison."""
     file = ROOT / "study" / f"{name}.yaml"
-    spikeprune("sweep", str(file), *data, "--out", str(out), "--workers", workers)
-    told = spikeprune("compare", str(read_sweep(str(file), ["--out", str(out)]).file), "--json", quiet=True)
+    tuned = [*tuned_for(name)]
+    spikeprune("sweep", str(file), *data, "--out", str(out), "--workers", workers, *tuned)
+    told = spikeprune("compare", str(read_sweep(str(file), ["--out", str(out), *tuned]).file), "--json", quiet=True)
     (ROOT / "study" / "results" / f"{name}.json").write_text(told, encoding="utf-8")
+
+
+def tuned_for(name: str) -> list[str]:
+    """The words that hand a sweep the settings that tuning has chosen for it."""
+    chosen = ROOT / "study" / "results" / "tuned" / f"{name}.json"
+    return ["--tuned", str(chosen)] if chosen.is_file() else []
+
+
+def tune(name: str, data: list[str], out: Path, workers: str) -> None:
+    """The tuning runs of a sweep, and what they choose."""
+    file = str(ROOT / "study" / f"{name}.yaml")
+    os.chdir(ROOT)
+    found = read_tuning(file, [*data, "--out", str(out)])
+    failed = work(found.tasks, int(workers), 1, lambda end: print(end.task.label, end.message or "done", flush=True))
+    if failed:
+        raise SystemExit(f"{len(failed)} tuning runs failed, first: {failed[0].message}")
+    varied = tuple(key for key in ("lr", "optim.weight_decay") if len({_key(t.recipe, key) for t in found.tasks}) > 1)
+    target = ROOT / "study" / "results" / "tuned"
+    target.mkdir(parents=True, exist_ok=True)
+    said = json.dumps(as_dict(tried(found, varied)), indent=1)
+    (target / f"{name}.json").write_text(said + "\n", encoding="utf-8")
+
+
+def _key(recipe: object, key: str) -> object:
+    for part in key.split("."):
+        recipe = getattr(recipe, part)
+    return recipe
+
+
+def hours(data: list[str], out: Path) -> None:
+    """study/results/hours.txt: for each part, how many runs are left and how long they would take here."""
+    lines: list[str] = []
+    for name in page.ORDER:
+        if name == "mechanism":
+            continue
+        file = ROOT / "study" / f"{name}.yaml"
+        told = spikeprune("sweep", str(file), *data, "--out", str(out), "--dry-run", quiet=True)
+        total = next(line for line in told.splitlines() if re.match(r"\d+ runs, ", line))
+        lines.append(f"{name}: {total}")
+        print(lines[-1], flush=True)
+    (ROOT / "study" / "results" / "hours.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def mechanism(data: list[str], out: Path) -> None:
@@ -70,10 +120,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "study", help="where run folders go")
     parser.add_argument("--workers", default="1", help="runs made at a time")
     options = parser.parse_args()
+    data = [] if options.root is None else ["--data.root", str(Path(options.root).resolve())]
+    if options.names == ["hours"]:
+        hours(data, options.out.resolve())
+        return
+    if options.names[:1] == ["tune"]:
+        for name in options.names[1:]:
+            tune(name, data, options.out.resolve(), options.workers)
+        return
     wrong = [name for name in options.names if name not in page.ORDER]
     if wrong:
         parser.error(f"no part of the study named {wrong[0]!r}; there are {', '.join(page.ORDER)}")
-    data = [] if options.root is None else ["--data.root", options.root]
     for name in options.names or page.ORDER:
         if name == "mechanism":
             mechanism(data, options.out.resolve())

@@ -8,6 +8,9 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import abstract
+import figures
+
 from spikeprune.core.errors import UserError
 from spikeprune.lab.study import claims, tables
 from spikeprune.lab.study.compare import Arm, Block, Comparison, from_dict
@@ -16,7 +19,9 @@ from spikeprune.lab.study.plots import Difference, Series, forest, front, pictur
 ROOT = Path(__file__).parents[1]
 ORDER = (
     "fashion", "cifar10", "never_dense", "never_dense_cifar10", "confirm", "confirm_cifar10", "equal_macs", "options",
-    "mechanism", "compute", "extremes", "extremes_cifar10", "ablations", "time_steps", "rivals", "lottery",
+    "mechanism", "compute", "extremes", "extremes_cifar10", "ablations", "time_steps", "rivals", "lottery", "recovery",
+    "deep_first", "deep", "deep_channels", "deep_more", "deep_channels_more", "deep_cifar100", "deep_steps",
+    "deep_cost",
 )  # fmt: skip
 HEAD = """# The study
 
@@ -37,7 +42,7 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
     names = [name for name in ORDER if name in files] + [name for name in files if name not in ORDER]
     found = {name: from_dict(json.loads(files[name].read_text(encoding="utf-8"))) for name in names}
     said = root / "study" / "conclusions.md"
-    lines = [HEAD]
+    lines = [HEAD, *abstract.section(found, root)]
     if said.is_file():
         lines += ["## What it says", "", said.read_text(encoding="utf-8").strip(), ""]
     lines += ["## How to read the tables", "", *(f"- {note}" for note in _notes(found.values())), ""]
@@ -52,6 +57,9 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
             if differences:
                 made[images / image.replace(".svg", "-differences.svg")] = differences
             lines += _part(comparison, block, image, bool(differences))
+    for structure, picture_of in figures.deep(found).items():
+        made[root / "docs" / "images" / f"study-{structure}.svg"] = picture_of
+    lines += figures.section(found)
     lines += ["## The paper's factors of cost", "", *(f"- {line}" for line in claims.explanation()), ""]
     return {root / "docs" / "study.md": "\n".join(lines), **made}
 

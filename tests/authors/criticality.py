@@ -176,7 +176,13 @@ def main() -> int:
     differ = differing(found, mine)
     print(f"{len(found) - len(differ)} of {len(found)} mask updates are equal")
     if arguments.write:
-        FILE.write_text(json.dumps({"setting": SETTING, "theirs": found}, indent=1) + "\n")
+        FILE.write_text(
+            json.dumps(
+                {"setting": SETTING, "equal": [n not in differ for n in range(1, len(found) + 1)], "theirs": found},
+                indent=1,
+            )
+            + "\n"
+        )
     return bool(differ)
 
 

@@ -64,6 +64,8 @@ class _Neuron:
     class LIFNode(torch.nn.Module):
         """The base of a class that is never made."""
 
+    BaseNode = torch.nn.Module
+
 
 def compared(about: str | None, file: Path, setting: Any, theirs: Any, ours: Any) -> int:
     """The command line of a comparison: theirs beside ours, update by update; 1 if a mask differs.

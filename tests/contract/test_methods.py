@@ -16,7 +16,7 @@ from spikeprune.methods.base import Method
 from spikeprune.methods.registry import make_method, method_class, name_of, register, settings_of, source_of
 
 NAMES = sp.methods()
-WHAT = {"weights", "grads", "membrane", "spikes", "state"}
+WHAT = {"weights", "grads", "membrane", "spikes", "state", "survivors"}
 SCHEDULE = sp.Cubic(to=0.8, end=12, every=4)
 
 
@@ -74,7 +74,7 @@ class TestEveryMethod:
         channels = None
         if method_class(name).channels:  # one number a channel, in place of one a weight
             weights = {"a": torch.rand(4), "b": torch.rand(5)}
-            channels = {"scale": weights, "norm": weights}
+            channels = {"scale": weights, "norm": weights, "slope": weights}
         evidence = Evidence(
             weights=weights,
             masks={n: torch.ones_like(w, dtype=torch.bool) for n, w in weights.items()},

@@ -20,6 +20,7 @@ PAPER = ["vgg16-weights", "vgg16-channels", "resnet19-weights", "resnet19-channe
 PAPER += ["resnet19-weights-authors"]
 SMALL = ["digits-conv", "digits-conv-wide", "fashion-conv", "fashion-conv-fc", "fashion-conv-large", "mlp"]
 SMALL += ["digits-conv-small", "fashion-conv-small", "vgg16-quarter", "resnet19-slim"]
+SMALL += ["vgg16-eighth", "resnet19-eighth"]
 
 
 def fresh(name: str, **settings: int) -> nn.Module:

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from authors import criticality, resnet19
+from authors import admm, ch3_l3, criticality, early_bird, granet, page, resnet19, snip, stds, upf
+from spikeprune.methods import names
+from spikeprune.methods.registry import method_class
 
 
 def test_criticality_equals_the_authors_code_mask_for_mask_over_20_updates():
@@ -25,12 +27,35 @@ def test_the_exact_rule_is_another_one():
     assert criticality.differing(criticality.ours("exact"), theirs)[0] == 1
 
 
+@pytest.mark.parametrize("side", [granet, stds, admm, early_bird, snip, ch3_l3, upf], ids=lambda side: side.FILE.stem)
+def test_masks_equal_those_of_the_authors_code(side):
+    kept = json.loads(side.FILE.read_text())
+    assert kept["setting"] == side.SETTING
+    mine = side.ours()
+    assert len(kept["theirs"]["updates"]) >= 3
+    for number, (a, b) in enumerate(zip(mine["updates"], kept["theirs"]["updates"], strict=True), 1):
+        assert a["kept"] == b["kept"], number
+        assert a["masks"] == b["masks"], number
+        assert a["weights"] == pytest.approx(b["weights"], abs=1e-6)
+    rest = {key: value for key, value in kept["theirs"].items() if key != "updates"}
+    assert {key: mine[key] for key in rest} == rest
+
+
 def test_resnet19_equals_the_authors_network_on_the_same_weights():
     # Its mask updates take half a minute, so they are compared by hand: python tests/authors/resnet19.py CHECKOUT
     kept = json.loads(resnet19.FILE.read_text())
     assert kept["setting"] == resnet19.SETTING
     assert resnet19.logits() == pytest.approx(kept["theirs"]["logits"], abs=1e-7)
     assert kept["equal"] == [True] * 3
+
+
+def test_the_page_about_authors_code_is_what_the_numbers_say():
+    assert page.PAGE.read_text(encoding="utf-8") == page.text()  # python tests/authors/page.py
+    assert set(page.COMPARED) | set(page.OTHERS) == set(names())
+    assert not set(page.COMPARED) & set(page.OTHERS)
+    for name, said in page.OTHERS.items():
+        if said == page.DIFFERS:
+            assert "code" in (method_class(name).__doc__ or ""), name  # the docstring tells what differs
 
 
 def test_dead_weights_are_exactly_0_when_a_mask_update_ranks():

@@ -145,7 +145,7 @@ def test_the_help_of_run_shows_defaults_meanings_and_allowed_values(capsys):
     assert "  --optim.decay  cosine or step or constant; default cosine\n      how the learning rate falls" in text
     assert "  --epochs  a whole number of at least 1; default 20\n" in text
     assert "  --curve\n" in text
-    assert 'criticality (default derivative): "derivative" of the surrogate' in text
+    assert 'criticality (default derivative): "derivative" takes the surrogate' in text
     assert all(len(line) <= 80 for line in text.partition("The run:")[2].splitlines())
     assert "spikeprune run digits --method magnitude" in text
 

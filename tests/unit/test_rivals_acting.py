@@ -94,6 +94,21 @@ def test_stds_passes_gradients_through_the_dead_zone():
     assert model.l0.weight[0].tolist() == near(0.2, 0.0, 0.1, 0.0)
 
 
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_weight_decay_of_stds_shrinks_theta(optimizer):
+    # d = .5 after the first mask update. No gradient: in a step each theta loses lr * decay = a tenth of itself, so the
+    # third, inside the dead zone at .5, shrinks to .45; were it w that decays, it would stay.
+    model = layers([[1.0, -0.8, 0.5, 0.2]])
+    pruner = Pruner(model, Stds(), Constant(0.5, begin=0, end=3, every=1))
+    made = optimizer(model.parameters(), lr=0.1, weight_decay=0.0)
+    pruner.attach(made)
+    step(model, made, [0.0] * 4)
+    made.param_groups[0]["weight_decay"] = 1.0
+    step(model, made, [0.0] * 4)
+    theta = pruner._updater.memory["theta"]["l0.weight"][0]
+    assert theta.tolist() == near(0.9, -0.72, 0.45, 0.18)
+
+
 @pytest.mark.parametrize(("ramp", "d"), [("linear", [0.25, 0.5]), ("sine", [0.146447, 0.5])])
 def test_stds_with_the_authors_ramp(ramp, d):
     # depth 1 over 4 steps: progress 1/4 and 1/2; (1 + sin(-pi/4)) / 2 and 1/2.

@@ -106,21 +106,22 @@ def test_a_saved_search_goes_on_bit_for_bit(cut):
 
 
 def test_an_early_bird_is_drawn_when_its_mask_has_settled():
-    # The weights hold still from the start (lr 0), so five equal masks are there at the fifth look, step 5.
+    # The weights hold still from the start (lr 0), so five equal masks are there at step 4: the first mask is that of
+    # the initial weights, as in the code of Kim et al., which looks before each epoch.
     model = small()
     start = state_of(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     pruner = Pruner(model, EarlyBird(), Constant(0.5, begin=0, end=8, every=1)).attach(optimizer)
-    train(model, optimizer, 0, 4)
+    train(model, optimizer, 0, 3)
     assert (pruner.sparsity, pruner.round_steps) == (0, (0, None))
-    train(model, optimizer, 4, 5)
-    assert (pruner.alive, pruner.round_steps) == (56, (5, None))
+    train(model, optimizer, 3, 4)
+    assert (pruner.alive, pruner.round_steps) == (56, (4, None))
     assert torch.equal(model[1].running_mean, start["1.running_mean"])
     masks = {n: m.clone() for n, m in pruner.masks.items()}
     optimizer.param_groups[0]["lr"] = 0.5
-    train(model, optimizer, 5, 10)  # later looks change nothing
+    train(model, optimizer, 4, 10)  # later looks change nothing
     assert all(torch.equal(m, masks[n]) for n, m in pruner.masks.items())
-    assert [r["cut"] for r in pruner.rounds] == [False] * 4 + [True] + [False] * 3
+    assert [r["cut"] for r in pruner.rounds] == [False] * 3 + [True] + [False] * 4
 
 
 def test_a_restless_network_is_cut_at_the_last_look():

@@ -9,6 +9,8 @@ import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from records import write_run
 from spikeprune.cli.main import main
@@ -65,6 +67,24 @@ def test_differences_are_paired_by_seed(runs):
     assert [block.tests for block in found.blocks] == [2]
     assert versus.holm_p == pytest.approx(2 * versus.t_p)
     assert _rows(found)["magnitude"].versus is None
+
+
+def test_what_regrowth_delivered_stands_beside_the_difference(runs):
+    counts = {"step": 5, "target": 0.9, "kept": 50, "regrown": 40, "rescued": 0, "survived": None}
+    masks = {"a.weight": torch.zeros(3, 2).bool(), "b.weight": torch.zeros(2, 1, 3, 3).bool()}
+    masks["a.weight"][0] = True
+    masks["b.weight"][1, 0, 0, 0] = True
+    for seed in range(3):
+        run = write_run(runs, 0.8, "method=random", "sparsity=0.9", f"seed={seed}", rounds=[counts, counts])
+        if seed == 0:
+            assert _rows(compare(collect([runs])[0], "magnitude"))["random"].delivered is None  # no file tells
+        save_file({n: m.to(torch.uint8) for n, m in masks.items()}, runs / f"hand-{run}" / "regrown.safetensors")
+    comparison = compare(collect([runs])[0], "magnitude")
+    rows = _rows(comparison)
+    assert rows["magnitude"].delivered is None
+    assert rows["random"].delivered == (3, 80, 2)
+    assert "3 of 80 in 2" in "\n".join(to_text(comparison))
+    assert from_dict(json.loads(json.dumps(comparison.as_dict()))) == comparison
 
 
 def test_each_table_is_a_family_of_tests_of_its_own(runs):

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def _script():
+    sys.path.insert(0, str(ROOT / "study"))  # where the page's parts lie
     spec = importlib.util.spec_from_file_location("study_page", ROOT / "study" / "page.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -10,8 +10,12 @@ from scipy import stats
 from spikeprune.core.errors import InvalidValue, MissingDependency
 from spikeprune.lab.study import claims
 from spikeprune.lab.study.significance import (
+    MARGIN,
+    equivalence,
     holm,
     paired,
+    seeds_for_difference,
+    seeds_for_equivalence,
     summarize,
     t_test,
     wilcoxon,
@@ -112,3 +116,50 @@ def test_the_papers_factors_with_their_numerators_and_denominators():
     text = "\n".join(claims.explanation())
     assert "11.3 = 2260/200: search epochs of IMP with 8 prunings, over search epochs of the criticality paper" in text
     assert "95.26% = 1 - 200/4220" in text
+
+
+def test_equivalence_is_two_one_sided_t_tests():
+    draw = random.Random(2)
+    for n in (3, 5, 10):
+        values = [draw.gauss(0.0005, 0.002) for _ in range(n)]
+        below = stats.ttest_1samp(values, -0.003, alternative="greater").pvalue
+        above = stats.ttest_1samp(values, 0.003, alternative="less").pvalue
+        assert equivalence(summarize(values), 0.003) == pytest.approx(max(below, above), rel=1e-9)
+    assert equivalence(summarize([0.1]), 0.003) is None
+    assert equivalence(summarize([0.001, 0.001]), 0.003) is None
+    # Far apart is not equivalent, however small the spread.
+    assert equivalence(summarize([0.0099, 0.0101]), 0.003) > 0.9
+    mine, other = {1: 0.8, 2: 0.81, 3: 0.79}, {1: 0.8, 2: 0.8105, 3: 0.7895}
+    pair = paired(mine, other)
+    assert pair.within_p == equivalence(pair.difference, MARGIN)
+
+
+def test_how_many_seeds_a_comparison_needs():
+    # The counts by simulation, 20,000 draws each, of both tests; noise between seeds of 0.3 points, margin 0.3.
+    assert seeds_for_equivalence(0.003, 0.003) == 11
+    assert seeds_for_equivalence(0.0015, 0.003) < 6 < seeds_for_equivalence(0.005, 0.003)
+    draw = random.Random(3)
+
+    def shown(n: int, mean: float, tested) -> float:
+        return sum(tested([draw.gauss(mean, 0.003) for _ in range(n)]) for _ in range(1500)) / 1500
+
+    n = seeds_for_equivalence(0.003)
+    assert shown(n, 0.0, lambda values: equivalence(summarize(values), MARGIN) < 0.05) == pytest.approx(0.8, abs=0.06)
+    m = seeds_for_difference(0.003, 0.004)
+    assert shown(m, 0.004, lambda values: t_test(values) < 0.05) == pytest.approx(0.8, abs=0.06)
+    with pytest.raises(InvalidValue, match="a power calculation takes a spread"):
+        seeds_for_difference(0.0, 0.01)
+
+
+def test_ties_and_tests_do_not_depend_on_rounding():
+    # One test image of 10,000 each: accuracies are not exact in binary, their differences must tie all the same.
+    mine = {seed: (8000 + 3 * seed + 1) / 10_000 for seed in range(8)}
+    other = {seed: (8000 + 3 * seed) / 10_000 for seed in range(8)}
+    raw = [mine[seed] - other[seed] for seed in range(8)]
+    assert len(set(raw)) > 1  # so the case is really there
+    pair = paired(mine, other)
+    assert pair.alike
+    assert pair.t_p is None  # and not 0.0, as a spread of rounding errors would give
+    assert pair.wilcoxon_p == 2 / 2**8
+    flipped = [value if seed else -value for seed, value in enumerate(raw)]
+    assert wilcoxon(flipped) == 2 * 9 / 2**8  # |d| all tied: patterns with at least seven positives

@@ -1,13 +1,16 @@
 """What a sweep's file asks for: combinations, the dense run once a seed, arms, the command line, errors."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from spikeprune.cli.main import main
 from spikeprune.core.errors import UserError
 from spikeprune.lab.recipe import load, settings_hash
-from spikeprune.lab.sweep.sweep import read_sweep
+from spikeprune.lab.recipe.timetable import lay_out, learning_rate
+from spikeprune.lab.study.tuning import as_dict, tried
+from spikeprune.lab.sweep.sweep import read_sweep, read_tuning
 
 FILE = """
 model: mlp
@@ -175,3 +178,101 @@ def test_the_list_of_runs_is_the_same_file_for_the_same_sweep(file, tmp_path):
     assert len(files) == 2
     counts = sorted(len(json.loads(path.read_text())["runs"]) for path in files)
     assert counts == [5, 10]
+
+
+TUNED = (
+    FILE
+    + """
+tune: {lr: [0.1, 0.2], seeds: [100, 101], sparsities: [0.9], data.validation: 0.2}
+"""
+)
+
+
+def test_tuning_tries_the_same_grid_for_every_arm_on_seeds_of_its_own(file):
+    file.write_text(TUNED)
+    assert {task.recipe.seed for task in read_sweep(str(file)).tasks} == {0, 1}  # the sweep takes no notice of it
+    found = read_tuning(str(file))
+    assert found.name == "small-tune"
+    points = [(task.label, task.recipe.lr, task.recipe.seed) for task in found.tasks]
+    assert sorted(points) == sorted(
+        (label, lr, seed) for label in ("magnitude", "criticality") for lr in (0.1, 0.2) for seed in (100, 101)
+    )
+    assert {(task.recipe.sparsity, task.recipe.data.validation) for task in found.tasks} == {(0.9, 0.2)}
+    file.write_text(FILE)
+    with pytest.raises(UserError, match="has no tuning grid; give it, for example, tune:"):
+        read_tuning(str(file))
+
+
+def test_settings_that_were_tuned_hold_for_their_arm_alone(file, tmp_path):
+    chosen = tmp_path / "chosen.json"
+    chosen.write_text(json.dumps({"arms": {"criticality": {"lr": 0.7}}}))
+    for source in (FILE + "tuned: {criticality: {lr: 0.7}}\n", FILE + f"tuned: {chosen}\n"):
+        file.write_text(source)
+        found = {(task.label, task.recipe.lr) for task in read_sweep(str(file)).tasks}
+        assert found == {("dense", 0.1), ("magnitude", 0.1), ("criticality", 0.7)}
+    file.write_text(FILE)
+    found = {task.label: task.recipe.lr for task in read_sweep(str(file), ["--tuned", str(chosen)]).tasks}
+    assert found["criticality"] == 0.7
+    for source, words in (
+        (FILE + "tuned: {set: {lr: 0.7}}\n", "tuned names 'set', which is no arm; the arms are dense, magnitude"),
+        (FILE + "tuned: nowhere.json\n", "cannot read the tuned settings 'nowhere.json'"),
+        (FILE + "tuned: {criticality: 0.7}\n", "tuned must be `arm: {key: value, ...}`"),
+    ):
+        file.write_text(source)
+        with pytest.raises(UserError, match=words):
+            read_sweep(str(file))
+
+
+def test_the_best_of_a_grid_is_chosen_on_held_out_images_and_never_on_the_test_split(file):
+    file.write_text(TUNED)
+    found = read_tuning(str(file), ["--out", str(file.parent / "runs")])
+    with pytest.raises(UserError, match="is not finished"):
+        tried(found, ("lr",))
+    for task in found.tasks:
+        folder = task.folder
+        folder.path.mkdir(parents=True)
+        folder.record.write_text("{}")  # holds no accuracy of the test split at all
+        better = 0.1 if task.label == "magnitude" else 0.2
+        ends = 0.8 if task.recipe.lr == better else 0.7
+        lines = [{"phase": "pruned", "val_accuracy": value} for value in (0.9, ends + 0.01 * (task.recipe.seed == 101))]
+        folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    points = tried(found, ("lr",))
+    said = as_dict(points)
+    assert said["arms"] == {"magnitude": {"lr": 0.1}, "criticality": {"lr": 0.2}}
+    assert points["magnitude"][0].accuracy == pytest.approx(0.805)
+    assert points["magnitude"][0].seeds == (100, 101)
+    assert len(said["tried"]["criticality"]) == 2
+    found.tasks[0].folder.metrics.write_text(json.dumps({"phase": "pruned", "val_accuracy": None}) + "\n")
+    with pytest.raises(UserError, match="held out no images to choose by"):
+        tried(found, ("lr",))
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "study").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_sweeps_of_the_study_can_be_read(path, monkeypatch):
+    monkeypatch.chdir(path.parents[1])
+    if path.stem == "mechanism":
+        load(str(path))
+        return
+    sweep = read_sweep(str(path))
+    assert sweep.reference in {task.label for task in sweep.tasks}
+    if not path.stem.startswith(("deep", "recovery")):
+        return
+    # Arms that differ in one thing: what decides a fair comparison is the same for all of them.
+    pruned = [task.recipe for task in sweep.tasks if task.recipe.method != "dense"]
+    assert len({(r.T, r.batch, r.data.name, r.data.validation, r.regrow_exclude) for r in pruned}) == 1
+    assert all(r.settings.get("start_value", "zero") == "zero" for r in pruned)
+    assert all(r.settings.get("batches", 1) == 1 for r in pruned)
+    longer = {task.label for task in sweep.tasks if task.recipe.epochs != sweep.tasks[0].recipe.epochs}
+    assert longer <= {"Early-Bird", "EB + ET", "IMP, whole rounds", "IMP + ET, whole rounds"}
+
+
+@pytest.mark.parametrize(("name", "turnovers"), [("fashion", 0.34), ("recovery", 12.4)])
+def test_turnovers_after_the_last_mask_update_are_those_that_the_page_tells(name, turnovers, monkeypatch):
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    task = next(t for t in read_sweep(str(root / "study" / f"{name}.yaml")).tasks if t.label == "criticality")
+    laid_out = lay_out(task.recipe, 8000)
+    momentum, decay = task.recipe.optim.momentum, task.recipe.optim.weight_decay
+    last = laid_out.schedule.steps()[-1]
+    summed = sum(learning_rate(task.recipe, step, laid_out) for step in range(last, laid_out.steps))
+    assert 2 * decay * summed / (1 - momentum) == pytest.approx(turnovers, abs=0.1)

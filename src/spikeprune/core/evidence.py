@@ -26,9 +26,12 @@ class Evidence:
             weights that feed a neuron.
         state: parameter name -> the optimizer's state of it (momentum buffers), if the method needs it.
         memory: what a method that acts in every step keeps: kind -> name -> tensor.
-        channels: under a channel pattern, what else is known of channels: "scale" (|gamma| of their normalisation)
-            and "norm" (root mean square of their filters) -> group name -> [C]. Then `weights` and all other mappings
+        channels: under a channel pattern, what else is known of channels: "scale" (|gamma| of their normalisation),
+            "norm" (root mean square of their filters) and, with gradients, "slope" (dL by a gate on the channel)
+            -> group name -> [C]. Then `weights` and all other mappings
             are by group as well, [C], and a weight is the scale, or the norm where there is no normalisation.
+        survivors: parameter name -> bool, what the cut of this mask update leaves; for `regrow_score` of a method that
+            needs "survivors".
     """
 
     weights: Mapping[str, Tensor]
@@ -42,6 +45,7 @@ class Evidence:
     state: Mapping[str, Mapping[str, Tensor]] | None = None
     memory: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict[str, dict[str, Tensor]])
     channels: Mapping[str, Mapping[str, Tensor]] | None = None
+    survivors: Mapping[str, Tensor] | None = None
 
     def gradients(self) -> Mapping[str, Tensor]:
         """The gradients.
@@ -53,7 +57,7 @@ class Evidence:
         return self.grads
 
     def of_channels(self, kind: str) -> dict[str, Tensor]:
-        """Group name -> "scale", "norm" or "statistic" of its channels, [C], for every group.
+        """Group name -> "scale", "norm", "slope" or "statistic" of its channels, [C], for every group.
 
         Raises: InvalidValue if weights are pruned, not channels, or a group has no such thing; MissingEvidence if no
             statistic was recorded.
@@ -62,10 +66,11 @@ class Evidence:
             raise InvalidValue("this method scores whole channels; pass pattern='channel' or pattern='gate'")
         if kind == "statistic" and not self.statistics:
             raise MissingEvidence("this method needs membrane statistics; pass data=, or train through the model")
-        found = (self.statistics or {}) if kind == "statistic" else self.channels[kind]
+        found = (self.statistics or {}) if kind == "statistic" else self.channels.get(kind, {})
         lacking = next((name for name in self.weights if name not in found), None)
         if lacking is not None:
-            what = {"scale": "no normalisation", "norm": "no filters"}.get(kind, "no neuron behind them")
+            lack = {"scale": "no normalisation", "norm": "no filters", "slope": "no gradients"}
+            what = lack.get(kind, "no neuron behind them")
             raise InvalidValue(
                 f"the channels of {lacking!r} have {what}, which this method ranks by; exclude that layer, or take "
                 "another method such as weight-norm"

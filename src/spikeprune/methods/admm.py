@@ -23,8 +23,10 @@ class Admm(Method):
     Args:
         rho: how hard W is pulled; W nears Z within about 1 / (lr * rho) steps.
     Source: Deng et al. 2021, arXiv:1911.00822, and their code, which differ: the code adds the norm itself, not its
-        square, so that the pull has the same length at any distance. The paper's square is implemented. Its L2 term is
-        the optimizer's weight decay, and the allocation of the recipe stands for the shares that their code sets for
+        square, so that the pull has the same length at any distance. The paper's square is implemented. Their code
+        also projects the starting weights in place, so that training begins with the small weights at 0; here W starts
+        as it is. The updates of Z and U are equal (tests/authors/admm.py). Its L2 term, the norm too, is the
+        optimizer's weight decay here, and the allocation of the recipe stands for the shares that their code sets for
         each layer by hand; rho is ours (their 1e-4 belongs to the other norm and to Adam).
 
     Examples:

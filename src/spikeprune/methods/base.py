@@ -6,7 +6,7 @@ import difflib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar, final
 
 import torch
@@ -60,6 +60,9 @@ class Training:
         masks: parameter name -> bool, the present masks.
         memory: the method's own, empty at first; saved with the Pruner, dropped after the last mask update.
         rates: parameter name -> learning rate of this step.
+        decays: parameter name -> the optimizer's weight decay.
+        decoupled: whether the optimizer shrinks weights by rate * decay apart from the gradient, as AdamW does.
+        start: parameter name -> weights that a rewind goes back to; empty for a method that does not rewind.
         progress: share of the steps up to the last mask update that this step completes, in (0, 1].
         sparsity: the final one.
         select: gives the masks that keep the highest scores, at the exact sparsity of this mask update; between mask
@@ -74,6 +77,9 @@ class Training:
     progress: float
     sparsity: float
     select: Callable[[Scores], Mapping[str, Tensor]]
+    decays: Mapping[str, float] = field(default_factory=dict[str, float])
+    decoupled: bool = False
+    start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 @final
@@ -89,7 +95,8 @@ class Regrowth:
             flow into it.
         grace: regrown weights cannot be cut by the next mask update.
         start_value: of regrown weights: "zero"; "kept", which spares those cut in this very mask update, value and
-            optimizer state; or "last", the value each had when it was cut, however long ago.
+            optimizer state (where weights are exchanged within layers: those that the exchange dropped); or "last", the
+            value each had when it was cut, however long ago.
         rule: "exact" counts, or "authors": the thresholds of arXiv:2311.16141's code, which `criticality` knows.
     Raises: InvalidValue naming the setting.
     """

@@ -47,6 +47,8 @@ class Criticality(MagnitudeRegrowth):
             gives each the value that it had when it was cut.
         rule: "exact" meets the counts exactly; "authors" cuts by the thresholds of their code, mask for mask.
     Raises: InvalidValue or UnknownName for a setting outside this.
+    Over several batches every image counts alike; the authors' channel half averages means of batches, so that each
+    image of a last, shorter batch counts more.
     Source: Chen et al. 2023, arXiv:2311.16141, and the authors' code; docs/decisions/0004-criticality.md tells where
         the two differ and which we follow.
 

@@ -19,18 +19,20 @@ from spikeprune.methods.shared import lottery
 class EarlyBird(Method):
     """Train dense until the magnitude mask settles, cut once, go back to the initial weights, train the ticket.
 
-    After every epoch the mask at the full sparsity is drawn by |w| and compared with the four masks before it. The
-    search ends when the share of entries that differ is below `distance` for all four, and at the latest after the
-    share `patience` of the run. Then all parameters and buffers go back to their initial values, and the rest of the
-    run trains the ticket, with a learning rate schedule of its own. Search and training share the run's epochs.
+    Before the first epoch and after each one the mask at the full sparsity is drawn by |w| and compared with the four
+    masks before it. The search ends when the share of entries that differ is below `distance` for all four, and at the
+    latest after the share `patience` of the run. Then all parameters and buffers go back to their initial values, and
+    the rest of the run trains the ticket, with a learning rate schedule of its own. Search and training share the run's
+    epochs.
 
     Args:
         distance: two masks count as equal if a smaller share of their entries differs.
         window: number of masks that are compared, the newest included.
         patience: share of the run after which the search ends in any case.
     Source: You et al. 2020, arXiv:1909.11957 (channels there), in the form of Kim et al. 2022, arXiv:2207.01382, and
-        their code. Not taken over: twice the learning rate in the search, and their schedule stepping twice an epoch
-        when the ticket is trained, which brings its learning rate back up.
+        their code, whose search ends at the same look (tests/authors/early_bird.py). Not taken over: their count of
+        weights to cut, which is of the weights that are not 0; twice the learning rate in the search; and their
+        schedule stepping twice an epoch when the ticket is trained, which brings its learning rate back up.
 
     Examples:
         >>> pruner = sp.Pruner(model, sp.EarlyBird(), sp.Cubic(to=0.75, begin=0, end=6, every=2))

@@ -37,6 +37,11 @@ class GraNet(Method):
         regrow: share of each layer's weights that the first mask update replaces; it falls to 0 as a cosine at the last
             one. The authors' share falls over the whole training, so they still replace weights at the final sparsity.
         start_value: "kept", as in the authors' code: a weight that one mask update drops and grows keeps its value.
+    Where it differs from the authors' code, which tests/authors/granet.py runs: theirs never cuts to the final
+    sparsity, since its last cut is the last but one of the schedule; here the last one meets the target. Theirs keeps
+    one weight fewer than it counts ("greater than" the last one kept), and rounds the replaced share of a layer up,
+    not down. Where gradients of dead weights are exactly 0, theirs may grow a weight that is alive, and ends with
+    fewer. With the same counts all masks are equal.
     Source: Liu et al. 2021, arXiv:2106.10404, and their code (method "GraNet").
 
     Examples:

@@ -22,6 +22,8 @@ class Stds(Method):
 
         w = sign(theta) * relu(|theta| - d),   theta += the optimizer's update of w, also where w = 0
 
+    The optimizer's weight decay shrinks theta, as in the authors' code, where theta is the parameter.
+
     Args:
         depth: with None, each mask update sets d, layer by layer, to the largest |theta| that the schedule's sparsity
             cuts, so each mask update meets its sparsity exactly. A number is the authors' D, which d reaches at the
@@ -30,6 +32,8 @@ class Stds(Method):
         ramp: how d grows to `depth`: "sine", (1 + sin(pi * (progress - 1/2))) / 2, or "linear".
     After the last mask update the mask is fixed, and the kept weights train on as ordinary ones. The authors train
     under the growing threshold to the end.
+    Their code changes the threshold after an update but shows it only to the next forward. Here the weights follow at
+    once, which is the same network.
     Source: Chen et al. 2022, "State Transition of Dendritic Spines Improves Learning of Sparse Spiking Neural
         Networks" (ICML, PMLR 162), and their code (function "stmod"); one threshold for all layers there.
 
@@ -53,15 +57,23 @@ class Stds(Method):
             raise InvalidValue(f"depth must be None (set by the sparsity) or a threshold above 0, got {self.depth}")
 
     def before_update(self, training: Training) -> None:
+        self._begin(training)
+        for name, grad in training.grads.items() if not training.decoupled else ():
+            if name in training.weights and training.decays[name]:  # the optimizer adds decay * w, and theta decays
+                grad += training.decays[name] * (training.memory["theta"][name] - training.weights[name])
+
+    def _begin(self, training: Training) -> None:
         if not training.memory:
             training.memory["theta"] = {name: weight.clone() for name, weight in training.weights.items()}
             training.memory["d"] = {name: weight.new_zeros(()) for name, weight in training.weights.items()}
 
     def after_update(self, training: Training) -> Mapping[str, Tensor]:
-        self.before_update(training)  # for loops that never show the gradients
+        self._begin(training)  # for loops that never show the gradients
         theta, d = training.memory["theta"], training.memory["d"]
         for name, weight in training.weights.items():
-            theta[name] += weight - _soft(theta[name], d[name])
+            before = _soft(theta[name], d[name])
+            shrunk = training.rates[name] * training.decays[name] if training.decoupled else 0.0
+            theta[name] += weight - before - shrunk * (theta[name] - before)
             if self.depth is not None:
                 d[name].fill_(self.depth * _ramp(self.ramp, training.progress))
             weight.copy_(_soft(theta[name], d[name]))

@@ -14,12 +14,14 @@ from spikeprune.methods.registry import register
 class Taylor(Method):
     """Keep the channels whose removal would change the loss most, to first order.
 
-        score[c] = (sum of w * dL/dw)^2
+        score[c] = (dL/dg[c])^2,   dL/dg = gamma * dL/dgamma + beta * dL/dbeta
 
-    The sum runs over the channel's normalisation scales, or over its filters where it has none, on the batch of the
-    mask update's step. The method takes pattern "channel" or "gate".
+    where the gate g = 1 multiplies what leaves the channel's normalisation; the sum of w * dL/dw over filters and bias
+    where it has none. The score is of the batch of the mask update's step. The method takes pattern "channel" or
+    "gate".
 
-    Source: Molchanov et al. 2019, arXiv:1906.10771, eq. 8, gate on BatchNorm; the paper averages over many batches.
+    Source: Molchanov et al. 2019, arXiv:1906.10771, section 3.2, gate behind the BatchNorm; the paper averages the
+        squares over many batches.
 
     Examples:
         >>> masks = sp.prune(model, sp.Taylor(), 0.5, data=data, loss=loss, pattern="channel")
@@ -31,5 +33,5 @@ class Taylor(Method):
     channels: ClassVar[bool] = True
 
     def score(self, evidence: Evidence) -> Scores:
-        sizes, slopes = evidence.before or evidence.weights, evidence.gradients()
-        return {name: (sizes[name] * slopes[name]).square() for name in evidence.of_channels("norm")}
+        evidence.gradients()  # for its error
+        return {name: slope.square() for name, slope in evidence.of_channels("slope").items()}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import Outcome
-from spikeprune.model.channel_values import bn_scale, channel_masks, slope, weight_norm
+from spikeprune.model.channel_values import bn_scale, channel_masks, gate_slope, slope, weight_norm
 from spikeprune.model.groups import channel_groups
 from spikeprune.model.pairing import Pairing
 from spikeprune.model.trace import Graph
@@ -83,11 +83,17 @@ class ChannelSpace:
                 result[group.name] = torch.where(size > 0, found / size.clamp_min(1e-30), torch.zeros_like(found))
         return result
 
-    def facts(self) -> dict[str, dict[str, Tensor]]:
-        """What else is known of channels: "scale" and "norm" -> group name -> [C]."""
+    def facts(self, grads: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """What else is known of channels: "scale", "norm" and, with gradients, "slope" -> group name -> [C].
+
+        Args:
+            grads: of the parameters `before`, by name; may be empty.
+        """
         values = self.values()
         kinds = {"scale": bn_scale, "norm": weight_norm}
         found = {kind: {g.name: of(g, values) for g in self.groups} for kind, of in kinds.items()}
+        if grads:
+            found["slope"] = {g.name: gate_slope(g, before, grads) for g in self.groups}
         return {kind: {n: v.cpu() for n, v in each.items() if v is not None} for kind, each in found.items()}
 
     def rates_before_cut(self, rates: Tensors, known: Tensors) -> dict[str, Tensor]:

@@ -33,15 +33,21 @@ def channel_masks(groups: Sequence[ChannelGroup], keep: Mapping[str, Tensor], mo
     return masks
 
 
-def per_channel(group: ChannelGroup, tensors: Mapping[str, Tensor], *roles: str) -> Tensor | None:
+def per_channel(group: ChannelGroup, tensors: Mapping[str, Tensor], *roles: str, shifts: bool = False) -> Tensor | None:
     """Everything that `tensors` hold of each channel, side by side: [C, entries]; None if they hold nothing.
 
-    With role "norm" only the scales are taken: the shift does not tell how much a channel matters.
+    Args:
+        shifts: whether biases and the shifts of normalisations are taken too. Their size does not tell how much a
+            channel matters, but a gate on the channel multiplies them as well.
     """
     rows: list[Tensor] = []
     for part in group.slices:
         tensor = tensors.get(part.tensor)
-        if part.role not in roles or tensor is None or (tensor.dim() == 1 and part.tensor.endswith(".bias")):
+        if (
+            part.role not in roles
+            or tensor is None
+            or (not shifts and tensor.dim() == 1 and part.tensor.endswith(".bias"))
+        ):
             continue
         # A dimension may hold a channel several times (behind a flatten) or not at all (behind a cat).
         place = part.channels.to(tensor.device)
@@ -73,11 +79,28 @@ def weight_norm(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor | 
 def slope(group: ChannelGroup, tensors: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> Tensor | None:
     """Sum of w * dL/dw over the channel's normalisation scales, or its filters where it has none. [C]
 
-    The derivative of the loss by a gate on the channel; its square is the Taylor score.
-    Source: Molchanov et al. 2019, arXiv:1906.10771, eq. 8 (joint, gate on BatchNorm).
+    The derivative of the loss by the channel's size; shifts are left out, as they are from the size.
     """
+    return _summed(group, tensors, grads, shifts=False)
+
+
+def gate_slope(group: ChannelGroup, tensors: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> Tensor | None:
+    """The derivative of the loss by a gate g = 1 that multiplies the channel. [C]
+
+        gamma * dL/dgamma + beta * dL/dbeta      behind a normalisation, y = g * (gamma * x + beta)
+        sum w * dL/dw + bias * dL/dbias          where there is none
+
+    Source: Molchanov et al. 2019, arXiv:1906.10771, section 3.2, gate behind the BatchNorm.
+    """
+    return _summed(group, tensors, grads, shifts=True)
+
+
+def _summed(
+    group: ChannelGroup, tensors: Mapping[str, Tensor], grads: Mapping[str, Tensor], *, shifts: bool
+) -> Tensor | None:
     for role in ("norm", "out"):
-        weights, slopes = per_channel(group, tensors, role), per_channel(group, grads, role)
+        weights = per_channel(group, tensors, role, shifts=shifts)
+        slopes = per_channel(group, grads, role, shifts=shifts)
         if weights is not None and slopes is not None:
             return (weights * slopes).sum(1)
     return None

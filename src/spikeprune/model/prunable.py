@@ -36,10 +36,10 @@ def prunable(
         )
     # Other matrices, such as recurrent weights in a model's own forward, are pruned if they are asked for by name.
     asked = candidates if include is None else {n: p for n, p in trained.items() if p.dim() >= 2}
-    chosen = set(candidates) if include is None else _matching(candidates, include, "include", asked)
+    chosen = set(candidates) if include is None else matching(candidates, include, "include", asked)
     candidates = {n: p for n, p in trained.items() if n in candidates or n in chosen}
     if exclude is not None:
-        chosen -= _matching(candidates | computed, exclude, "exclude")
+        chosen -= matching(candidates | computed, exclude, "exclude")
         computed = {n: m for n, m in computed.items() if not _hits(n, exclude)}
     if include is not None:
         computed = {n: m for n, m in computed.items() if n in chosen}
@@ -91,12 +91,13 @@ def _hits(name: str, wanted: Sequence[str] | str) -> bool:
     return any(fnmatch.fnmatchcase(x, text) for text in texts for x in (name, _owner(name)))
 
 
-def _matching(
+def matching(
     candidates: Mapping[str, object],
     wanted: Sequence[str] | str,
     setting: str,
     others: Mapping[str, object] | None = None,
 ) -> set[str]:
+    """The names that a setting asks for. Raises: InvalidValue if a name or pattern matches none of them."""
     found: set[str] = set()
     for text in [wanted] if isinstance(wanted, str) else wanted:
         hits = {n for n in candidates if _hits(n, text)} or {n for n in others or () if n == text}

@@ -9,7 +9,7 @@ from spikeprune.methods.registry import name_of
 from spikeprune.model.adapter import find_adapter
 from spikeprune.model.discover import spiking_adapter
 from spikeprune.model.observer import Observer
-from spikeprune.model.prunable import Names, prunable
+from spikeprune.model.prunable import Names, matching, prunable
 from spikeprune.model.wrappers import eager
 from spikeprune.prune.choices import Choices
 from spikeprune.prune.history import History
@@ -33,6 +33,7 @@ def assemble(
     include: Names = None,
     exclude: Names = None,
     masks: Given | None = None,
+    regrow_exclude: Names = None,
 ) -> Steps:
     """All that works on a model, ready for its first step; the arguments are those of the Pruner.
 
@@ -52,6 +53,8 @@ def assemble(
     adapter = spiking_adapter(inner) if method.needs & MEMBRANE else find_adapter(inner)
     observer = Observer(model, inner, adapter, method, parameters)
     updater = Updater(method, plan, space, observer, KeptGradients(), choices.seed)
+    if regrow_exclude is not None:
+        updater.no_regrowth = frozenset(matching(parameters, regrow_exclude, "regrow_exclude"))
     rewind = None if method.rewinds == "never" else Rewind(inner, schedule.begin or 0)
     steps = Steps(updater, History(), rewind, schedule, choices)
     observer.learned = steps.learn

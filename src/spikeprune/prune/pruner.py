@@ -27,9 +27,8 @@ class Pruner:
         pruner = Pruner(model, Criticality(regrow=0.2), Cubic(to=0.95, begin=0, end=40_000, every=2_000))
         pruner.attach(optimizer)
 
-    Step k is the k-th completed optimizer step. A mask update happens inside its `optimizer.step()`, after the
-    optimizer's own update, with evidence from that step's forward. After every step pruned weights and their optimizer
-    state are exactly 0. Between mask updates the only work is that upkeep.
+    Step k is the k-th completed optimizer step. A mask update happens inside its `optimizer.step()`, after the own
+    update, with evidence from that step's forward. After every step pruned weights and their state are exactly 0.
 
     Args:
         model: the user's. Its class, state_dict keys and forward stay as they are.
@@ -46,9 +45,9 @@ class Pruner:
         seed: for methods that draw.
         start: "dense", or "random": begin with a random mask at the schedule's first sparsity, so that with a
             `Constant` schedule training is never dense; "erk": the same with layers as "erk" sizes them.
-        masks: masks of a network that is sparse already: "zeros", a mapping as `masks` has, or a masks.safetensors
-            path. Weights outside them become 0 at once and return only where the method regrows; the schedule runs
-            from their sparsity.
+        masks: of a network that is sparse already: "zeros", a mapping as `masks` has, or a masks.safetensors path.
+            Weights outside become 0 at once and return only by regrowth; the schedule runs from their sparsity.
+        regrow_exclude: names or patterns of layers that are pruned but get nothing back.
     Raises: InvalidValue or UnknownName (both ValueError or LookupError) for a bad setting, when the object is made.
 
     Examples:
@@ -76,11 +75,12 @@ class Pruner:
         seed: int = 0,
         start: str = "dense",
         masks: Given | None = None,
+        regrow_exclude: Names = None,
     ) -> None:
         self.method, self.schedule = method_of(method, schedule), schedule
         self.choices = Choices(allocate, pattern, budget, floor, seed, start)
         self.choices.check(self.method)
-        self._steps = assemble(model, self.method, schedule, self.choices, include, exclude, masks)
+        self._steps = assemble(model, self.method, schedule, self.choices, include, exclude, masks, regrow_exclude)
         self._space, self._updater = self._steps.space, self._steps.updater
         self._observer, self._parameters = self._updater.observer, self._space.parts.parameters
 
@@ -244,6 +244,7 @@ class Pruner:
     def settings(self) -> dict[str, Any]:
         """All settings that decide the masks. A saved state must agree with them."""
         said = {"method": repr(self.method), "schedule": repr(self.schedule), **asdict(self.choices)}
+        said |= {"regrow_exclude": sorted(left)} if (left := self._updater.no_regrowth) else {}
         return said | {"parameters": {n: list(p.shape) for n, p in self._parameters.items()}}
 
     def state_dict(self) -> dict[str, Any]:

@@ -249,11 +249,16 @@ class Steps:
     def make(self, update: MaskUpdate) -> None:
         """Makes a mask update: new masks, an entry in the history, and parameters that follow."""
         updater, before = self.updater, self.space.alive
+        if self.rewind is not None:
+            updater.start = {n: v for n, v in self.rewind.point.items() if n in self.space.parts.parameters}
         cuts = updater.cuts(update)
         outcome = updater.outcome(update, self.history.regrown) if cuts else unchanged(before)
         asked = self.space.counted(update).kept if updater.regrowth.rule == "authors" and cuts else None
         self.history.add(update, before, outcome, cut=cuts, asked=asked)
-        self.space.apply(outcome, updater.regrowth.start_value, self.clean)
+        start_value = updater.regrowth.start_value
+        if updater.method.within_layers and start_value == "kept":
+            start_value = "exchanged"
+        self.space.apply(outcome, start_value, self.clean)
         if cuts and self.rewind is not None:
             self.rewind.go(self.done, self.upkeep)
         if update is self.plan.updates[-1]:

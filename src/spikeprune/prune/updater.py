@@ -1,7 +1,7 @@
 """The Updater: shows a method what it may see at a mask update and turns its scores into masks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -37,6 +37,8 @@ class Updater:
         seed: of draws; each mask update has a generator of its own, the same on every rank.
         memory: what a method that acts in every step keeps.
         acted: whether the method has seen the gradients of the coming update.
+        start: parameter name -> weights that a rewind goes back to.
+        no_regrowth: names of prunable parameters that get nothing back.
     """
 
     method: Method
@@ -47,6 +49,8 @@ class Updater:
     seed: int = 0
     memory: Memory = field(default_factory=dict[str, dict[str, Tensor]])
     acted: bool = False
+    start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    no_regrowth: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.regrowth = self.method.regrowth() if self.method.regrows else Regrowth(0.0)
@@ -75,7 +79,10 @@ class Updater:
         if after:
             self._measure_after(update, scores, share, target, protected)
             evidence = self.evidence(update, membrane=True)
+        if share > 0 and "survivors" in self.method.needs:
+            evidence = replace(evidence, survivors=self._survivors(update, scores, share, target, protected))
         regrow_scores = self.method.regrow_score(evidence) if share > 0 else {}
+        regrow_scores = {n: s for n, s in regrow_scores.items() if n not in self.no_regrowth}
         growth = self.method.growth(evidence) if share > 0 and self.method.within_layers else None
         return self.select(update, scores, regrow_scores, share, target, protected, growth)
 
@@ -96,7 +103,7 @@ class Updater:
             statistics=None if statistics is None else space.statistics(statistics, observer),
             state=space.parts.upkeep.state() if "state" in self.method.needs else None,
             memory=self.memory,
-            channels=space.facts() if self.method.channels else None,
+            channels=space.facts(grads, values) if self.method.channels else None,
         )
 
     def select(
@@ -130,6 +137,18 @@ class Updater:
             exchange=exchange if self.method.within_layers else None,
             growth=growth,
         )
+
+    def _survivors(
+        self,
+        update: MaskUpdate,
+        scores: Scores,
+        share: float,
+        target: Target,
+        protected: Mapping[str, Tensor] | None,
+    ) -> Mapping[str, Tensor]:
+        """What the cut leaves, whatever is regrown after it."""
+        anything = {n: torch.zeros_like(s) for n, s in scores.items() if n not in self.no_regrowth}
+        return self.select(update, scores, anything, share, target, protected).survivors
 
     def _measure_after(
         self,
@@ -189,6 +208,8 @@ class Updater:
         passed = update or self.plan.passed(step)
         groups = upkeep.optimizer.param_groups if upkeep.optimizer is not None else []
         rate_of = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
+        decay_of = {id(p): float(group.get("weight_decay", 0.0)) for group in groups for p in group["params"]}
+        decoupled = isinstance(upkeep.optimizer, torch.optim.AdamW)
 
         def select(scores: Scores) -> Mapping[str, Tensor]:
             return self.select(passed, scores, {}, 0.0, self.space.target(passed.target, {}, self.observer)).alive
@@ -202,4 +223,7 @@ class Updater:
             progress=min(step / max(self.plan.last_step, 1), 1.0),
             sparsity=self.plan.updates[-1].target,
             select=select,
+            decays={n: decay_of.get(id(p), 0.0) for n, p in parameters.items()},
+            decoupled=decoupled or any(group.get("decoupled_weight_decay", False) for group in groups),
+            start=self.start,
         )

@@ -24,6 +24,11 @@ class Rewind:
         self.since = 0
         self.keep(0)
 
+    @property
+    def point(self) -> Mapping[str, Tensor]:
+        """What it goes back to, by name; to be read only."""
+        return self._point
+
     def keep(self, step: int) -> None:
         """Store the point if this is its step (0: before the first step)."""
         if step == self._begin:

@@ -74,6 +74,22 @@ def resnet19_slim(spec: Spec) -> "SpikingNet":
     return build(spec)
 
 
+@register("vgg16-eighth", channels=3, min_size=16)
+def vgg16_eighth(spec: Spec) -> "SpikingNet":
+    """VGG-16's thirteen convolutions at an eighth of its width, with max pooling."""
+    from spikeprune.zoo.slim import vgg16_eighth as build
+
+    return build(spec)
+
+
+@register("resnet19-eighth", channels=3)
+def resnet19_eighth(spec: Spec) -> "SpikingNet":
+    """ResNet-19 (pre-activation) with stages of width 16, 32, 64."""
+    from spikeprune.zoo.slim import resnet19_eighth as build
+
+    return build(spec)
+
+
 @register("digits-conv-small", channels=1, min_size=4)
 def digits_conv_small(spec: Spec) -> "SpikingNet":
     """16-P-32-P-fc, for 8x8 images."""

@@ -10,8 +10,10 @@ from spikeprune.zoo.resnet import PreActBlock
 
 # Thirteen convolutions as in VGG-16, each a quarter as wide.
 VGG_PLAN = (16, 16, "P", 32, 32, "P", 64, 64, 64, "P", 128, 128, 128, "P", 128, 128, 128)
+VGG_EIGHTH = (8, 8, "P", 16, 16, "P", 32, 32, 32, "P", 64, 64, 64, "P", 64, 64, 64)
 RESNET_STEM = 16
 RESNET_STAGES = ((24, 3), (48, 3), (96, 2))
+RESNET_EIGHTH = ((16, 3), (32, 3), (64, 2))
 
 
 def lif(detach_reset: bool = True) -> neuron.LIFNode:
@@ -38,7 +40,16 @@ def vgg16_quarter(spec: Spec) -> SpikingNet:
     Max pooling keeps spikes binary, so every convolution behind the first needs only additions. At 32x32 the last
     maps are 2x2. Convolutions start Kaiming-normal (fan out).
     """
-    channels, *rest = VGG_PLAN
+    return _vgg(spec, VGG_PLAN)
+
+
+def vgg16_eighth(spec: Spec) -> SpikingNet:
+    """`vgg16_quarter` at half of its width, an eighth of VGG-16's."""
+    return _vgg(spec, VGG_EIGHTH)
+
+
+def _vgg(spec: Spec, plan: tuple[int | str, ...]) -> SpikingNet:
+    channels, *rest = plan
     assert isinstance(channels, int)
     stem = nn.Sequential(_conv(spec.channels, channels), layer.BatchNorm2d(channels))
     body: list[nn.Module] = [lif()]
@@ -58,14 +69,23 @@ def resnet19_slim(spec: Spec) -> SpikingNet:
 
     A block adds to the stream of membrane inputs, as in MS-ResNet (arXiv:2112.08954); the stream itself is no spike.
     """
-    channels = RESNET_STEM
+    return _resnet(spec, RESNET_STEM, RESNET_STAGES)
+
+
+def resnet19_eighth(spec: Spec) -> SpikingNet:
+    """`resnet19_slim` with a stem of 8 and stages of width 16, 32, 64, an eighth of ResNet-19's."""
+    return _resnet(spec, RESNET_STEM // 2, RESNET_EIGHTH)
+
+
+def _resnet(spec: Spec, stem: int, stages: tuple[tuple[int, int], ...]) -> SpikingNet:
+    channels = stem
     body: list[nn.Module] = []
-    for width, blocks in RESNET_STAGES:
+    for width, blocks in stages:
         for block in range(blocks):
             body.append(PreActBlock(channels, width, 2 if block == 0 else 1, SLIM))
             channels = width
     body += [layer.BatchNorm2d(channels), lif()]
-    return _net(spec, _conv(spec.channels, RESNET_STEM), body, channels)
+    return _net(spec, _conv(spec.channels, stem), body, channels)
 
 
 def _net(spec: Spec, stem: nn.Module, body: list[nn.Module], channels: int) -> SpikingNet:

@@ -153,6 +153,9 @@ class Recipe:
     exclude: str | None = key(
         None, "layers that stay dense, such as `head` or `stem.*`; names or patterns, several with spaces between"
     )
+    regrow_exclude: str | None = key(
+        None, "layers that are pruned but get nothing back, such as `head`; names or patterns, spaces between"
+    )
     start: str = key(
         "dense",
         "dense, or a random start mask for training that is never dense, spread as `allocate` or as erk says",

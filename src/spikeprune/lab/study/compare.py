@@ -4,56 +4,26 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, final
 
-from spikeprune.core.errors import UnknownName, UserError, unknown
+from spikeprune.core.errors import UserError, unknown
 from spikeprune.lab.recipe import deciding
+from spikeprune.lab.study.collected import BLOCK, ComparedRun, block_of, collect
 from spikeprune.lab.study.significance import Paired, Summary, holm, paired, summarize
-from spikeprune.lab.sweep.sweep import DENSE, UNUSED_BY_DENSE
-from spikeprune.lab.train.folder import RunFolder
-from spikeprune.methods import settings_of
-from spikeprune.record.base import whole
-from spikeprune.record.run import Environment, RunRecord
+from spikeprune.lab.sweep.sweep import DENSE
+from spikeprune.lab.train.folder import RunFolder, read_safetensors
+from spikeprune.record.run import Environment
 
+__all__ = ["COST", "MEASURED", "Arm", "Block", "ComparedRun", "Comparison", "collect", "compare", "from_dict"]
+__all__ += ["grouped"]
 SCHEMA = 2
 MEASURED = ("accuracy", "synops", "macs", "energy_pj", "firing_rate", "bytes", "alive")
 COST = (
     "search_epochs", "epochs", "train_macs", "train_macs_effective", "search_seconds", "seconds", "pruning_seconds",
 )  # fmt: skip
-# They tell comparisons apart, rather than arms within one.
-_BLOCK = ("data.name", "data.limit", "model")
 _BUDGET = ("epochs", "batch", "T", "data.name", "data.limit", "data.validation")
 # Numbers of a result do not depend on whether a dense network was trained beside.
-_ASIDE = ("seed", "baseline", *_BLOCK, "sparsity")
-
-
-@final
-@dataclass(frozen=True)
-class ComparedRun:
-    """A finished run. `label` and `target` are those of its sweep, or its method and its own sparsity."""
-
-    path: Path
-    record: RunRecord
-    label: str
-    target: float
-
-    @property
-    def seed(self) -> int:
-        return self.record.seed
-
-    @property
-    def settings(self) -> dict[str, object]:
-        """What can change a number of the result, without what its method takes no notice of."""
-        flat = deciding(self.record.settings)
-        method = str(flat["method"])
-        if method == DENSE:
-            return {k: v for k, v in flat.items() if k not in UNUSED_BY_DENSE and not k.startswith("prune.")}
-        try:
-            regrows = "regrow" in settings_of(method)
-        except UnknownName:  # a method of a package that is not installed here
-            regrows = True
-        return flat if regrows else {k: v for k, v in flat.items() if k not in ("regrow", "regrow_schedule")}
+_ASIDE = ("seed", "baseline", *BLOCK, "sparsity")
 
 
 @final
@@ -70,6 +40,8 @@ class Arm:
         equal_budget: whether epochs, batch, T and data are the reference's; None without one.
         settings: `group.key` -> value, the same for all of its seeds.
         images: split -> how many.
+        delivered: what regrowth brought, mean over seeds: weights regrown and alive at the end, weights regrown in all,
+            filters that hold one alive at the end; None where nothing was regrown.
         machines: processor, threads, precision and versions, each way that occurs.
     """
 
@@ -88,6 +60,7 @@ class Arm:
     images: Mapping[str, int]
     machines: tuple[str, ...]
     runs: tuple[str, ...]
+    delivered: tuple[float, float, float] | None = None
 
     @property
     def tested(self) -> bool:
@@ -171,73 +144,10 @@ def _row_from(row: dict[str, Any]) -> Arm:
     read: dict[str, Any] = {key: tuple(row[key]) for key in ("seeds", "accuracies", "machines", "runs")}
     read["values"] = {name: Summary(**summary) for name, summary in row["values"].items()}
     read["survived"] = None if survived is None else Summary(**survived)
+    if row.get("delivered") is not None:
+        read["delivered"] = tuple(row["delivered"])
     read["versus"] = None if versus is None else Paired(**versus | {"difference": Summary(**versus["difference"])})
     return Arm(**row | read)
-
-
-def collect(paths: Sequence[str | Path]) -> tuple[list[ComparedRun], int, str | None]:
-    """The finished runs under the paths, the number of unfinished ones, and the reference that a sweep's file names.
-
-    Args:
-        paths: run folders, folders of run folders, or the file that a sweep wrote beside its runs.
-    Raises: UserError if there is no finished run, or a file is damaged.
-    """
-    folders: dict[Path, None] = {}
-    labels: dict[str, tuple[str, float]] = {}
-    reference: str | None = None
-    missing = 0
-    for path in map(Path, paths):
-        if path.suffix == ".json" and path.is_file():
-            listed = _listed(path)
-            reference = listed["reference"] or reference
-            for entry in listed["runs"]:
-                labels[entry["hash"]] = (entry["label"], entry["target"])
-                there = [p for p in sorted(path.parent.glob(f"*-{entry['hash']}")) if (p / "record.json").is_file()]
-                missing += not there
-                folders |= dict.fromkeys(there[:1])
-        elif (path / "recipe.yaml").is_file():
-            folders[RunFolder.existing(path).path] = None
-        elif path.is_dir():
-            for file in sorted(path.glob("sweep-*.json")):
-                listed = _listed(file)
-                reference = listed["reference"] or reference
-                labels |= {entry["hash"]: (entry["label"], entry["target"]) for entry in listed["runs"]}
-            inside = sorted(entry for entry in path.iterdir() if (entry / "recipe.yaml").is_file())
-            whole = [entry for entry in inside if (entry / "record.json").is_file()]
-            missing += len(inside) - len(whole)
-            folders |= dict.fromkeys(whole)
-        else:
-            raise UserError(
-                f"{path} is no run folder, folder of runs or sweep file; `spikeprune sweep` prints the latter"
-            )
-    runs = [_run(RunFolder(folder), labels) for folder in folders]
-    if not runs:
-        raise UserError(f"no finished run in {', '.join(map(str, paths))[:150]}; `spikeprune sweep` makes some")
-    return runs, missing, reference
-
-
-def _listed(path: Path) -> Any:
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
-        for entry in listed["runs"]:
-            if not isinstance(entry["hash"] + entry["label"], str) or not isinstance(entry["target"], float | int):
-                raise TypeError(entry)
-        if "reference" not in listed:
-            raise KeyError("reference")
-        return listed
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is not the file of a sweep, or it is damaged; `spikeprune sweep` writes it anew"
-        ) from error
-
-
-def _run(folder: RunFolder, labels: Mapping[str, tuple[str, float]]) -> ComparedRun:
-    record = folder.read_record()
-    with whole(folder.record):
-        label, target = labels.get(record.settings_hash, (record.settings.method, record.settings.sparsity))
-        found = ComparedRun(folder.path, record, label, float(target))
-        _block(found)  # the settings that tell comparisons apart are there
-        return found
 
 
 def compare(runs: Sequence[ComparedRun], reference: str | None = None, unfinished: int = 0) -> Comparison:
@@ -263,7 +173,7 @@ def compare(runs: Sequence[ComparedRun], reference: str | None = None, unfinishe
     families: dict[Any, list[Arm]] = {}
     for group, label in zip(rows, labels, strict=True):
         row = _row(group, label, _reference(group, rows, labels, reference))
-        families.setdefault((_block(group[0]), row.target), []).append(row)
+        families.setdefault((block_of(group[0]), row.target), []).append(row)
     corrected = [row for family in families.values() for row in _corrected(family)]
     return Comparison(reference, tuple(corrected), unfinished)
 
@@ -309,11 +219,6 @@ def _order(group: Sequence[ComparedRun]) -> tuple[Any, ...]:
     return flat["data.name"], flat["data.limit"] or 0, flat["model"], -1.0 if _dense(run) else run.target
 
 
-def _block(run: ComparedRun) -> tuple[Any, ...]:
-    flat = deciding(run.record.settings)
-    return tuple(flat[key] for key in _BLOCK)
-
-
 def _labels(groups: Sequence[Sequence[ComparedRun]]) -> list[str]:
     """The arm's name, and where groups of one arm stand in one block the keys in which they differ."""
     names = []
@@ -322,7 +227,7 @@ def _labels(groups: Sequence[Sequence[ComparedRun]]) -> list[str]:
         alike = [
             other[0].settings
             for other in groups
-            if (other[0].label, _block(other[0])) == (run.label, _block(run))
+            if (other[0].label, block_of(other[0])) == (run.label, block_of(run))
             and (_dense(run) or other[0].target == run.target)
         ]
         mine = run.settings
@@ -342,7 +247,7 @@ def _reference(
         other
         for other, label in zip(groups, labels, strict=True)
         if reference in (label, other[0].label)
-        and _block(other[0]) == _block(run)
+        and block_of(other[0]) == block_of(run)
         and (_dense(other[0]) or (not _dense(run) and other[0].target == run.target))
     ]
     if any(other is group for other in able):
@@ -381,7 +286,20 @@ def _row(group: Sequence[ComparedRun], label: str, reference: Sequence[ComparedR
         images=dict(first.record.data.counts),
         machines=tuple(sorted({_machine(run.record.environment) for run in group})),
         runs=tuple(run.path.name for run in group),
+        delivered=_delivered(group),
     )
+
+
+def _delivered(group: Sequence[ComparedRun]) -> tuple[float, float, float] | None:
+    """As `Arm.delivered`; None where a run does not tell which of its weights were regrown."""
+    files = [RunFolder(run.path).regrown for run in group]
+    regrown = sum(update.regrown for run in group for update in run.record.rounds)
+    if not regrown or not all(file.is_file() for file in files):
+        return None
+    masks = [mask for file in files for mask in read_safetensors(file).values()]
+    alive = sum(int(mask.sum()) for mask in masks)
+    filters = sum(int(mask.flatten(1).any(1).sum()) if mask.dim() > 1 else int(mask.sum()) for mask in masks)
+    return alive / len(group), regrown / len(group), filters / len(group)
 
 
 def _accuracies(group: Iterable[ComparedRun]) -> dict[int, float]:

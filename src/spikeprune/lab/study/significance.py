@@ -11,6 +11,7 @@ from typing import Any, final
 from spikeprune.core.errors import InvalidValue, MissingDependency
 
 LEVEL = 0.95
+MARGIN = 0.003  # of accuracy: differences within 0.3 points count as none; fixed before any run was compared
 _WILCOXON_FROM = 6  # with five pairs the exact test cannot come below p = 2 / 2**5 = 0.0625
 
 
@@ -42,6 +43,11 @@ class Paired:
     holm_p: float | None = None
 
     @property
+    def within_p(self) -> float | None:
+        """Of two one-sided tests that the mean difference is less than `MARGIN` away from 0."""
+        return equivalence(self.difference, MARGIN)
+
+    @property
     def alike(self) -> bool:
         """Two differences or more, all the same but for rounding: there is no spread to test against."""
         d = self.difference
@@ -64,8 +70,15 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def paired(mine: Mapping[Any, float], reference: Mapping[Any, float]) -> Paired | None:
-    """Differences mine - reference over the keys (seeds) that both have; None if there is no such key."""
-    differences = [mine[key] - reference[key] for key in sorted(set(mine) & set(reference))]
+    """Differences mine - reference over the keys (seeds) that both have; None if there is no such key.
+
+    They are rounded to 12 decimals of the values' size: two differences of one test image are equal, although the
+    accuracies that they come from are not exact in binary.
+    """
+    both = sorted(set(mine) & set(reference))
+    size = max((abs(value) for key in both for value in (mine[key], reference[key])), default=0.0)
+    places = 12 - (math.frexp(size)[1] * 3 // 10 if size else 0)
+    differences = [round(mine[key] - reference[key], places) for key in both]
     if not differences:
         return None
     return Paired(summarize(differences), t_test(differences), wilcoxon(differences))
@@ -86,13 +99,77 @@ def t_test(differences: Sequence[float]) -> float | None:
     return 2 * float(_students_t()[0](summary.n - 1, -abs(t)))  # the lower tail keeps its digits where p is tiny
 
 
+def equivalence(summary: Summary, margin: float) -> float | None:
+    """p of two one-sided t-tests (TOST) that the mean lies within +-margin; below 0.05 it counts as no difference.
+
+        p = max(P(T >= (margin + mean) / se), P(T >= (margin - mean) / se)),   se = sd / sqrt(n), n - 1 degrees
+
+    None for one value, and for values without spread.
+    Source: Schuirmann 1987, Journal of Pharmacokinetics and Biopharmaceutics 15(6).
+    """
+    if summary.sd is None or summary.sd <= 1e-12 * max(abs(summary.mean), 1e-300):
+        return None
+    se = summary.sd / math.sqrt(summary.n)
+    below = _students_t()[0]
+    return max(float(below(summary.n - 1, -(margin + side * summary.mean) / se)) for side in (1, -1))
+
+
+def seeds_for_equivalence(sd: float, margin: float = MARGIN, power: float = 0.8) -> int:
+    """How many pairs show by `equivalence`, at the 5 % level, that arms without a difference have none.
+
+        power = 2 P(T < margin / se - t(0.95, n - 1)) - 1,   se = sd / sqrt(n)
+
+    Args:
+        sd: standard deviation of the paired differences.
+    Raises: InvalidValue for a power outside (0, 1), or sd or margin of 0 or less.
+    """
+    _check_power(sd, margin, power)
+    below, quantile = _students_t()
+
+    def reached(n: int) -> float:
+        beyond = margin * math.sqrt(n) / sd - float(quantile(n - 1, 0.95))
+        return 2 * float(below(n - 1, beyond)) - 1
+
+    return _first(reached, power)
+
+
+def seeds_for_difference(sd: float, difference: float, power: float = 0.8) -> int:
+    """How many pairs a two-sided paired t-test at the 5 % level needs to see a difference.
+
+        power = P(T > t(0.975, n - 1) - difference / se)     the tail on the other side is left out
+
+    Args:
+        sd: standard deviation of the paired differences.
+    Raises: InvalidValue for a power outside (0, 1), or sd or difference of 0 or less.
+    """
+    _check_power(sd, difference, power)
+    below, quantile = _students_t()
+
+    def reached(n: int) -> float:
+        return float(below(n - 1, difference * math.sqrt(n) / sd - float(quantile(n - 1, 0.5 + LEVEL / 2))))
+
+    return _first(reached, power)
+
+
+def _first(reached: Callable[[int], float], power: float) -> int:
+    return next((n for n in range(2, 10_000) if reached(n) >= power), 10_000)
+
+
+def _check_power(sd: float, effect: float, power: float) -> None:
+    if not (sd > 0 and effect > 0 and 0 < power < 1):
+        raise InvalidValue(
+            f"a power calculation takes a spread and a difference above 0 and a power in (0, 1); got {sd}, {effect}, "
+            f"{power}"
+        )
+
+
 def wilcoxon(differences: Sequence[float]) -> float | None:
     """Two-sided p of the signed-rank test, exact: over all 2^n signs of the ranks of |difference|.
 
     Counted here, since scipy's exact test takes no ties.
 
-    Zeros are dropped, ties share the mean of their ranks; the p-value is min(1, 2 min(P(W <= w), P(W >= w))).
-    None if fewer than six differences are left.
+    Zeros are dropped, ties (alike to one part in 10^9) share the mean of their ranks; the p-value is
+    min(1, 2 min(P(W <= w), P(W >= w))). None if fewer than six differences are left.
     Source: Wilcoxon 1945, Biometrics Bulletin 1(6); the exact distribution by counting, which ties leave valid.
     """
     left = sorted((value for value in differences if value != 0), key=abs)
@@ -114,7 +191,7 @@ def _doubled_ranks(ordered: Sequence[float]) -> list[int]:
     while len(ranks) < len(ordered):
         first = len(ranks)
         last = first
-        while last + 1 < len(ordered) and ordered[last + 1] == ordered[first]:
+        while last + 1 < len(ordered) and math.isclose(ordered[last + 1], ordered[first], rel_tol=1e-9):
             last += 1
         ranks += [first + last + 2] * (last - first + 1)
     return ranks

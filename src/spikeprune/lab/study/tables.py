@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 
 from spikeprune.lab.study.compare import COST, MEASURED, Arm, Block, Comparison
-from spikeprune.lab.study.significance import Paired, Summary
+from spikeprune.lab.study.significance import MARGIN, Paired, Summary
 
 NONE = "-"
 _FEW_IMAGES = 2000  # with more, one image is below 0.05 points, less than seeds differ by
@@ -31,6 +31,14 @@ def p_value(p: float | None) -> str:
     return NONE if p is None else "<.001" if p < 0.001 else f"{p:.3f}"
 
 
+def delivered(row: Arm) -> str:
+    """What regrowth delivered, mean over seeds: 2 of 195 in 1 (weights alive at the end, regrown, filters)."""
+    if row.delivered is None:
+        return NONE
+    alive, regrown, filters = row.delivered
+    return f"{alive:,.0f} of {regrown:,.0f} in {filters:,.0f}"
+
+
 def budget(row: Arm) -> str:
     return {None: NONE, True: "equal", False: "UNEQUAL"}[row.equal_budget]
 
@@ -48,6 +56,8 @@ def cells(row: Arm) -> list[str]:
         p_value(row.versus.t_p if row.versus else None),
         p_value(row.versus.holm_p if row.versus else None),
         p_value(row.versus.wilcoxon_p if row.versus else None),
+        p_value(row.versus.within_p if row.versus else None),
+        delivered(row),
         NONE if row.survived is None else f"{100 * row.survived.mean:.1f}",
         short(row.values["synops"].mean),
         budget(row),
@@ -58,7 +68,8 @@ def heads(comparison: Comparison) -> list[str]:
     """Of the main table."""
     return [
         "arm", "seeds", "sparsity", "accuracy %", "sd", f"vs {comparison.reference or NONE}", "p (t)", "p (Holm)",
-        "p (Wilcoxon)", "regrown survive %", "SynOps", "budget",
+        "p (Wilcoxon)", f"p (within ±{100 * MARGIN:g})", "regrown, alive at the end",
+        "regrown survive %", "SynOps", "budget",
     ]  # fmt: skip
 
 
@@ -139,6 +150,10 @@ def notes(comparison: Comparison) -> list[str]:
         "differences are paired by seed, in points.",
         "p (t): paired t-test, two-sided; p (Holm): the same, corrected for the tests of its own table; p (Wilcoxon): "
         "exact signed ranks, from 6 seeds on.",
+        f"p (within ±{100 * MARGIN:g}): two one-sided t-tests; below 0.05 the difference is shown to be less than "
+        f"{100 * MARGIN:g} points either way. The margin was fixed beforehand. Neither p small: undecided.",
+        "regrown, alive at the end: regrown weights that are alive in the final network, of all that were regrown, and "
+        "the number of filters that hold one. A difference says something of regrowth only if many live.",
         "search: up to the last change of a mask; total: the whole run. MACs count forward and backward of training.",
         "regrown survive: of the weights regrown at a mask update, those that the next magnitude cut keeps.",
     ]
@@ -169,11 +184,20 @@ def to_csv(comparison: Comparison) -> str:
     heading = ["label", "method", "dataset", "model", "target", "seeds", "accuracies", "survived_mean", "survived_sd"]
     heading += [f"{name}_{part}" for name in names for part in ("mean", "sd", "ci95")]
     heading += ["reference", "pairs", "difference", "difference_sd", "difference_ci95"]
-    heading += ["p_t", "p_holm", "p_wilcoxon", "equal_budget"]
+    heading += [
+        "p_t",
+        "p_holm",
+        "p_wilcoxon",
+        "p_within",
+        "regrown_alive",
+        "regrown",
+        "regrown_filters",
+        "equal_budget",
+    ]
     writer.writerow(heading)
     for row in comparison.rows:
         parts = [part for n in names for part in (row.values[n].mean, row.values[n].sd, row.values[n].half)]
-        versus: list[object] = [None] * 8
+        versus: list[object] = [None] * 9
         if row.versus is not None:
             d = row.versus.difference
             versus = [
@@ -185,11 +209,13 @@ def to_csv(comparison: Comparison) -> str:
                 row.versus.t_p,
                 row.versus.holm_p,
                 row.versus.wilcoxon_p,
+                row.versus.within_p,
             ]
         each = [" ".join(map(str, values)) for values in (row.seeds, row.accuracies)]
         survived = [None, None] if row.survived is None else [row.survived.mean, row.survived.sd]
         named = [row.label, row.method, row.dataset, row.model, row.target]
-        writer.writerow([*named, *each, *survived, *parts, *versus, row.equal_budget])
+        grown = row.delivered or (None, None, None)
+        writer.writerow([*named, *each, *survived, *parts, *versus, *grown, row.equal_budget])
     return file.getvalue()
 
 
@@ -201,7 +227,7 @@ def to_latex(comparison: Comparison) -> str:
     for block in comparison.blocks:
         lines += [r"\midrule", rf"\multicolumn{{7}}{{l}}{{{_tex(block.title)}}} \\"]
         for row in block.rows:
-            chosen = [cells(row)[i] for i in (0, 1, 2, 3, 5, 7, 10)]
+            chosen = [cells(row)[i] for i in (0, 1, 2, 3, 5, 7, 12)]
             lines.append(" & ".join(map(_tex, chosen)) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 

@@ -25,6 +25,7 @@ DENSE = "dense"
 # What a dense run takes no notice of: lists of these do not multiply it.
 UNUSED_BY_DENSE = (
     "sparsity", "regrow", "regrow_schedule", "allocate", "pattern", "budget", "floor", "exclude", "start",
+    "regrow_exclude",
 )  # fmt: skip
 _PLURALS = {
     "methods": "method", "sparsities": "sparsity", "seeds": "seed", "datasets": "data.name", "models": "model",
@@ -116,25 +117,39 @@ def read_sweep(source: str, overrides: Sequence[str] = ()) -> Sweep:
         arms: name -> keys that make up this arm; `keep: 0.8` lets it keep that share of what the others keep
         baseline: false leaves out the dense run of each seed, which is made once for all methods
         reference: the arm that the others are compared with
+        tune: what `read_tuning` makes runs of; no run of the sweep itself depends on it
+        tuned: arm -> keys chosen for it, such as {magnitude: {lr: 0.3}}; they win over the arm's own
 
     Args:
         overrides: `--key value`, `--key a,b` or `--key [a, b]`; methods given here stand in place of the file's arms.
     Raises: UserError as for a recipe, naming the key.
     """
+    return _read(*_whole_values(source), overrides)
+
+
+def _whole_values(source: str) -> tuple[str, dict[str, Any]]:
+    """Name and values of a file with those of the file that it builds on."""
     name, values = _values(source)
     base_of = values.pop("recipe", None)
     if base_of is not None:
         # The method that the base was written for is no arm of a file that names its own.
         below = {
-            key: value for key, value in _values(str(base_of))[1].items() if key != "method" or "arms" not in values
+            key: value
+            for key, value in _whole_values(str(base_of))[1].items()
+            if key != "method" or "arms" not in values
         }
         values = {**below, **values}
+    return name, values
+
+
+def _read(name: str, values: dict[str, Any], overrides: Sequence[str]) -> Sweep:
     given = _given(overrides)
     if "method" in given:
         values = {key: value for key, value in values.items() if key not in ("arms", "reference")}
     reference = given.get("reference", values.get("reference"))
     arms = _arms(values | given)
-    ours = ("method", "arms", "baseline", "reference")
+    arms |= {label: arms[label] | keys for label, keys in _chosen(values | given, arms).items()}
+    ours = ("method", "arms", "baseline", "reference", "tune", "tuned")
     values = {key: value for key, value in values.items() if key not in ours}
     # What the command line gives is an override of every run, as it is for `spikeprune run`: phases follow `--epochs`.
     chosen = {key: value if _lists(key, value) else [value] for key, value in given.items() if key not in ours}
@@ -154,6 +169,47 @@ def read_sweep(source: str, overrides: Sequence[str] = ()) -> Sweep:
         known = ", ".join(dict.fromkeys(task.label for task in found))
         raise InvalidValue(f"the reference {reference!r} is no arm of this sweep; its arms are {known}")
     return Sweep(name, found, reference)
+
+
+def _chosen(values: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Arm -> keys chosen by tuning, from `tuned`: a mapping, or the path of a JSON file that holds one."""
+    tuned: Any = values.get("tuned")
+    tuned = tuned[0] if isinstance(tuned, list) and len(tuned) == 1 else tuned
+    if isinstance(tuned, str):
+        try:
+            tuned = json.loads(Path(tuned).read_text(encoding="utf-8"))["arms"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"cannot read the tuned settings {tuned!r:.80}; the tuning of the sweep writes them"
+            ) from error
+    if tuned is None:
+        return {}
+    if not isinstance(tuned, Mapping) or not all(isinstance(keys, Mapping) for keys in tuned.values()):
+        raise InvalidValue("tuned must be `arm: {key: value, ...}` or the path of a file that the tuning wrote")
+    unknown_arms = [label for label in tuned if label not in arms]
+    if unknown_arms:
+        raise InvalidValue(f"tuned names {unknown_arms[0]!r}, which is no arm; the arms are {', '.join(arms)[:120]}")
+    return {str(label): dict(keys) for label, keys in tuned.items()}
+
+
+def read_tuning(source: str, overrides: Sequence[str] = ()) -> Sweep:
+    """The runs that choose settings for each arm of a sweep: the same small grid for all, on held-out images.
+
+    The file's `tune` gives the grid, such as {lr: [0.3, 0.6], seeds: [100, 101], data.validation: 0.1}; every other
+    key is that of the sweep. `lab.study.tuning.best` reads the runs.
+
+    Raises: UserError as `read_sweep`, and if the file has no `tune`.
+    """
+    name, values = _whole_values(source)
+    tune = values.pop("tune", None)
+    if not isinstance(tune, Mapping) or not tune.get("seeds") or not any(_lists(k, v) for k, v in tune.items()):
+        raise InvalidValue(
+            f"{source[:60]} has no tuning grid; give it, for example, tune: {{lr: [0.3, 0.6], seeds: [100], "
+            "data.validation: 0.1}"
+        )
+    values = {k: v for k, v in values.items() if k not in ("reference", "tuned")} | {"baseline": False}
+    values |= {_PLURALS.get(str(key), str(key)): value for key, value in tune.items()}
+    return _read(f"{name}-tune", values, overrides)
 
 
 def _values(source: str) -> tuple[str, dict[str, Any]]:

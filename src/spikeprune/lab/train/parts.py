@@ -66,6 +66,7 @@ def make_pruner(job: Job, model: torch.nn.Module) -> Pruner:
         pattern=recipe.pattern,
         budget=recipe.budget,
         exclude=None if recipe.exclude is None else recipe.exclude.split(),
+        regrow_exclude=None if recipe.regrow_exclude is None else recipe.regrow_exclude.split(),
         seed=recipe.seed,
         start=recipe.start,
         **floor,

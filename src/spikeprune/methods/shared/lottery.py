@@ -69,11 +69,15 @@ def settled(training: Training, scores: Scores, window: int, distance: float) ->
     """Whether the mask that `scores` would make now differs little from those at the last `window - 1` looks.
 
     It does if the share of weights whose mask differs is below `distance` for each of them. Once it has been so, or at
-    the last look, the search is over and the answer is no for ever after.
+    the last look, the search is over and the answer is no for ever after. The first mask that counts is that of the
+    initial weights, as in the code of arXiv:2207.01382, which looks before each epoch.
     """
     memory: Memory = training.memory
     if "found" in memory:
         return False
+    if not memory and training.start:
+        first = training.select({name: training.start[name].abs() for name in scores})
+        memory["mask 0"] = {name: value.clone() for name, value in first.items()}
     mask = training.select(scores)
     earlier = [memory[kind] for kind in sorted(memory)]
     stable = len(earlier) == window - 1 and all(_distance(mask, other) < distance for other in earlier)

@@ -128,8 +128,8 @@ class Channels(Space):
     def grads(self, grads: Tensors, values: Tensors) -> dict[str, Tensor]:
         return self.space.grads(grads, values)
 
-    def facts(self) -> dict[str, dict[str, Tensor]]:
-        return self.space.facts()
+    def facts(self, grads: Tensors, before: Tensors) -> dict[str, dict[str, Tensor]]:
+        return self.space.facts(grads, before)
 
     def statistics(self, found: Tensors, observer: Observer) -> Tensors:
         return self.space.statistics(observer.pairs or {}, found)

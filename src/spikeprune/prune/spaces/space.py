@@ -77,8 +77,13 @@ class Space(abc.ABC):
         """Name -> gradients by these weights; `values` are those of the parameters that `grads` belong to."""
 
     @abc.abstractmethod
-    def facts(self) -> dict[str, dict[str, Tensor]] | None:
-        """Further statistics of channels that a method may use: kind -> name -> [C]; None for weights."""
+    def facts(self, grads: Tensors, before: Tensors) -> dict[str, dict[str, Tensor]] | None:
+        """Further statistics of channels that a method may use: kind -> name -> [C]; None for weights.
+
+        Args:
+            grads: of the parameters, as far as the method needs them.
+            before: the parameters that they belong to.
+        """
 
     @abc.abstractmethod
     def statistics(self, found: Tensors, observer: Observer) -> Tensors:
@@ -108,7 +113,11 @@ class Space(abc.ABC):
 
     @abc.abstractmethod
     def apply(self, outcome: Outcome, start_value: str, clean: bool) -> None:
-        """Makes the parameters follow a mask update: values, masks, and if `clean` the optimizer's state."""
+        """Makes the parameters follow a mask update: values, masks, and if `clean` the optimizer's state.
+
+        Args:
+            start_value: as for `Regrowth`; "exchanged" is "kept" for those alone that the cut to the target left.
+        """
 
     @abc.abstractmethod
     def state_dict(self) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Weights(Space):
     def grads(self, grads: Tensors, values: Tensors) -> dict[str, Tensor]:
         return dict(grads)
 
-    def facts(self) -> None:
+    def facts(self, grads: Tensors, before: Tensors) -> None:
         return None
 
     def statistics(self, found: Tensors, observer: Observer) -> Tensors:
@@ -138,8 +138,11 @@ class Weights(Space):
             last = self._last.get(name, torch.zeros_like(p))
             self._last[name] = torch.where(before[name], p.detach(), last)
         untouched = outcome.survivors
-        if start_value == "kept":
-            untouched = {n: m | (outcome.regrown[n] & before[n]) for n, m in untouched.items()}
+        if start_value in ("kept", "exchanged"):
+            spared = {n: outcome.regrown[n] & before[n] for n in untouched}
+            if start_value == "exchanged":  # what the cut to the target took is gone, as in GraNet's code
+                spared = {n: m & outcome.reference[n] for n, m in spared.items()}
+            untouched = {n: m | spared[n] for n, m in untouched.items()}
         for name, p in self.parts.parameters.items():
             p.data.mul_(untouched[name].to(p.dtype))
             if start_value == "last":

@@ -1,0 +1,76 @@
+"""Pictures of the deep study: accuracy over sparsity and over CPU seconds, from comparisons of `spikeprune compare`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from spikeprune.lab.study.compare import Arm, Comparison
+from spikeprune.lab.study.plots import Series, picture, plot
+
+WEIGHTS = ("deep", "deep_more")
+CHANNELS = ("deep_channels", "deep_channels_more")
+COST = ("deep_cost",)
+
+
+def deep(found: Mapping[str, Comparison]) -> dict[str, str]:
+    """Name -> SVG, of those pictures that there are results for."""
+    pictures = {
+        "deep-weights": over_sparsity(_rows(found, WEIGHTS)),
+        "deep-channels": over_sparsity(_rows(found, CHANNELS)),
+        "deep-cost": over_seconds(_rows(found, COST)),
+    }
+    return {name: svg for name, svg in pictures.items() if svg}
+
+
+def section(found: Mapping[str, Comparison]) -> list[str]:
+    """The pictures in docs/study.md."""
+    captions = {
+        "deep-weights": "Accuracy over the share of weights cut, one panel a network; mean and 95 % interval.",
+        "deep-channels": "Accuracy over the share of channels cut, one panel a network; mean and 95 % interval.",
+        "deep-cost": "Accuracy over seconds: those until the masks are known, and those of the whole training.",
+    }
+    lines = [line for name in deep(found) for line in (f"![{captions[name]}](images/study-{name}.svg)", "")]
+    return ["## The deep networks in pictures", "", *lines] if lines else []
+
+
+def over_sparsity(rows: Sequence[Arm]) -> str:
+    """A panel a network: accuracy over target sparsity, a line an arm; empty without rows."""
+    pruned = [row for row in rows if row.target is not None]
+    if not pruned:
+        return ""
+    names = list(dict.fromkeys(row.label for row in pruned))
+    panels = [
+        plot(
+            [_series(name, [row for row in pruned if (row.label, row.model) == (name, model)]) for name in names],
+            f"share cut, {model}",
+            "accuracy, %",
+        )
+        for model in dict.fromkeys(row.model for row in pruned)
+    ]
+    return picture(panels, names)
+
+
+def _series(name: str, rows: Sequence[Arm]) -> Series:
+    rows = sorted(rows, key=lambda row: row.target or 0.0)
+    points = tuple((row.target or 0.0, 100 * row.values["accuracy"].mean) for row in rows)
+    return Series(name, points, tuple(100 * (row.values["accuracy"].half or 0.0) for row in rows))
+
+
+def over_seconds(rows: Sequence[Arm]) -> str:
+    """Two panels: accuracy over the seconds of the search for the masks, and over those of the whole training."""
+    pruned = [row for row in rows if row.target is not None]
+    if not pruned:
+        return ""
+    names = list(dict.fromkeys(row.label for row in pruned))
+    panels: list[str] = []
+    for quantity, said in (("search_seconds", "seconds until the masks are known"), ("seconds", "seconds in all")):
+        series = []
+        for name in names:
+            own = sorted((r for r in pruned if r.label == name), key=lambda r: r.values[quantity].mean)
+            points = tuple((row.values[quantity].mean, 100 * row.values["accuracy"].mean) for row in own)
+            spread = tuple(100 * (row.values["accuracy"].half or 0.0) for row in own)
+            series.append(Series(name, points, spread, joined=False))
+        panels.append(plot(series, said, "accuracy, %", log=True))
+    return picture(panels, names)
+
+
+def _rows(found: Mapping[str, Comparison], names: Iterable[str]) -> list[Arm]:
+    return [row for name in names if name in found for row in found[name].rows]

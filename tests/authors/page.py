@@ -1,0 +1,130 @@
+"""docs/authors.md, each method beside its authors' code, from the committed numbers: `python tests/authors/page.py`."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from authors.exact import NUMBERS
+from spikeprune.methods import names
+from spikeprune.methods.registry import method_class, source_of
+
+PAGE = Path(__file__).parents[2] / "docs" / "authors.md"
+HEAD = """# Methods beside their authors' code
+
+For every row "equal" the authors' code ran beside this library in float64, from the same weights and the same batches;
+the numbers that came out are committed in [tests/authors/numbers](../tests/authors/numbers), with seed, shapes and
+commit, and a test compares with them. No code of theirs is part of this repository. Make a row anew with
+`python tests/authors/NAME.py CHECKOUT --write`, and this page with `python tests/authors/page.py`. Differences that
+stay are told in the method's docstring, so in [docs/methods.md](methods.md).
+
+"""
+# Method -> the comparison that it takes part in, and what was compared.
+COMPARED = {
+    "admm": ("admm", "updates of Z and U, and the final cut"),
+    "ch3-l3": ("ch3_l3", "the score of missing links, node form"),
+    "criticality": ("criticality", 'rule "authors", a plain network'),
+    "early-bird": ("early_bird", "the mask at every look, and the look that ends the search"),
+    "gradient": ("granet", "growth, as in GraNet"),
+    "granet": ("granet", "every mask update but their last, at their counts"),
+    "magnitude": ("granet", "the global cut, as in GraNet, at their counts"),
+    "snip": ("snip", "the mask at three sparsities; a published port, theirs is TensorFlow 1"),
+    "upf": ("upf", "which gates of weights are open as they sharpen"),
+    "stds": ("stds", "which weights are 0 as the threshold grows, weight decay included"),
+}
+# Method -> what stands in place of a comparison. `DIFFERS`: public code was read, and the docstring tells differences.
+DIFFERS = "public code, not run beside; documented"
+NONE = "no public code found"
+NOT_RUN = "public code for ordinary networks, not run beside; follows the paper's formula"
+OWN = "a control or a score of this library"
+OTHERS = {
+    "anti-criticality": OWN,
+    "bn-scale": NOT_RUN,
+    "bn-scale-rate": NONE,
+    "critical-energy": OWN,
+    "dense": OWN,
+    "eb-et": DIFFERS,
+    "firing-rate": OWN,
+    "grad-r": DIFFERS,
+    "imp": DIFFERS,
+    "imp-et": DIFFERS,
+    "last-magnitude": OWN,
+    "membrane": OWN,
+    "ndsnn": NONE,
+    "pca": NONE,
+    "random": OWN,
+    "random-prune": OWN,
+    "rcmo": DIFFERS,
+    "rigl": DIFFERS,
+    "set": DIFFERS,
+    "snfs": DIFFERS,
+    "taylor": NOT_RUN,
+    "weight-norm": NOT_RUN,
+}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The committed numbers of one comparison."""
+
+    repository: str
+    commit: str
+    equal: list[bool]
+
+    @classmethod
+    def of(cls, name: str) -> "Kept":
+        found: dict[str, Any] = json.loads((NUMBERS / f"{name}.json").read_text())
+        setting = found["setting"]
+        return cls(setting["repository"], setting["commit"], found["equal"])
+
+
+def text() -> str:
+    """The page. Raises: KeyError for a method that neither list has."""
+    lines = ["| method | source | authors' code | result |", "|---|---|---|---|"]
+    for name in names():
+        if name in COMPARED:
+            file, what = COMPARED[name]
+            kept = Kept.of(file)
+            code = f"[{kept.repository.rpartition('/')[2]}](https://{kept.repository}) at {kept.commit}"
+            result = f"equal: {sum(kept.equal)} of {len(kept.equal)} masks ({what})"
+            if not all(kept.equal):
+                result = f"DIFFERENT in {kept.equal.count(False)} of {len(kept.equal)} masks ({what})"
+        else:
+            code, result = "", OTHERS[name]
+        lines.append(f"| {name} | {source_of(name)} | {code} | {result} |")
+    net = Kept.of("resnet19")
+    lines += [
+        "",
+        f"The network `resnet19-weights-authors` equals the class of {net.repository} at {net.commit}: the same "
+        f"outputs on copied weights, and {sum(net.equal)} of {len(net.equal)} masks of criticality with their rule.",
+        "",
+        "## Differences, method by method",
+        "",
+    ]
+    for name in names():
+        if OTHERS.get(name) == DIFFERS or name in ("admm", "early-bird", "granet", "ch3-l3", "upf"):
+            lines += [f"**{name}.** {_source(name)}", ""]
+    return HEAD + "\n".join(lines).rstrip() + "\n"
+
+
+def _source(name: str) -> str:
+    """From the docstring: the paragraphs that tell where the method differs, and its source."""
+    doc = (method_class(name).__doc__ or "").splitlines()
+    found: list[str] = []
+    taking = False
+    for line in doc:
+        start = line.strip()
+        if start.startswith(("Where it differs", "Source:")):
+            taking = True
+        elif not start or (start.endswith(":") and line.startswith("    ") and not line.startswith("     ")):
+            taking = False
+        if taking:
+            found.append(start)
+    return " ".join(found)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(text(), encoding="utf-8")
+    print(PAGE.name)
