@@ -38,7 +38,7 @@ def first_images(data: Iterable[Any], images: int, model: nn.Module, adapter: Ad
     """
     if images < 1:
         raise InvalidValue(
-            f"images must be at least 1, the number of calibration images, got {images}; the usual is 200"
+            f"images must be at least 1, the number of calibration images, got {images}; the usual is 500"
         )
     inputs: list[Tensor] = []
     targets: list[Any] = []

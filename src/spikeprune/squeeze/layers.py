@@ -1,6 +1,7 @@
 """One prunable weight during a squeeze: its rows, its dense weights, and what scores are made from."""
 
 import time
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -11,15 +12,25 @@ from spikeprune.squeeze.select import Quantities
 from spikeprune.squeeze.solve import LeastSquares, Solver, inverse_diagonal, solve
 
 
-def row_weights(c: Tensor, power: float, eps: float, *, per_output: bool) -> Tensor:
+def row_weights(
+    c: Tensor, power: float, eps: float, *, per_output: bool, counts: Tensor | None = None
+) -> Tensor:  # fmt: skip
     """c^power / its mean + eps, [O, R]; the mean is over the rows of each output, or over all of them.
 
     An output whose derivative is 0 in all rows, far from its threshold throughout, weighs its rows alike.
+
+    Args:
+        counts: how many rows each one stands for, [R]; they count so often in the mean and in what is returned.
     """
     c = c.clamp_min(0)
     c = c if power == 1 else c**power
-    mean = c.mean(1, keepdim=True) if per_output else c.mean().expand(c.shape[0], 1)
-    return torch.where(mean > 0, c / mean.clamp_min(1e-30), torch.ones_like(c)).add_(eps)
+    if counts is None:
+        mean = c.mean(1, keepdim=True) if per_output else c.mean().expand(c.shape[0], 1)
+    else:
+        mean = (c @ (counts / counts.sum()).to(c.dtype))[:, None]
+        mean = mean if per_output else mean.mean().expand(c.shape[0], 1)
+    found = torch.where(mean > 0, c / mean.clamp_min(1e-30), torch.ones_like(c)).add_(eps)
+    return found if counts is None else found.mul_(counts.to(c.dtype))
 
 
 @final
@@ -61,6 +72,8 @@ class LayerProblem:
             self._constant = float(mean_square.sqrt()) or 1.0
         self.known = self._quantities(rows)
         self.problems = self._made(rows, weighted)
+        scarce = max(1.0, self.dense.shape[1] / rows.x.shape[2])  # a layer with few rows fits its images too well
+        self.solver = replace(solver, ridge=solver.ridge * scarce**2)
         rows.c = None  # its parts live on, normalised
 
     @property
@@ -71,12 +84,13 @@ class LayerProblem:
     def _quantities(self, rows: Rows) -> Quantities:
         c = None
         if rows.c is not None:
-            c = row_weights(rows.c.to(self.dtype), self.power, self.eps, per_output=False)
+            c = row_weights(rows.c.to(self.dtype), self.power, self.eps, per_output=False, counts=rows.counts)
         energies, critical, output = [], [], 0.0
         for g, part in enumerate(self._groups()):
             x = rows.x[g].to(self.dtype)
             plain = LeastSquares(x, self.dense[part] @ x, None if c is None else c[part])
-            energies.append(x.square().sum(1).expand(len(plain.y), -1))
+            square = x.square() if rows.counts is None else x.square() * rows.counts.to(x.dtype)
+            energies.append(square.sum(1).expand(len(plain.y), -1))
             critical.append(plain.energy())
             output += plain.error(torch.zeros_like(self.dense[part]))[1]
         return Quantities(torch.cat(energies), torch.cat(critical), output)
@@ -88,7 +102,7 @@ class LayerProblem:
 
     def _made(self, rows: Rows, weighted: bool) -> list[LeastSquares]:
         c = (
-            row_weights(rows.c.to(self.dtype), self.power, self.eps, per_output=True)
+            row_weights(rows.c.to(self.dtype), self.power, self.eps, per_output=True, counts=rows.counts)
             if weighted and rows.c is not None
             else None
         )

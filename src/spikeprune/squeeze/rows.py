@@ -39,12 +39,14 @@ class Rows:
             its rows cannot be told at the neuron.
         available: how many rows the data held.
         note: why `c` is missing, if it is; "" otherwise.
+        counts: how many rows each one stands for, [R], where they were not drawn with equal chances.
     """
 
     x: Tensor
     c: Tensor | None
     available: int
     note: str = ""
+    counts: Tensor | None = None
 
     @property
     def silent(self) -> bool:

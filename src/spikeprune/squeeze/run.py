@@ -22,6 +22,7 @@ from spikeprune.squeeze.batches import Batches, first_images
 from spikeprune.squeeze.ear import heard
 from spikeprune.squeeze.goals import given_masks, is_met, size_of, target
 from spikeprune.squeeze.layers import LayerProblem
+from spikeprune.squeeze.near import thinned
 from spikeprune.squeeze.network import Network, norm_behind, read, snapshot
 from spikeprune.squeeze.polish import Polish, Polisher
 from spikeprune.squeeze.progress import Progress
@@ -31,7 +32,7 @@ from spikeprune.squeeze.select import Quantities, comparable, cut, noise, path, 
 from spikeprune.squeeze.settings import SqueezeSettings
 from spikeprune.squeeze.solve import Solver
 from spikeprune.squeeze.statistics import SpikeKeeper, Spikes, evaluating, measure_again, norms, watch_spikes
-from spikeprune.squeeze.table import Squeezed, SqueezedLayer, SqueezedNeuron
+from spikeprune.squeeze.table import Squeezed, SqueezedLayer, SqueezedNeuron, some_of
 
 _PART = 50  # images of one step of `polish`
 
@@ -159,7 +160,8 @@ class Squeezing:
         first = self.batches.inputs[0].numel()
         scale = sum(x.numel() for x in self.batches.inputs) / max(first, 1)
         layers = {n: m for n, m in network.layers.items() if m and n in per_forward and all(map(is_solvable, m))}
-        shares = {n: min(1.0, settings.rows / (per_forward[n] * scale)) for n in layers}
+        wanted = settings.rows * settings.oversample
+        shares = {n: min(1.0, wanted / (per_forward[n] * scale)) for n in layers}
         drawing = Drawing(
             network.model, network.adapter, layers, network.pairs, shares, self._derivative(), settings.seed
         )
@@ -203,7 +205,7 @@ class Squeezing:
         silent = {n for n in self.before.calls if self.before.rate(n) == 0}
         if silent:
             self._warn(
-                f"no spike on the calibration images in {_some(silent)}: the layers that feed it are solved plainly; "
+                f"no spike on the calibration images in {some_of(silent)}: the layers that feed it are solved plainly; "
                 "check the inputs, or exclude the layer"
             )
         problems: dict[str, LayerProblem] = {}
@@ -215,6 +217,8 @@ class Squeezing:
                 )
             if rows is not None and (self._feeds(name) in silent or not rows.weighable):
                 rows = Rows(rows.x, None, rows.available, "its neuron is silent")
+            if rows is not None and settings.oversample > 1:
+                rows = thinned(rows, settings.rows, settings.seed * 1_000_003 + len(problems))
             problems[name] = LayerProblem(
                 parameter,
                 rows,
@@ -226,7 +230,7 @@ class Squeezing:
             )
         lost = [n for n in self.network.parameters if n not in drawn]
         if lost:
-            self._warn(f"{_some(lost)} cannot be solved (it took no part, or is a transposed convolution): masked only")
+            self._warn(f"{some_of(lost)} cannot be solved (not called, or a transposed convolution): masked only")
         self._clock("preparing")
         return problems
 
@@ -392,8 +396,3 @@ class Squeezing:
             f"{name!r} has {rows.x.shape[2]} rows for up to {most} weights of a neuron, so the ridge decides a part of "
             f"them; pass {advice} or more (layers with too few rows: {len(short)})"
         )
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(map(repr, listed[:3])) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

@@ -27,7 +27,7 @@ class SqueezeSettings:
     sparsity: float = 0.95
     masks: Mapping[str, Tensor] | None = None
     tolerance: float | None = None
-    images: int = 200
+    images: int = 500
     budget: str = "weights"
     pattern: str = "weight"
     allocate: str = "lamp"
@@ -37,6 +37,7 @@ class SqueezeSettings:
     solve: bool = True
     surrogate: str | None = None
     rows: int = 4000
+    oversample: int = 1
     power: float = 1.0
     eps: float = 0.02
     ridge: float = 1e-2
@@ -75,6 +76,7 @@ class SqueezeSettings:
         for setting, whole, least in (
             ("rounds", self.rounds, 1),
             ("rows", self.rows, 1),
+            ("oversample", self.oversample, 1),
             ("iterations", self.iterations, 1),
             ("early_iterations", self.early_iterations, 1),
             ("polish", self.polish, 0),
@@ -84,6 +86,11 @@ class SqueezeSettings:
         for setting, number in (("power", self.power), ("eps", self.eps), ("ridge", self.ridge)):
             if not (math.isfinite(number) and number >= 0):
                 raise InvalidValue(f"{setting} must be a finite number of 0 or more, got {number}")
+        if self.oversample > 1 and self.weighting == "none":
+            raise InvalidValue(
+                f"oversample={self.oversample} draws rows by their criticality, which weighting='none' does not "
+                "measure; leave oversample at 1"
+            )
         if self.surrogate is not None:
             curve_named(self.surrogate)
         self._check_pattern()

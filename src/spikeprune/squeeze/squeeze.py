@@ -25,7 +25,7 @@ def squeeze(
     *,
     masks: Mapping[str, Tensor] | None = None,
     tolerance: float | None = None,
-    images: int = 200,
+    images: int = 500,
     budget: str = "weights",
     pattern: str = "weight",
     allocate: str = "lamp",
@@ -35,6 +35,7 @@ def squeeze(
     solve: bool = True,
     surrogate: str | None = None,
     rows: int = 4000,
+    oversample: int = 1,
     power: float = 1.0,
     eps: float = 0.02,
     ridge: float = 1e-2,
@@ -74,7 +75,7 @@ def squeeze(
         masks: parameter name -> bool; solves the dense model for these masks instead of choosing some.
         tolerance: search the highest sparsity at which the accuracy on the calibration images, or without labels the
             mean agreement of spikes, falls by at most this much; `sparsity` is then ignored. Densities in steps of 4 %
-            of themselves are tried, 7 of them. One of 200 images is 0.005, so take more images for a fine tolerance.
+            of themselves are tried, 7 of them. One of 500 images is 0.002, so take more images for a fine tolerance.
         images: how many calibration images are used, the first ones of the data.
         budget: what the sparsity is a share of: "weights", "parameters", "macs" or "synops".
         pattern: "weight", n:m such as "2:4", or "channel": whole channels, ranked by the norm of their filters; what
@@ -89,9 +90,12 @@ def squeeze(
         surrogate: name of the curve whose derivative weighs the rows; the neuron's own if not given.
         rows: rows drawn of each layer. All rows have the same chance, so the drawn sums are unbiased up to a factor
             that no solution depends on.
+        oversample: rows looked at for each row that is kept. Above 1, rows near the threshold are kept more often; each
+            one then counts for 1 / its chance rows, so the sums stay unbiased.
         power: exponent of the derivative in c.
         eps: weight that rows far from the threshold keep.
-        ridge: pull towards the dense weights, as a share of the mean diagonal of a neuron's Gram matrix.
+        ridge: pull towards the dense weights, as a share of the mean diagonal of a neuron's Gram matrix. A layer with
+            fewer rows than inputs is pulled more, times (inputs / rows)^2, because it would fit the images too well.
         iterations: of conjugate gradients in the last round, used where factoring one matrix per neuron costs more.
             They end before that once the residual is small.
         early_iterations: the same in the rounds before, which only prepare the next cut.

@@ -1,5 +1,6 @@
 """What a squeeze returns: masks, agreement with the dense network, and one row a layer."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import final
 
@@ -138,3 +139,9 @@ class Squeezed:
         spikes = f", agreement {mean:.4f} over {len(self.agreement)} neuron layers" if self.agreement else ""
         spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.phases.items())
         return f"Squeezed({kept}{spikes}, {self.images} images, {self.seconds:.1f} s: {spent})"
+
+
+def some_of(names: Iterable[str]) -> str:
+    """A few of the names, for a message."""
+    listed = sorted(names)
+    return ", ".join(map(repr, listed[:3])) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

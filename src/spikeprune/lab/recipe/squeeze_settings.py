@@ -30,6 +30,10 @@ class SqueezeOptions:
     solve: bool = key(_OWN.solve, "solve the remaining weights again; false only cuts")
     surrogate: str | None = key(_OWN.surrogate, "curve whose derivative weighs the rows; null: the neuron's own")
     rows: int = key(_OWN.rows, "rows drawn of each layer", rule=_AT_LEAST_1)
+    oversample: int = key(
+        _OWN.oversample, "rows looked at for each one kept; above 1 rows near the threshold come more often",
+        rule=_AT_LEAST_1,
+    )  # fmt: skip
     power: float = key(_OWN.power, "exponent of the derivative in the weight of a row", rule=_NOT_NEGATIVE)
     eps: float = key(_OWN.eps, "weight that rows far from the threshold keep", rule=_NOT_NEGATIVE)
     ridge: float = key(_OWN.ridge, "pull towards the dense weights", rule=_NOT_NEGATIVE)
