@@ -1,4 +1,4 @@
-"""Squeezes trained networks with one setting after another: `python study/squeeze/run.py --root DATA --minutes 60`.
+"""Squeezes trained networks with one setting after another: `python study/squeeze/run.py --root DATA --weights DIR`.
 
 Each result is appended to study/squeeze/results.jsonl at once. Results that are there are not made again, so a run that
 was stopped goes on where it was.
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from safetensors.torch import load_file
 
 import spikeprune as sp
 from spikeprune.data import Dataset, batches
@@ -20,45 +21,50 @@ from spikeprune.lab.train.device import repeatable
 from spikeprune.lab.train.network import connect
 from spikeprune.lab.train.pretrained import data_of
 from spikeprune.lab.train.score import score
+from spikeprune.zoo.net import SpikingNet
 from spikeprune.zoo.pretrained import card
 
 RESULTS = Path(__file__).parent / "results.jsonl"
-FASHION, CIFAR = "fashion-small", "cifar10-vgg"
-IMAGES = {FASHION: 2000, CIFAR: 1000}  # the first ones of a split are scored; with other numbers all is made anew
+FASHION, CIFAR, DIGITS = "fashion-small", "cifar10-vgg", "digits"
+SEEDS = (FASHION, *(f"{FASHION}-{seed}" for seed in range(1, 5)))  # five trainings of one recipe
+IMAGES = {FASHION: 2000, CIFAR: 1000, DIGITS: 355}  # the first ones of the test split are scored
+WHOLE = 10_000  # of Fashion-MNIST, for the goals
+CALIBRATION = {FASHION: 500, CIFAR: 500, DIGITS: 100}  # images of a draw, where the settings do not say
 HELD_OUT = 1000  # the validation images of Fashion-MNIST
 
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
-    "default, cut only": {"solve": False},
     "plain energy": {"weighting": "none"},
+    "default, cut only": {"solve": False},
+    "OBS, plain solve": {"saliency": "obs", "weighting": "none"},
+    "LAMP, plain solve": {"saliency": "magnitude", "weighting": "none"},
+    "LAMP": {"saliency": "magnitude", "solve": False},
     "magnitude": {"saliency": "magnitude", "allocate": "global", "solve": False},
-    "LAMP": {"saliency": "magnitude", "allocate": "lamp", "solve": False},
     "Wanda": {"saliency": "wanda", "allocate": "neuron", "solve": False},
-    "LAMP, plain solve": {"saliency": "magnitude", "allocate": "lamp", "weighting": "none"},
-    "OBS, plain solve": {"saliency": "obs", "allocate": "lamp", "weighting": "none"},
     "random": {"saliency": "random", "allocate": "uniform", "solve": False},
 }
+PAIR = ("default", "plain energy")
 VARIED: tuple[dict[str, Any], ...] = (
     {},
     {"weighting": "none"},
     {"solve": False},
-    {"saliency": "magnitude", "solve": False},
-    {"saliency": "energy"},
-    {"saliency": "magnitude"},
-    {"allocate": "energy"},
-    {"allocate": "global"},
+    {"images": 200},
+    {"images": 1000},
+    {"rows": 10_000},
     {"rounds": 1},
     {"rounds": 4},
     {"rounds": 16},
-    {"shift": True},
-    {"eps": 0.1},
-    {"eps": 0.005},
     {"ridge": 1e-1},
     {"ridge": 1e-3},
-    {"images": 50},
-    {"images": 500},
     {"power": 0.5},
     {"power": 2.0},
+    {"eps": 0.1},
+    {"saliency": "energy"},
+    {"saliency": "magnitude"},
+    {"saliency": "obs"},
+    {"allocate": "energy"},
+    {"allocate": "global"},
+    {"shift": True},
 )
 
 
@@ -80,32 +86,62 @@ class Job:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
 
+def recipe_of(network: str) -> str:
+    """The pretrained network whose recipe trained this one."""
+    return FASHION if network in SEEDS else network
+
+
 def jobs() -> Iterator[Job]:
     """All of them, the most important first. Draws 0 to 4 are published; 100 to 102 serve to choose settings."""
 
-    def published(network: str, sparsity: float, draws: range, names: tuple[str, ...]) -> Iterator[Job]:
+    def published(
+        networks: tuple[str, ...], sparsity: float, draws: range, names: tuple[str, ...], images: int | None = None
+    ) -> Iterator[Job]:
         for draw in draws:
-            for name in names:
-                yield Job(network, sparsity, draw, ARMS[name], "test", IMAGES[network])
+            for network in networks:
+                for name in names:
+                    number = images or IMAGES[recipe_of(network)]
+                    yield Job(network, sparsity, draw, ARMS[name], "test", number)
 
-    def choosing(draw: int) -> Iterator[Job]:
+    def choosing(network: str, draw: int, sparsity: float) -> Iterator[Job]:
         for settings in VARIED:
-            yield Job(FASHION, 0.95, draw, settings, "validation", HELD_OUT)
+            yield Job(network, sparsity, draw, settings, "validation", HELD_OUT)
 
-    pair, three = ("default", "plain energy"), ("default", "plain energy", "magnitude")
-    yield from published(FASHION, 0.95, range(3), (*pair, "LAMP"))
-    yield from published(FASHION, 0.95, range(3), ("default, cut only",))
-    yield from published(FASHION, 0.95, range(1), tuple(ARMS))
-    yield from published(FASHION, 0.95, range(5), pair)
-    yield from choosing(100)
-    yield from published(CIFAR, 0.95, range(1), three)
-    yield from published(FASHION, 0.95, range(5), tuple(ARMS))
-    yield from published(CIFAR, 0.95, range(3), three)
-    yield from published(FASHION, 0.90, range(5), tuple(ARMS))
-    yield from published(CIFAR, 0.90, range(3), three)
-    yield from choosing(101)
-    yield from published(FASHION, 0.98, range(5), tuple(ARMS))
-    yield from choosing(102)
+    short = (*PAIR, "LAMP", "magnitude")
+    for sparsity in (0.90, 0.95):
+        yield from published(SEEDS, sparsity, range(1), ("default",), WHOLE)
+    for sparsity in (0.95, 0.90, 0.98, 0.80):
+        yield from published((DIGITS,), sparsity, range(5), tuple(ARMS))
+    for sparsity in (0.95, 0.90):
+        yield from published(SEEDS, sparsity, range(1), tuple(ARMS))
+        yield from published((CIFAR,), sparsity, range(1), short)
+    yield from published(SEEDS, 0.98, range(1), tuple(ARMS))
+    yield from published(SEEDS, 0.95, range(3), PAIR)
+    yield from choosing(SEEDS[3], 100, 0.95)
+    yield from choosing(SEEDS[4], 100, 0.95)
+    yield from published(SEEDS, 0.80, range(1), tuple(ARMS))
+    yield from published((CIFAR,), 0.98, range(1), short)
+    yield from published((CIFAR,), 0.80, range(1), short)
+    yield from published((CIFAR,), 0.95, range(3), short)
+    yield from published(SEEDS, 0.95, range(5), tuple(ARMS))
+    yield from published((CIFAR,), 0.95, range(5), tuple(ARMS))
+    for sparsity in (0.90, 0.98, 0.80):
+        yield from published(SEEDS, sparsity, range(5), tuple(ARMS))
+
+
+def trained(network: str, folder: Path | None) -> SpikingNet:
+    """The network, in eval mode: one of `sp.pretrained`, or a further seed from a folder that train.py wrote."""
+    if network not in SEEDS[1:]:
+        return sp.pretrained(network)
+    found = sorted(folder.rglob(f"{network}.safetensors")) if folder is not None else []
+    if not found:
+        raise SystemExit(
+            f"no {network}.safetensors under --weights {folder}; make it with "
+            f"`python study/pretrained/train.py {FASHION} --seed {network[-1]} --out DIR`"
+        )
+    model = sp.pretrained(FASHION)
+    model.load_state_dict({n: v.float() if v.is_floating_point() else v for n, v in load_file(found[0]).items()})
+    return model.eval()
 
 
 def calibration(data: Dataset, draw: int, images: int) -> list[torch.Tensor]:
@@ -127,15 +163,16 @@ def held_out(job: Job, data: Dataset) -> Dataset:
 
 def accuracy(model: torch.nn.Module, network: str, data: Dataset) -> float:
     """On the data's test split."""
-    found = card(network)
+    found = card(recipe_of(network))
     example, _ = next(batches(data, "test", 8))
     return score(connect(model, example, found.T, found.classes, "auto", False), batches(data, "test", 250)).accuracy
 
 
-def result_of(job: Job, data: Dataset) -> dict[str, Any]:
+def result_of(job: Job, data: Dataset, weights: Path | None) -> dict[str, Any]:
     """Squeezes and scores; the line of the file."""
-    model, settings = sp.pretrained(job.network), dict(job.settings)
-    images = calibration(data, job.draw, settings.get("images", 200))
+    model, settings = trained(job.network, weights), dict(job.settings)
+    settings.setdefault("images", CALIBRATION[recipe_of(job.network)])
+    images = calibration(data, job.draw, settings["images"])
     before = time.process_time()
     squeezed = sp.squeeze(model, images, job.sparsity, seed=job.draw, **settings)
     seconds = time.process_time() - before
@@ -148,12 +185,12 @@ def result_of(job: Job, data: Dataset) -> dict[str, Any]:
     }
 
 
-def dense_of(job: Job, data: Dataset) -> dict[str, Any]:
+def dense_of(job: Job, data: Dataset, weights: Path | None) -> dict[str, Any]:
     """The dense network on the same images, as a result of sparsity 0."""
     line = {**dataclasses.asdict(job), "sparsity": 0.0, "draw": -1, "settings": {}, "agreement": 1.0, "reached": 0.0}
     return {
         **line,
-        "accuracy": accuracy(sp.pretrained(job.network), job.network, held_out(job, data)),
+        "accuracy": accuracy(trained(job.network, weights), job.network, held_out(job, data)),
         "cpu_seconds": 0.0,
     }
 
@@ -172,6 +209,7 @@ def read(path: Path = RESULTS) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, help="folder of the datasets, as for `spikeprune run`")
+    parser.add_argument("--weights", type=Path, help="folder of the weights of seeds 1 to 4, made by train.py")
     parser.add_argument("--minutes", type=float, default=60.0, help="no squeeze is begun after this time")
     given = parser.parse_args()
     end, known, data = time.monotonic() + 60 * given.minutes, {key_of(line) for line in read()}, dict[str, Dataset]()
@@ -182,10 +220,11 @@ def main() -> None:
                 continue
             if time.monotonic() > end:
                 return
-            if job.network not in data:
-                data[job.network] = data_of(job.network, given.root)
+            recipe = recipe_of(job.network)
+            if recipe not in data:
+                data[recipe] = data_of(recipe, given.root)
             with repeatable(threads=1):
-                line = make(job, data[job.network])
+                line = make(job, data[recipe], given.weights)
             with RESULTS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             known.add(wanted.key)

@@ -27,42 +27,57 @@ def test_the_page_is_up_to_date(lines):
     assert said == _script("page").page(lines), "run `python study/squeeze/page.py`"
 
 
-def _line(draw, accuracy, settings, sparsity=0.95):
+def _line(seed, draw, accuracy, settings, sparsity=0.95, images=2000):
     return {
-        "network": "fashion-small", "sparsity": sparsity, "draw": draw, "settings": settings, "split": "test",
-        "accuracy": accuracy, "images": 2000, "agreement": 0.9, "reached": sparsity, "cpu_seconds": 1.0,
+        "network": f"fashion-small-{seed}" if seed else "fashion-small", "sparsity": sparsity, "draw": draw,
+        "settings": settings, "split": "test", "accuracy": accuracy, "images": images, "agreement": 0.9,
+        "reached": sparsity, "cpu_seconds": 1.0,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("gains", "words"),
     [
-        ((0.01, 0.02, 0.03), "+2.00 points +- 2.48 over 3 draws; not decided, 0 is inside."),
-        ((0.01, 0.011, 0.012), "+1.10 points +- 0.25 over 3 draws; it is ahead."),
-        ((-0.01, -0.011, -0.012), "-1.10 points +- 0.25 over 3 draws; it is behind."),
-        ((0.05,), "+5.00 points in a single draw, which decides nothing."),
+        ((0.01, 0.02, 0.03), "+2.00 points +- 2.48 over 3 trained seeds; not decided, 0 is inside."),
+        ((0.01, 0.011, 0.012), "+1.10 points +- 0.25 over 3 trained seeds; it is ahead."),
+        ((-0.01, -0.011, -0.012), "-1.10 points +- 0.25 over 3 trained seeds; it is behind."),
+        ((0.05,), "+5.00 points in a single one of the trained seeds, which decides nothing."),
     ],
 )
 def test_the_verdict_follows_the_paired_interval(gains, words):
-    lines = [_line(-1, 0.9, {}, 0.0)]
-    for draw, gain in enumerate(gains):
-        base = 0.6 + 0.1 * draw
-        lines += [_line(draw, base, {"weighting": "none"}), _line(draw, base + gain, {})]
+    lines = [_line(0, -1, 0.9, {}, 0.0)]
+    for seed, gain in enumerate(gains):
+        base = 0.6 + 0.1 * seed
+        lines += [_line(seed, 0, base, {"weighting": "none"}), _line(seed, 0, base + gain, {})]
     assert words in _script("page").page(lines)
+
+
+def test_draws_of_a_seed_count_once():
+    lines = [_line(0, -1, 0.9, {}, 0.0), _line(0, 0, 0.80, {}), _line(0, 1, 0.84, {}), _line(1, 0, 0.86, {})]
+    lines += [_line(*pair, 0.80, {"weighting": "none"}) for pair in ((0, 0), (0, 1), (1, 0))]
+    said = _script("page").page(lines)
+    assert "+4.00 points +- 25.41 over 2 trained seeds" in said  # (0 + 4) / 2 = 2 and 6; t(0.975, 1) = 12.706
+    assert "| default | 84.00 +- 25.41 |" in said
+
+
+def test_goals_are_told_on_all_test_images():
+    lines = [_line(seed, -1, 0.9, {}, 0.0, 10_000) for seed in (0, 1)]
+    lines += [_line(0, 0, 0.88, {}, 0.90, 10_000), _line(1, 0, 0.89, {}, 0.90, 10_000)]
+    assert "| 90 % | 88.50 | 1.50 +- 6.35 | 1.3 | 2 |" in _script("page").page(lines)
 
 
 def test_draws_that_choose_are_never_published():
     draws = {}
     for job in _script("run").jobs():
         draws.setdefault(job.split, set()).add(job.draw)
-    assert draws == {"test": {0, 1, 2, 3, 4}, "validation": {100, 101, 102}}
+    assert draws == {"test": {0, 1, 2, 3, 4}, "validation": {100}}
 
 
 def test_lines_of_other_numbers_of_images_are_left_out():
-    lines = [_line(-1, 0.9, {}, 0.0), _line(0, 0.6, {}), {**_line(1, 0.7, {}), "images": 10000}]
+    lines = [_line(0, -1, 0.9, {}, 0.0), _line(0, 0, 0.6, {}), _line(0, 1, 0.7, {}, images=1000)]
     assert "| default | 60.00 |" in _script("page").page(lines)
 
 
 def test_the_page_says_what_is_not_measured():
-    said = _script("page").page([_line(-1, 0.9, {}, 0.0), _line(0, 0.6, {})])
-    assert "planned squeezes 1 are measured. Nothing is measured yet of: cifar10-vgg at 90 % (test)" in said
+    said = _script("page").page([_line(0, -1, 0.9, {}, 0.0), _line(0, 0, 0.6, {})])
+    assert "planned squeezes 1 are measured. Nothing is measured yet of: cifar10-vgg at 80 % (test)" in said
