@@ -6,6 +6,8 @@ and `data`, two batches (input [T, N, 2, 8, 8], target).
 
 import doctest
 import importlib
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,3 +58,12 @@ def test_example(name, trained, tmp_path, monkeypatch):
     said = []
     runner.run(examples, out=said.append)
     assert runner.failures == 0, "".join(said)
+
+
+def test_the_reference_page_has_every_public_name():
+    page = (Path(__file__).parents[2] / "docs/reference/python.md").read_text()
+    shown = set()
+    for identifier in re.findall(r"^::: (\S+)$", page, re.MULTILINE):
+        module, _, attribute = identifier.rpartition(".")
+        shown.add(id(getattr(importlib.import_module(module), attribute)))
+    assert [name for name in sp._PUBLIC if id(resolved(name)) not in shown] == []
