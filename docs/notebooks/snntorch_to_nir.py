@@ -34,16 +34,19 @@ T = 6
 
 # %% [markdown]
 # ## The network
-# `init_hidden=True` keeps the membrane potential in the neuron, so that the layers form a plain sequence.
+# `init_hidden=True` keeps the membrane potential in the neuron, so that the layers form a plain sequence. NIR wants
+# parameters of the layer's shape, so `beta` and `threshold` have one entry for each neuron.
 
 # %%
 gradient = surrogate.fast_sigmoid(slope=25)
-model = nn.Sequential(
-    nn.Linear(64, 128),
-    snn.Leaky(beta=0.9, spike_grad=gradient, init_hidden=True),
-    nn.Linear(128, 10),
-    snn.Leaky(beta=0.9, spike_grad=gradient, init_hidden=True),
-)
+
+
+def leaky(neurons):
+    beta, threshold = torch.full((neurons,), 0.9), torch.ones(neurons)
+    return snn.Leaky(beta=beta, threshold=threshold, spike_grad=gradient, init_hidden=True)
+
+
+model = nn.Sequential(nn.Linear(64, 128), leaky(128), nn.Linear(128, 10), leaky(10))
 
 
 def spikes_of(images):
