@@ -9,7 +9,7 @@ from typing import Any
 from spikeprune.cli._arguments import Parser, print_json
 from spikeprune.core.errors import RunFailed
 from spikeprune.core.machine import version
-from spikeprune.runtime.native import compiler
+from spikeprune.runtime.native import comes_with_kernels, compiler
 
 _OPTIONAL = {
     "spikingjelly": "the zoo and most recipes: pip install 'spikeprune[demo]'",
@@ -90,7 +90,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
             f"cuda         {', '.join(found['cuda']) or 'none'}",
             f"precision    auto means {found['precision_auto']}",
         ]
-    lines.append(f"compiler     {found['compiler'] or 'none: slower fallbacks are used'}")
+    without = "none, but the package came with kernels" if comes_with_kernels() else "none: slower fallbacks are used"
+    lines.append(f"compiler     {found['compiler'] or without}")
     for name, there in found["packages"].items():
         lines.append(f"{name:<12} {there or f'not installed; needed for {_OPTIONAL[name]}'}")
     where = found["data_root"] or "SPIKEPRUNE_DATA is not set; --data.root gives it for one run"

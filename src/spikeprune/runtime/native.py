@@ -178,6 +178,11 @@ def build_ahead(names: Sequence[str] = NAMES) -> list[Path]:
     return built
 
 
+def comes_with_kernels() -> bool:
+    """Whether all kernels for this machine were built ahead, as in a wheel, so that no compiler is needed."""
+    return all(_built_ahead(name, isa()).exists() for name in NAMES)
+
+
 def _find_or_build(name: str, isa_name: str) -> Path | None:
     ready = _built_ahead(name, isa_name)
     if ready.exists():
