@@ -24,6 +24,7 @@ MOVED = {
     "pruner.count": "count.counts",
     "pruner.groups": "model.groups",
     "pruner.prunable": "model.prunable",
+    "pruner.table": "count.layers",
     "pruner.trace": "model.trace",
     "pruner.probe": "model.probe",
     "pruner.pattern": "core.pattern",

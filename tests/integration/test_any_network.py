@@ -104,7 +104,7 @@ class Known(Adapter):
     def begins(self, neuron, args):
         return neuron.v is None
 
-    def drive(self, neuron, args):
+    def potentials(self, neuron, args):
         yield (args[0] if neuron.v is None else neuron.v * 0.5 + args[0]) - 1
 
     def surrogate(self, neuron):
@@ -684,7 +684,7 @@ def test_parallel_neurons_are_pruned_by_what_their_surrogate_sees(make):
 def test_the_potential_of_a_parallel_neuron_is_its_own():
     psn = neuron.PSN(T=3)
     x = torch.rand(3, 4, 5)
-    u = torch.stack(list(adapters.find_adapter(psn).drive(psn, (x,))))
+    u = torch.stack(list(adapters.find_adapter(psn).potentials(psn, (x,))))
     torch.testing.assert_close(u, torch.addmm(psn.bias, psn.weight, x.flatten(1)).view(x.shape).detach())
 
 

@@ -268,7 +268,7 @@ def test_criticality_of_a_fused_model():
         scores = {}
 
         def hook(module, args, name):
-            slopes = torch.stack([adapter.derivative(module, u) for u in adapter.drive(module, args)])
+            slopes = torch.stack([adapter.derivative(module, u) for u in adapter.potentials(module, args)])
             scores[name] = slopes.mean(0).flatten(2).amax(-1).mean(0)
 
         handles = [

@@ -74,7 +74,7 @@ class MembraneAdapter(Adapter):
     def begins(self, neuron, args):
         return neuron.u is None
 
-    def drive(self, neuron, args):
+    def potentials(self, neuron, args):
         raise NotImplementedError
 
     def surrogate(self, neuron):

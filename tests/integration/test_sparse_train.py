@@ -176,6 +176,18 @@ def test_wrong_masks_are_refused():
         sparsify(conv, {"weight": torch.zeros(2, 2, dtype=torch.bool)})
     with pytest.raises(InvalidValue, match="not 0"):
         sparsify(conv, {"weight": torch.zeros(2, 2, 3, 3, dtype=torch.bool)})
+    with pytest.raises(InvalidValue, match="only 0 and 1"):
+        sparsify(conv, {"weight": torch.full((2, 2, 3, 3), 0.5)})
+
+
+def test_a_refusal_leaves_every_layer_as_it_was():
+    net = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
+    masks = masked(net)
+    sparsify(net, masks)
+    with pytest.raises(InvalidValue, match="shape"):
+        sparsify(net, {"0.weight": masks["0.weight"], "1.weight": torch.zeros(2, 2, dtype=torch.bool)})
+    assert ["forward" in vars(layer) for layer in net] == [True, True]
+    densify(net)
 
 
 def test_without_a_compiler_everything_stays_dense(monkeypatch):

@@ -21,7 +21,7 @@ def test_potential_before_firing_worked_by_hand():
     adapter = adapter_for(nn.Sequential(cell))
     x, state, seen = torch.full((1, 1), 6.0), None, []
     for _ in range(3):
-        seen += [u + 1 for u in adapter.drive(cell, (x, state))]
+        seen += [u + 1 for u in adapter.potentials(cell, (x, state))]
         _, state = cell(x, state)
     assert_close(torch.stack(seen).flatten(), torch.tensor([0.6, 1.14, 0.6]))
 
@@ -30,10 +30,10 @@ def test_a_module_over_time_gives_the_same_steps_as_its_cell():
     over_time, cell = norse.LIF(), norse.LIFCell()
     adapter = adapter_for(nn.Sequential(over_time))
     x = torch.rand(5, 2, 3) * 20
-    whole = torch.stack(list(adapter.drive(over_time, (x,))))
+    whole = torch.stack(list(adapter.potentials(over_time, (x,))))
     state, single = None, []
     for x_t in x:
-        single += list(adapter.drive(cell, (x_t, state)))
+        single += list(adapter.potentials(cell, (x_t, state)))
         _, state = cell(x_t, state)
     assert_close(whole, torch.stack(single))
 
@@ -48,7 +48,7 @@ def test_normal_form_gives_the_same_potential():
         x, 0.0, decay=p.decay, gain=p.gain, v_threshold=p.v_threshold, v_reset=p.v_reset, v_rest=p.v_rest,
         spike_function=adapter.surrogate(cell),
     )  # fmt: skip
-    (u,) = adapter.drive(cell, (x,))
+    (u,) = adapter.potentials(cell, (x,))
     assert_close(u + p.v_threshold, v_pre)
 
 

@@ -21,7 +21,7 @@ def potentials(neuron: nn.Module, explicit: bool, steps: list[float] = STEPS) ->
     seen, spikes, state = [], [], ()
     for value in steps:
         args = (torch.tensor([[value]]), *state)
-        (u,) = ADAPTER.drive(neuron, args)
+        (u,) = ADAPTER.potentials(neuron, args)
         seen.append(round(float(u) + 1, 6))  # the threshold is 1
         result = neuron(*args)
         spike, *rest = result if isinstance(result, tuple) else (result,)
@@ -86,7 +86,7 @@ def test_described_neuron_is_core_lif(delay):
     assert form.strict
     state, v = (), 0.0
     for value in x:
-        (u,) = ADAPTER.drive(neuron, (value, *state))
+        (u,) = ADAPTER.potentials(neuron, (value, *state))
         spike, v_pre, v = lif_step(
             value,
             v,
@@ -110,7 +110,7 @@ def test_reading_changes_nothing():
     neuron = snn.Leaky(beta=0.5, init_hidden=True)
     neuron(torch.rand(2, 3, requires_grad=True) + 1)
     buffers, attributes = dict(neuron._buffers), dict(neuron.__dict__)
-    list(ADAPTER.drive(neuron, (torch.rand(2, 3),)))
+    list(ADAPTER.potentials(neuron, (torch.rand(2, 3),)))
     assert all(neuron._buffers[name] is value for name, value in buffers.items())
     assert all(neuron.__dict__[name] is value for name, value in attributes.items())
 

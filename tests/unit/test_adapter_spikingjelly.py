@@ -52,16 +52,16 @@ def reference(node, x):
 @pytest.mark.parametrize("mode", ["s", "m"])
 @pytest.mark.parametrize("name", sorted(PLAIN))
 @pytest.mark.parametrize("training", [True, False])
-def test_drive_equals_the_reference_step(name, mode, training):
+def test_potentials_equal_the_reference_step(name, mode, training):
     node = PLAIN[name](surrogate_function=ATAN, step_mode=mode).train(training)
     x = sequence()
     expected, spikes = reference(node, x)
     if mode == "m":
-        us, fired = torch.stack(list(ADAPTER.drive(node, (x,)))), node(x)
+        us, fired = torch.stack(list(ADAPTER.potentials(node, (x,)))), node(x)
     else:
         us, fired = [], []
         for frame in x:
-            us += list(ADAPTER.drive(node, (frame,)))
+            us += list(ADAPTER.potentials(node, (frame,)))
             fired.append(node(frame))
         us, fired = torch.stack(us), torch.stack(fired)
     assert_close(us, expected)
@@ -76,12 +76,12 @@ def test_looking_leaves_the_neuron_alone(name):
     node, twin = (PLAIN[name](surrogate_function=ATAN, step_mode="m") for _ in range(2))
     node(x), twin(x)
     v = node.v
-    for _ in ADAPTER.drive(node, (x,)):
+    for _ in ADAPTER.potentials(node, (x,)):
         pass
     assert node.v is v
     assert node.surrogate_function is ATAN
     assert torch.equal(node(x), twin(x))
-    generator = ADAPTER.drive(node, (x,))
+    generator = ADAPTER.potentials(node, (x,))
     next(generator)  # given up half way
     generator.close()
     assert node.surrogate_function is ATAN
@@ -128,10 +128,10 @@ def test_a_user_charge_step_written_in_place_is_read_and_left_alone(mode):
         v = v * (1 - spikes[-1])
     with torch.no_grad():
         if mode == "m":
-            assert_close(torch.stack(list(ADAPTER.drive(node, (x,)))), torch.stack(us))
+            assert_close(torch.stack(list(ADAPTER.potentials(node, (x,)))), torch.stack(us))
             assert torch.equal(node(x), twin(x))
         for t, frame in enumerate(x) if mode == "s" else ():
-            assert_close(torch.stack(list(ADAPTER.drive(node, (frame,))))[0], us[t])
+            assert_close(torch.stack(list(ADAPTER.potentials(node, (frame,))))[0], us[t])
             assert torch.equal(node(frame), twin(frame))
     assert ADAPTER.describe(node) is None
 
@@ -145,7 +145,7 @@ def test_a_user_subclass_of_a_known_neuron_is_read_by_its_own_dynamics():
         v = v * 0.5 + frame + 0.1
         us.append(v - 1)
         v = v * (v < 1)
-    assert_close(torch.stack(list(ADAPTER.drive(node, (x,)))), torch.stack(us))
+    assert_close(torch.stack(list(ADAPTER.potentials(node, (x,)))), torch.stack(us))
     assert ADAPTER.describe(node) is None
 
 

@@ -12,7 +12,7 @@ from spikeprune.core.mask import Outcome
 from spikeprune.core.select import keep_under_cost
 from spikeprune.core.statistic import pca_score
 from spikeprune.core.update import Target, channel_round
-from spikeprune.count.costs import network_cost
+from spikeprune.count.costs import check_budget, network_cost
 from spikeprune.methods.shared.authors import authors_channels
 from spikeprune.model.adapter import find_adapter
 from spikeprune.model.channel_space import ChannelSpace
@@ -20,7 +20,6 @@ from spikeprune.model.channel_values import bn_scale, channel_masks, per_channel
 from spikeprune.model.groups import channel_groups
 from spikeprune.model.pairing import pair
 from spikeprune.model.trace import trace
-from spikeprune.prune.spaces.channels import check_budget
 
 X = torch.rand(2, 1, 6, 6)
 
@@ -196,14 +195,14 @@ def test_channels_return_as_they_were_when_cut():
     assert torch.equal(model[0].weight[1], before["0.weight"][1])
     assert torch.equal(model[1].bias[1], before["1.bias"][1])
     assert (model[0].weight[2] == 0).all()
-    saved = space.state_dict()
+    alive, stash = dict(space.alive), space.stash()
     again = ChannelSpace(graph, model, "channel", set(tensors(model)))
-    again.load_state_dict(saved)
+    again.restore(alive, stash)
     again.apply(cut(again))
     assert torch.equal(model[0].weight[2], later[2])
     assert torch.equal(model[3].weight, before["3.weight"])
     with pytest.raises(InvalidValue, match="another network"):
-        again.load_state_dict({"alive": {}, "stash": {}})
+        again.restore({}, {})
 
 
 def test_cut_channels_are_ranked_by_what_they_were():

@@ -19,6 +19,7 @@ from spikeprune.core import catalogue
 from spikeprune.core.errors import InvalidValue, unknown
 from spikeprune.core.schedule import _check_steps
 from spikeprune.count import table
+from spikeprune.count.layers import Table
 from spikeprune.lab.page import figures
 from spikeprune.lab.recipe import load
 from spikeprune.lab.recipe.timetable import lay_out
@@ -30,7 +31,6 @@ from spikeprune.lab.train.folder import RunFolder, folder_of
 from spikeprune.lab.train.network import connect
 from spikeprune.lab.train.notes import chance_note, energy_note, starved_notes
 from spikeprune.lab.train.progress import ProgressBar, epoch_line
-from spikeprune.prune.table import Table
 from spikeprune.record.bench import BenchInputs, BenchRecord, EngineTime, TimedThreads
 from spikeprune.record.epoch import Epoch
 from spikeprune.record.statistics import LayerOperations, NetworkStatistics, NeuronStatistics

@@ -36,3 +36,13 @@ def test_a_name_that_never_existed_is_still_no_module():
     with pytest.raises(ModuleNotFoundError, match=r"spikeprune\.nowhere"):
         importlib.import_module("spikeprune.nowhere")
     assert new_path("other.pruner") is None
+
+
+def test_an_adapter_of_version_0_1_still_tells_its_potentials():
+    from spikeprune.integrations.norse import Norse
+    from spikeprune.model.adapter import Adapter
+
+    methods = {name: getattr(Norse, name) for name in Adapter.__abstractmethods__ if name != "potentials"}
+    with pytest.warns(DeprecationWarning, match="drive is now called potentials"):
+        old = type("Old", (Adapter,), {**methods, "name": "old", "drive": lambda self, neuron, args: iter(args)})
+    assert list(old().potentials(None, (1, 2))) == [1, 2]

@@ -25,6 +25,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_code_options(parser: argparse.ArgumentParser) -> None:
     """What a command takes that opens a run folder and builds its network."""
+    parser.add_argument("--data.root", dest="root", default=None, help="where the data lies now, if it has moved")
     parser.add_argument("--trust", action="store_true", help="run the Python code that the run folder names")
     parser.add_argument("--model", default=None, help="your package.module:build, in place of what the folder names")
     parser.add_argument("--data.name", dest="data", default=None, help="your package.module:loaders, likewise")

@@ -19,7 +19,6 @@ def main(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--features", default="rate", help="rate, or the authors' inverted-min-max")
     parser.add_argument("--images", type=int, default=2000, help="of the training and of the test split (2000)")
-    parser.add_argument("--data.root", dest="root", default=None, help="where the data lies now, if it has moved")
     add_code_options(parser)
     options = parser.parse_args(arguments)
 

@@ -15,7 +15,6 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--batch", default="1,32", help="batch sizes, such as 1,32")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved rounds whose median and spread are shown")
     parser.add_argument("--threads", default=None, help="1 (CPU time) or all (wall clock); both by default")
-    parser.add_argument("--data.root", dest="root", default=None, help="where the data lies now, if it has moved")
     add_code_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args(arguments)

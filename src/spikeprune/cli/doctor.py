@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from spikeprune.cli._arguments import Parser, print_json
 from spikeprune.core.errors import RunFailed
@@ -38,10 +38,36 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def examine() -> dict[str, Any]:
+class Findings(TypedDict):
+    """What stands where; the optional keys are there if the core works."""
+
+    python: str
+    spikeprune: str | None
+    core: str
+    torch: NotRequired[str]
+    cpu: NotRequired[str]
+    cpu_flags: NotRequired[list[str]]
+    threads: NotRequired[int]
+    cuda: NotRequired[list[str]]
+    precision_auto: NotRequired[str]
+    compiler: str | None
+    packages: dict[str, str | None]
+    data_root: str | None
+    data_root_exists: bool
+
+
+def examine() -> Findings:
     """All findings, as plain values."""
-    found: dict[str, Any] = {"python": sys.version.split()[0], "spikeprune": version("spikeprune")}
-    found["core"] = _try_core()
+    root = os.environ.get("SPIKEPRUNE_DATA")
+    found = Findings(
+        python=sys.version.split()[0],
+        spikeprune=version("spikeprune"),
+        core=_try_core(),
+        compiler=compiler(),
+        packages={name: version(name) for name in _OPTIONAL},
+        data_root=root,
+        data_root_exists=bool(root) and Path(str(root)).is_dir(),
+    )
     if found["core"] == "works":
         import torch
 
@@ -50,19 +76,13 @@ def examine() -> dict[str, Any]:
 
         flags = cpu_features()
         told = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd")
-        found |= {
-            "torch": torch.__version__,
-            "cpu": cpu_name(),
-            "cpu_flags": [flag for flag in told if flag in flags],
-            "threads": torch.get_num_threads(),
-            "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-            "precision_auto": choose_precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        }
-    found["compiler"] = compiler()
-    found["packages"] = {name: version(name) for name in _OPTIONAL}
-    root = os.environ.get("SPIKEPRUNE_DATA")
-    found["data_root"] = root
-    found["data_root_exists"] = bool(root) and Path(str(root)).is_dir()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        found["torch"] = torch.__version__
+        found["cpu"] = cpu_name()
+        found["cpu_flags"] = [flag for flag in told if flag in flags]
+        found["threads"] = torch.get_num_threads()
+        found["cuda"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        found["precision_auto"] = choose_precision("auto", device)
     return found
 
 
@@ -81,14 +101,14 @@ def _try_core() -> str:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _lines(found: dict[str, Any]) -> list[str]:
+def _lines(found: Findings) -> list[str]:
     lines = [f"core         {found['core']}", f"spikeprune   {found['spikeprune']}", f"python       {found['python']}"]
     if "torch" in found:
         lines += [
-            f"torch        {found['torch']}, {found['threads']} threads",
-            f"cpu          {found['cpu']} ({' '.join(found['cpu_flags']) or 'no vector flags known'})",
-            f"cuda         {', '.join(found['cuda']) or 'none'}",
-            f"precision    auto means {found['precision_auto']}",
+            f"torch        {found['torch']}, {found.get('threads')} threads",
+            f"cpu          {found.get('cpu')} ({' '.join(found.get('cpu_flags', ())) or 'no vector flags known'})",
+            f"cuda         {', '.join(found.get('cuda', ())) or 'none'}",
+            f"precision    auto means {found.get('precision_auto')}",
         ]
     without = "none, but the package came with kernels" if comes_with_kernels() else "none: slower fallbacks are used"
     lines.append(f"compiler     {found['compiler'] or without}")

@@ -10,7 +10,6 @@ from spikeprune.cli._arguments import Parser, add_code_options, code_of, print_j
 def main(arguments: Sequence[str]) -> int:
     parser = Parser("eval", __doc__ or "")
     parser.add_argument("run", metavar="RUN", help="a run folder, or a name of `spikeprune list pretrained`")
-    parser.add_argument("--data.root", dest="root", default=None, help="where the data lies now, if it has moved")
     add_code_options(parser)
     parser.add_argument("--device", default=None, help="auto, cpu, cuda, ...; the run's own by default")
     parser.add_argument("--json", action="store_true", help="one JSON object")

@@ -24,7 +24,6 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--file", default=None, help="model.compiled, model.nir, ... or export.safetensors in the run folder by default"
     )
-    parser.add_argument("--data.root", dest="root", default=None, help="where the data lies now, if it has moved")
     add_code_options(parser)
     options = parser.parse_args(arguments)
     if options.to not in _FORMATS:

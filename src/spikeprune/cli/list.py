@@ -7,20 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from spikeprune.cli._arguments import Parser, print_json
 from spikeprune.core.catalogue import UNREAD, Registration, Written, recipe_heads, registrations
-from spikeprune.core.errors import InvalidValue, unknown
+from spikeprune.core.errors import unknown
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = Parser("list", __doc__ or "")
     parser.add_argument("kind", nargs="?", metavar="|".join(_KINDS), help="all of them by default")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="one JSON object: kind -> names")
-    form.add_argument("--markdown", action="store_true", help="of methods: the page docs/methods.md")
+    parser.add_argument("--json", action="store_true", help="one JSON object: kind -> names")
     options = parser.parse_args(arguments)
     if options.kind not in (None, *_KINDS):
         raise unknown("list", options.kind, _KINDS, "(methods, models, datasets, recipes or pretrained)")
-    if options.markdown:
-        return _page(options.kind)
     kinds = [options.kind] if options.kind else list(_KINDS)
     listed = {kind: _KINDS[kind]() for kind in kinds}
     if options.json:
@@ -34,15 +30,6 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{indent}{name}")  # alone on its line, for scripts
             if said:
                 print(_wrapped(said, f"{indent}    "))
-    return 0
-
-
-def _page(kind: str | None) -> int:
-    if kind != "methods":
-        raise InvalidValue("list --markdown makes a page of the methods alone: `spikeprune list methods --markdown`")
-    from spikeprune.lab.page.method_page import methods_page
-
-    print(methods_page(), end="")
     return 0
 
 

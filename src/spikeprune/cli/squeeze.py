@@ -4,9 +4,10 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spikeprune.core.errors import InvalidValue, UserError, unknown
+from spikeprune.record.base import Json
 
 if TYPE_CHECKING:
     from spikeprune.record.run import RunRecord
@@ -146,7 +147,7 @@ def _pairs(words: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-def _base(run: str | None, given: dict[str, str], trust: bool) -> tuple[str, dict[str, Any]]:
+def _base(run: str | None, given: dict[str, str], trust: bool) -> tuple[str, dict[str, Json]]:
     """Name and flat values of the recipe that the keys are applied to; takes out of `given` what is no key of it."""
     from spikeprune.zoo.pretrained import names
 
@@ -176,12 +177,12 @@ def _base(run: str | None, given: dict[str, str], trust: bool) -> tuple[str, dic
     return f"{chosen.replace(':', '.')}-squeezed", _settings()
 
 
-def _settings() -> dict[str, Any]:
+def _settings() -> dict[str, Json]:
     """The settings that all squeezes from the command line share."""
     return {"method": "squeeze", "sparsity": 0.95, "epochs": 1, "lr": 0.01, "baseline": False, "start": "dense"}
 
 
-def _of_card(name: str) -> tuple[str, dict[str, Any]]:
+def _of_card(name: str) -> tuple[str, dict[str, Json]]:
     """A network that comes trained: its card says all."""
     from spikeprune.zoo.pretrained import card, file_of
 
@@ -205,7 +206,7 @@ def _refuse_misspelt(run: str) -> None:
         raise unknown("run folder or pretrained network", run, names(), "(`spikeprune list pretrained` lists all)")
 
 
-def _of_run(run: str, network: str, given: Mapping[str, str], trust: bool) -> tuple[str, dict[str, Any]]:
+def _of_run(run: str, network: str, given: Mapping[str, str], trust: bool) -> tuple[str, dict[str, Json]]:
     """The network of a finished run, with the run's own settings."""
     from spikeprune.lab.recipe import read_values
     from spikeprune.lab.train.code import Code, recipe_of

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from spikeprune.core.errors import InvalidValue, MissingDependency, RunFailed
+from spikeprune.record.text import duration
 
 if TYPE_CHECKING:
     from spikeprune.lab.study.ranks import Rank
@@ -108,7 +109,8 @@ def _make(sweep: "Sweep", mine: "Sweep", workers: int, threads: int, launcher: "
 
 def _print_table(sweep: "Sweep") -> None:
     from spikeprune.lab.study import tables
-    from spikeprune.lab.study.compare import collect, compare
+    from spikeprune.lab.study.compare import collect
+    from spikeprune.lab.study.compare import compare
 
     runs, unfinished, reference = collect([sweep.file])
     try:
@@ -131,11 +133,11 @@ def _dry_run(sweep: "Sweep", workers: int, threads: int) -> None:
         if not task.finished:
             total += seconds or 0.0
             unknown_time += seconds is None
-        time = "time unknown" if seconds is None else f"about {_duration(seconds)}"
+        time = "time unknown" if seconds is None else f"about {duration(seconds)}"
         print(f"{task.folder.path.name}  {state:<8}  {time:<14}  {task.recipe.data.name}  {_name(task)}")
     left = sum(not task.finished for task in sweep.tasks)
     print(
-        f"{len(sweep.tasks)} runs, {left} to make: about {_duration(total / workers)} with {workers} "
+        f"{len(sweep.tasks)} runs, {left} to make: about {duration(total / workers)} with {workers} "
         f"worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)}"
         + (f" and what {unknown_time} runs of unknown time take" if unknown_time else "")
     )
@@ -205,9 +207,3 @@ def _share(text: str) -> tuple[int, int]:
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise InvalidValue(f"--array must be `print` or K/M with 1 <= K <= M, got {text!r}; as in --array 3/8")
     return int(found[1]), int(found[2])
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

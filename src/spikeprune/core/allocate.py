@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue, unknown
@@ -77,7 +78,7 @@ def _erk(weights: Mapping[str, Tensor], keep: int) -> dict[str, float]:
         full |= over
 
 
-def lamp_score(weight: Tensor) -> Tensor:
+def lamp_score(weight: Float[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
     """w^2 over the sum of all w^2 in the layer that are not smaller (ties in index order), same shape as the weight.
 
     Source: Lee et al. 2021, arXiv:2010.07611, eq. 4.

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue, MissingEvidence
@@ -92,6 +93,6 @@ class Evidence:
         }
 
 
-def over_outputs(channel: Tensor, weight: Tensor) -> Tensor:
+def over_outputs(channel: Shaped[Tensor, "C"], weight: Shaped[Tensor, "C *rest"]) -> Shaped[Tensor, "C *rest"]:
     """[C] broadcast over a weight [C, ...], without copying."""
     return channel.view(-1, *([1] * (weight.ndim - 1))).expand_as(weight)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 from torch.nn import Module
 
@@ -119,14 +120,14 @@ def check_fit(masks: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> 
             )
 
 
-def pack(mask: Tensor) -> Tensor:
+def pack(mask: Bool[Tensor, "*shape"]) -> UInt8[Tensor, "bytes"]:
     """A bool tensor as bits, eight to a byte, in a flat uint8 tensor of ceil(numel / 8)."""
     flat = mask.reshape(-1).to(torch.uint8)
     padded = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
     return (padded << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
 
 
-def unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
+def unpack(bits: Tensor, shape: tuple[int, ...]) -> Bool[Tensor, "*shape"]:
     """The inverse of `pack`.
 
     Raises: InvalidValue if the number of bytes does not fit the shape.

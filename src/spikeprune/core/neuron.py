@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 Number = float | Tensor
@@ -40,7 +41,7 @@ def fire_and_reset(
 
 
 def lif_step(
-    x: Tensor,
+    x: Float[Tensor, "*shape"],
     v: Number,
     *,
     decay: Number,
@@ -50,7 +51,7 @@ def lif_step(
     v_rest: Number = 0.0,
     spike_function: Callable[[Tensor], Tensor],
     detach_reset: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
     """One time step of a leaky integrate-and-fire neuron in normal form.
 
         v_pre = v_rest + decay * (v - v_rest) + gain * x
@@ -72,12 +73,12 @@ def lif_step(
 
 
 def if_step(
-    x: Tensor,
+    x: Float[Tensor, "*shape"],
     v: Number,
     *,
     v_threshold: Number,
     v_reset: Number | None,
     spike_function: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
     """`lif_step` without leak: v_pre = v + x."""
     return lif_step(x, v, decay=1.0, gain=1.0, v_threshold=v_threshold, v_reset=v_reset, spike_function=spike_function)

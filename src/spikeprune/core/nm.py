@@ -1,6 +1,7 @@
 """Patterns n:m: at most n alive of every m neighbouring inputs of a weight."""
 
 import torch
+from jaxtyping import Bool, Float64, Shaped
 from torch import Tensor
 
 from spikeprune.core.evidence import Scores
@@ -20,7 +21,9 @@ def _ranks(rows: Tensor) -> Tensor:
     return rows.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1, stable=True)
 
 
-def prefer_group(scores: Tensor, alive: Tensor, n: int, m: int, lift: float) -> Tensor:
+def prefer_group(
+    scores: Shaped[Tensor, "O I *rest"], alive: Bool[Tensor, "O I *rest"], n: int, m: int, lift: float
+) -> Float64[Tensor, "O I *rest"]:
     """Scores that rank the n best of every m above all others, so that a cut by score gives the pattern.
 
     `lift` is more than the finite scores differ by, the same for all layers that are ranked together.
@@ -36,7 +39,13 @@ def span(scores: Scores) -> float:
     return 2 * most + 1
 
 
-def room(survivors: Tensor, scores: Tensor, dead: Tensor, n: int, m: int) -> Tensor:
+def room(
+    survivors: Bool[Tensor, "O I *rest"],
+    scores: Shaped[Tensor, "O I *rest"],
+    dead: Bool[Tensor, "O I *rest"],
+    n: int,
+    m: int,
+) -> Bool[Tensor, "O I *rest"]:
     """The candidates whose group of m still has room, so that at most n of it are alive."""
     space = n - _grouped(survivors, m).sum(-1, keepdim=True)
     ranks = _ranks(_grouped(scores.float().masked_fill(~dead, -torch.inf), m))

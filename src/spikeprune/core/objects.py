@@ -5,7 +5,7 @@ import importlib
 import importlib.abc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -73,7 +73,7 @@ def _check_place(module: str, file: str | None, outside: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def _never_from(folder: Path | None) -> Iterator[None]:
+def _never_from(folder: Path | None) -> Generator[None]:
     """Refuses each import from inside the folder, before any code of the module runs."""
     if folder is None:
         yield

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import final
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue, MissingEvidence
@@ -28,7 +29,7 @@ class Statistic(abc.ABC):
         """A new sequence starts; the last one is complete."""
 
     @abc.abstractmethod
-    def step(self, value: Tensor, presynaptic: Tensor | None = None) -> None:
+    def step(self, value: Float[Tensor, "N C *space"], presynaptic: Shaped[Tensor, "N *input"] | None = None) -> None:
         """One time step, [N, C, *space]; `presynaptic` is the layer's input at that step, where it is needed."""
 
     def result(self) -> Tensor:
@@ -75,7 +76,7 @@ class ChannelMean(Statistic):
         self.add(mean.sum(0), mean.shape[0])
         self.over_time, self.steps = None, 0
 
-    def step(self, value: Tensor, presynaptic: Tensor | None = None) -> None:
+    def step(self, value: Float[Tensor, "N C *space"], presynaptic: Shaped[Tensor, "N *input"] | None = None) -> None:
         curved = self.curve(value)
         self.over_time = curved if self.over_time is None else self.over_time.add_(curved)
         self.steps += 1
@@ -110,7 +111,7 @@ class SynapseMean(Statistic):
     def begin(self) -> None:
         pass
 
-    def step(self, value: Tensor, presynaptic: Tensor | None = None) -> None:
+    def step(self, value: Float[Tensor, "N C *space"], presynaptic: Shaped[Tensor, "N *input"] | None = None) -> None:
         if presynaptic is None:
             raise MissingEvidence("the synapse unit needs the layer's input; it was not seen in this forward pass")
         curved = spread(self.curve(value), self.output_shape(presynaptic))
@@ -142,7 +143,7 @@ class Components(Statistic):
         self.add(rows.T @ rows, rows.shape[0])
         self.over_time, self.steps = None, 0
 
-    def step(self, value: Tensor, presynaptic: Tensor | None = None) -> None:
+    def step(self, value: Float[Tensor, "N C *space"], presynaptic: Shaped[Tensor, "N *input"] | None = None) -> None:
         curved = self.curve(value)
         self.over_time = curved if self.over_time is None else self.over_time + curved
         self.steps += 1
@@ -156,7 +157,7 @@ class Components(Statistic):
         return pca_score(moments[:-1, :-1] - mean.outer(mean), self.share).float()
 
 
-def pca_score(covariance: Tensor, share: float = 0.999) -> Tensor:
+def pca_score(covariance: Float[Tensor, "C C"], share: float = 0.999) -> Float[Tensor, "C"]:
     """How much of each channel lies in the principal components that hold `share` of the variance. [C]
 
         score[c] = sum_k lambda_k * V[c, k]^2,  k over the leading components
@@ -190,7 +191,7 @@ def spread(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     return wide * (values[0, 0].numel() / wide[0, 0].numel())
 
 
-def as_channels(value: Tensor, channels: int, *, last: bool) -> Tensor:
+def as_channels(value: Tensor, channels: int, *, last: bool) -> Shaped[Tensor, "N C *space"]:
     """Brings one time step to [N, C, *space] with C = channels.
 
     Args:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from spikeprune.core.errors import MissingEvidence
+from spikeprune.core.allocate import kept
+from spikeprune.core.errors import InvalidValue, MissingEvidence
 from spikeprune.core.select import Cost
 from spikeprune.model.groups import ChannelGroup
 from spikeprune.model.trace import Graph, Node
@@ -60,6 +61,29 @@ def weight_costs(
         else:
             fixed += float(torch.as_tensor(each).expand(every[name].shape).sum())
     return {name: cost[name] for name in parameters}, fixed
+
+
+def weight_budget(
+    budget: str,
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    graph: Graph | None,
+    rates: Mapping[str, Tensor],
+    sparsity: float,
+) -> tuple[dict[str, float | Tensor], float]:
+    """Cost of one weight of every prunable parameter, and what all that is kept of them may cost at a sparsity.
+
+    Args: as for `weight_costs`.
+    Raises: as `weight_costs`; InvalidValue if what is not prunable needs more alone.
+    """
+    cost, fixed = weight_costs(budget, model, parameters, graph, rates)
+    whole = sum(float(torch.as_tensor(cost[n]).expand(p.shape).sum()) for n, p in parameters.items())
+    allowed = (whole + fixed) * (1 - sparsity) - fixed
+    if allowed <= 0:
+        raise InvalidValue(
+            f"a sparsity of {sparsity:g} in {budget} cannot be met: the layers that are not prunable alone need more"
+        )
+    return cost, allowed
 
 
 def _outputs(node: Node) -> int:
@@ -128,3 +152,36 @@ def network_cost(
         return total
 
     return cost
+
+
+def check_budget(groups: Sequence[ChannelGroup], sparsity: float, floor: Mapping[str, int]) -> int:
+    """How many channels a sparsity keeps: floor(N * (1 - sparsity) + 1e-6).
+
+    Args: floor: group name -> the least that it keeps.
+    Raises: InvalidValue if that is less than all floors together.
+    """
+    total = sum(group.channels for group in groups)
+    keep = kept(total, sparsity)
+    least = sum(min(floor[group.name], group.channels) for group in groups)
+    if keep < least:
+        raise InvalidValue(
+            f"a sparsity of {sparsity:g} keeps {keep} of {total} channels, fewer than the {least} that the "
+            f"{len(groups)} groups need, so a layer would vanish; the highest possible is {1 - least / total:.4f}"
+        )
+    return keep
+
+
+def check_cost(budget: str, cost: Cost, alive: Mapping[str, Tensor], sparsity: float, floor: Mapping[str, int]) -> None:
+    """Raises: InvalidValue if a network of the floors alone costs more than a sparsity allows.
+
+    Args:
+        alive: group name -> bool [C], for the sizes.
+        floor: group name -> the least that it keeps.
+    """
+    lowest = cost({n: torch.arange(len(m)) < floor[n] for n, m in alive.items()})
+    whole = cost({n: torch.ones_like(m) for n, m in alive.items()})
+    if lowest > whole * (1 - sparsity):
+        raise InvalidValue(
+            f"a sparsity of {sparsity:g} in {budget} cannot be met without a layer vanishing; "
+            f"the highest possible is {1 - lowest / whole:.4f}"
+        )

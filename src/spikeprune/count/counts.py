@@ -19,6 +19,7 @@ from spikeprune.count import formulas
 from spikeprune.count.figures import Counts, Figures, Sides
 from spikeprune.count.uses import UsedWeight, Uses
 from spikeprune.model.adapter import Adapter, find_adapter, weights_of_neurons
+from spikeprune.model.arguments import Arguments, on_result
 from spikeprune.model.operations import leaf_kind
 from spikeprune.model.trace import Tracer
 from spikeprune.model.weights import layer_modules, stored_weight, weight_of
@@ -162,8 +163,8 @@ class LayerMeter:
         self.active = 0
         self._fan_out: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
-    def hook(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        x = _input(args, kwargs)
+    def hook(self, _: nn.Module, given: Arguments, output: Tensor) -> None:
+        x = given.first
         if isinstance(self.module, nn.Linear):
             x = x.reshape(-1, x.shape[-1])
             self.applied += x.shape[0]
@@ -229,12 +230,12 @@ class NeuronMeter:
         self.values = 0
         self.batch: int | None = None
 
-    def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def hook(self, module: nn.Module, given: Arguments, output: Any) -> None:
         # Some frameworks return (spikes, state).
         spikes = cast(Tensor, output[0] if isinstance(output, tuple) else output)
         self.spikes += int(spikes.count_nonzero())
         self.values += spikes.numel()
-        shape = _input(args, kwargs).shape
+        shape = given.first.shape
         batch_dim = 1 if self.adapter.multi_step(module) else 0
         self.batch = shape[batch_dim] if len(shape) > batch_dim else None
 
@@ -256,8 +257,8 @@ def _run(
     # It slows the forward down, so it stays only if the first batch shows something that hooks do not see.
     tracer: Tracer | None = Tracer(model, adapter, uses.done, listener=uses, once=False)
     modes = [(module, module.training) for module in model.modules()]
-    hooks = [layer.module.register_forward_hook(layer.hook, with_kwargs=True) for layer in layers.values()]
-    hooks += [neuron.module.register_forward_hook(neuron.hook, with_kwargs=True) for neuron in neurons.values()]
+    hooks = [on_result(layer.module, layer.hook) for layer in layers.values()]
+    hooks += [on_result(neuron.module, neuron.hook) for neuron in neurons.values()]
     samples, plain = 0, not _unknown_parts(model, adapter)
     try:
         model.eval()
@@ -318,11 +319,6 @@ def _batch_size(x: Any, target: Any, seen: set[int], output: Any, time: str | No
         f"the batch size cannot be told: the input has {sizes}, the neurons saw {sorted(seen)}; "
         "give (input, target) pairs, or say where time is: time='first' or 'batch-first'"
     )
-
-
-def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """What a layer was called with."""
-    return cast(Tensor, args[0] if args else next(iter(kwargs.values()))).detach()
 
 
 def _name(model: nn.Module, parameter: Tensor | None, otherwise: str) -> str:

@@ -6,6 +6,7 @@ Shapes: N batch (or any number of frames), C channels, *space positions.
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 
 AC_PJ = 0.9
@@ -19,7 +20,7 @@ def is_spiking(x: Tensor) -> bool:
     return bool(((x == 0) | (x.abs() == 1)).all())
 
 
-def linear_fan_out(alive: Tensor) -> Tensor:
+def linear_fan_out(alive: Bool[Tensor, "O I"]) -> Int64[Tensor, "I"]:
     """Alive weights that leave each input of a Linear layer; [in_features], int64.
 
     Args:
@@ -45,7 +46,7 @@ def fan_out(apply: Callable[[Tensor], Tensor], shape: tuple[int, ...], device: t
     return uses[0].round().long()
 
 
-def operations(x: Tensor, fan_out: Tensor) -> int:
+def operations(x: Shaped[Tensor, "N *input"], fan_out: Int64[Tensor, "*input"]) -> int:
     """Pairs of a non-zero input and a weight that it meets, summed over the first dimension.
 
         sum_n sum_i [x[n, i] != 0] * fan_out[i]

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
+from spikeprune.record.text import aligned
+
 if TYPE_CHECKING:
     from spikeprune.count.figures import Counts
 
@@ -16,7 +18,7 @@ _SHOWN = 4
 
 def lines(counts: "Counts") -> list[str]:
     """The table as plain lines, then the energy and the notes."""
-    return [*_aligned([_HEADS, *_rows(counts)]), *_below(counts)]
+    return [*aligned([_HEADS, *_rows(counts)]), *_below(counts)]
 
 
 def html(counts: "Counts") -> str:
@@ -45,14 +47,6 @@ def _rows(counts: "Counts") -> list[tuple[str, ...]]:
 def _row(name: str, weights: int, alive: int, macs: float, synops: float, dense: float) -> tuple[str, ...]:
     density = f"{alive / weights:.4f}" if weights else "-"
     return name, f"{weights:,}", f"{alive:,}", density, f"{macs:,.0f}", f"{synops:,.0f}", f"{dense:,.0f}"
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADS))]
-    return [
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]
 
 
 def _below(counts: "Counts") -> list[str]:

@@ -29,9 +29,9 @@ def read(request: Request) -> Source:
         raise MissingDependency(
             "the digits data comes with scikit-learn, which is not installed: pip install 'spikeprune[demo]'"
         ) from error
-    data = load_digits()
-    images = torch.from_numpy(data.images.astype(np.uint8))[:, None]
-    labels = torch.from_numpy(data.target.astype(np.int64))
+    flat, target = load_digits(return_X_y=True)
+    images = torch.from_numpy(np.asarray(flat).astype(np.uint8)).view(-1, 1, 8, 8)
+    labels = torch.from_numpy(np.asarray(target).astype(np.int64))
     rank = torch.zeros_like(labels)  # index of an image among those of its class
     for label in range(10):
         members = labels == label

@@ -51,7 +51,7 @@ class Norse(Adapter):
     def multi_step(self, module: nn.Module) -> bool:
         return isinstance(module, SNN)
 
-    def drive(self, neuron: Any, args: tuple[Any, ...]) -> Iterator[Tensor]:
+    def potentials(self, neuron: Any, args: tuple[Any, ...]) -> Iterator[Tensor]:
         x = args[0].detach()
         steps = x if self.multi_step(neuron) else x.unsqueeze(0)
         state = neuron.state_fallback(steps[0]) if self.begins(neuron, args) else args[1]

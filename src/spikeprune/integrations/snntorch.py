@@ -45,7 +45,7 @@ class SnnTorch(Adapter):
     def multi_step(self, module: nn.Module) -> bool:
         return False
 
-    def drive(self, neuron: Any, args: tuple[Any, ...]) -> Iterator[Tensor]:
+    def potentials(self, neuron: Any, args: tuple[Any, ...]) -> Iterator[Tensor]:
         seen: list[Tensor] = []
         surrogate = neuron.spike_grad
 

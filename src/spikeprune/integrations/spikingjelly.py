@@ -63,7 +63,7 @@ class SpikingJelly(Adapter):
     def multi_step(self, module: nn.Module) -> bool:
         return getattr(module, "step_mode", "s") == "m" or isinstance(module, base.MultiStepModule)
 
-    def drive(self, neuron: Any, args: tuple[Any, ...]) -> Iterator[Tensor]:
+    def potentials(self, neuron: Any, args: tuple[Any, ...]) -> Iterator[Tensor]:
         x = args[0].detach()
         sequence = x if self.multi_step(neuron) else x.unsqueeze(0)
         plain = self.describe(neuron)

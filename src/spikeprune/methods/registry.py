@@ -14,6 +14,7 @@ from spikeprune.core.errors import InvalidValue, unknown
 from spikeprune.core.plugins import import_folders, import_siblings
 from spikeprune.core.schedule import Schedule
 from spikeprune.methods.base import Method
+from spikeprune.record.base import Json
 
 _Class = TypeVar("_Class", bound=type[Method])
 _METHODS: dict[str, type[Method]] = {}
@@ -33,7 +34,7 @@ class RecipeHints:
             given: a run takes all time steps throughout.
     """
 
-    defaults: Mapping[str, object] = dataclasses.field(default_factory=dict[str, object])
+    defaults: Mapping[str, Json] = dataclasses.field(default_factory=dict[str, "Json"])
     schedule: Callable[[Any, float, int, int], Schedule] | None = None
     search_T: Callable[[Any], int | None] | None = None
 

@@ -7,6 +7,7 @@ potential was before firing, and how to reset them. Nothing here is ever called 
 import abc
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,13 @@ class Adapter(abc.ABC):
 
     name: str
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "drive" in vars(cls) and "potentials" not in vars(cls):  # an adapter that was written for version 0.1
+            message = f"{cls.__name__}.drive is now called potentials; the old name goes away in version 0.3"
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            cls.potentials = vars(cls)["drive"]
+
     @abc.abstractmethod
     def is_neuron(self, module: nn.Module) -> bool:
         """Whether the module fires spikes."""
@@ -56,7 +64,7 @@ class Adapter(abc.ABC):
         """Whether a call with `args` would start a new sequence (no membrane potential carried over)."""
 
     @abc.abstractmethod
-    def drive(self, neuron: nn.Module, args: tuple[Any, ...]) -> Iterator[Tensor]:
+    def potentials(self, neuron: nn.Module, args: tuple[Any, ...]) -> Iterator[Tensor]:
         """Yield v_pre - v_threshold, [N, C, *space], for each time step of a call with `args`.
 
         Reads the neuron's state and leaves it alone; runs without gradient.
@@ -130,8 +138,8 @@ class Mixed(Adapter):
     def begins(self, neuron: nn.Module, args: tuple[Any, ...]) -> bool:
         return self._of(neuron).begins(neuron, args)
 
-    def drive(self, neuron: nn.Module, args: tuple[Any, ...]) -> Iterator[Tensor]:
-        return self._of(neuron).drive(neuron, args)
+    def potentials(self, neuron: nn.Module, args: tuple[Any, ...]) -> Iterator[Tensor]:
+        return self._of(neuron).potentials(neuron, args)
 
     def surrogate(self, neuron: nn.Module) -> Any:
         return self._of(neuron).surrogate(neuron)

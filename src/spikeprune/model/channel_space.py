@@ -156,17 +156,16 @@ class ChannelSpace:
         self.alive = {name: mask.cpu() for name, mask in outcome.alive.items()}
         return after
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Which channels are alive, and what the others were."""
-        return {"alive": dict(self.alive), "stash": {n: t.clone() for n, t in self._stash.items()}}
+    def stash(self) -> dict[str, Tensor]:
+        """Parameter name -> what cut entries were."""
+        return {n: t.clone() for n, t in self._stash.items()}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Takes up what `state_dict` gave.
+    def restore(self, alive: Tensors, stash: Tensors) -> None:
+        """Goes on from saved channels.
 
-        Raises: InvalidValue if it belongs to other groups.
+        Raises: InvalidValue if they belong to other groups.
         """
-        shapes = {name: mask.shape for name, mask in state["alive"].items()}
-        if shapes != {name: mask.shape for name, mask in self.alive.items()}:
+        if {n: m.shape for n, m in alive.items()} != {n: m.shape for n, m in self.alive.items()}:
             raise InvalidValue("the saved channels are those of another network or pattern; make the Pruner alike")
-        self.alive = {name: mask.cpu().bool() for name, mask in state["alive"].items()}
-        self._stash = {n: t.to(self.model.get_parameter(n), copy=True) for n, t in state["stash"].items()}
+        self.alive = {name: mask.cpu().bool() for name, mask in alive.items()}
+        self._stash = {n: t.to(self.model.get_parameter(n), copy=True) for n, t in stash.items()}

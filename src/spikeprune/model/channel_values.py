@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from spikeprune.model.groups import ChannelGroup
@@ -33,7 +34,7 @@ def channel_masks(groups: Sequence[ChannelGroup], keep: Mapping[str, Tensor], mo
     return masks
 
 
-def per_channel(group: ChannelGroup, tensors: Mapping[str, Tensor], *roles: str, shifts: bool = False) -> Tensor | None:
+def per_channel(group: ChannelGroup, tensors: Mapping[str, Tensor], *roles: str, shifts: bool = False) -> Shaped[Tensor, "C entries"] | None:
     """Everything that `tensors` hold of each channel, side by side: [C, entries]; None if they hold nothing.
 
     Args:
@@ -57,7 +58,7 @@ def per_channel(group: ChannelGroup, tensors: Mapping[str, Tensor], *roles: str,
     return torch.cat(rows, 1) if rows else None
 
 
-def bn_scale(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor | None:
+def bn_scale(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Float[Tensor, "C"] | None:
     """|gamma| of each channel, the mean over the group's normalisations; None if it has none. [C]
 
     Source: Liu et al. 2017, arXiv:1708.06519 (network slimming).
@@ -66,7 +67,7 @@ def bn_scale(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor | Non
     return None if scales is None else scales.abs().mean(1)
 
 
-def weight_norm(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor | None:
+def weight_norm(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Float[Tensor, "C"] | None:
     """Root mean square of each channel's filter weights, over all layers that write it; None if none does. [C]
 
     The mean in place of the sum lets layers of different fan-in be ranked together.
@@ -76,7 +77,7 @@ def weight_norm(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor | 
     return None if filters is None else filters.square().mean(1).sqrt()
 
 
-def slope(group: ChannelGroup, tensors: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> Tensor | None:
+def slope(group: ChannelGroup, tensors: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> Float[Tensor, "C"] | None:
     """Sum of w * dL/dw over the channel's normalisation scales, or its filters where it has none. [C]
 
     The derivative of the loss by the channel's size; shifts are left out, as they are from the size.

@@ -1,6 +1,6 @@
 """What a forward computes from parameters alone before it multiplies with the result, and whether zeros stay in it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from spikeprune.model.adapter import weights_of_neurons
+from spikeprune.model.arguments import Arguments
 from spikeprune.model.operations import MOVES, multiplied
 from spikeprune.model.weights import Multiplication, Use, layer_modules, stored_weight
 
@@ -18,15 +19,14 @@ class Computed:
     """The call that made a tensor from parameters: a function and its arguments, `Computed` for those made before."""
 
     function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    given: Arguments
 
     def run(self, others: Mapping[int, Tensor]) -> Tensor:
         """The same from `others` in place of some parameters, by id. No tensor of the model is written to."""
-        args = [_run(value, others) for value in self.args]
+        args = [_run(value, others) for value in self.given.positional]
         if args and isinstance(args[0], Tensor):
             args[0] = args[0].clone()  # an in-place function writes into it
-        return self.function(*args, **{k: _run(v, others) for k, v in self.kwargs.items() if k != "out"})
+        return self.function(*args, **{k: _run(v, others) for k, v in self.given.named.items() if k != "out"})
 
 
 def _run(value: Any, others: Mapping[int, Tensor]) -> Any:
@@ -61,10 +61,9 @@ class Derived:
         known = self._known.get(tensor)
         return self.names.get(id(tensor)) or (None if known is None else known[0])
 
-    def follow(
-        self, function: Callable[..., Any], name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
-    ) -> None:
+    def follow(self, function: Callable[..., Any], name: str, given: Arguments, result: Any) -> None:
         """Notes that `result` was computed from the parameters among the arguments, and from nothing of the input."""
+        args = given.positional
         if not isinstance(result, Tensor) or id(result) in self.names:
             return
         sources = [t for t in args if self.origin(t) is not None]
@@ -73,12 +72,12 @@ class Derived:
         first = max(sources, key=lambda t: (t.numel() == result.numel(), t.numel()))
         places = self._places(first)
         if name in MOVES and places is not None:
-            moved = function(places, *args[1:], **kwargs) if args and args[0] is first else None
+            moved = function(places, *args[1:], **given.named) if args and args[0] is first else None
             places = moved if isinstance(moved, Tensor) else None
         if places is not None and places.shape != result.shape:
             places = None
         self._known[result] = (self.origin(first), places)
-        self._made[result] = Computed(function, self._recorded(args), self._recorded(dict(kwargs)))
+        self._made[result] = Computed(function, Arguments(self._recorded(args), self._recorded(dict(given.named))))
 
     def _recorded(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -92,9 +91,9 @@ class Derived:
             return torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
         return self._known[tensor][1]
 
-    def use(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
+    def use(self, name: str, given: Arguments) -> Use | None:
         """How a function multiplies with a parameter, None if it does not."""
-        for operand, outputs, axis in multiplied(name, args, kwargs):
+        for operand, outputs, axis in multiplied(name, given):
             origin = self.origin(operand)
             # A square matrix of no layer, on the left: parallel neurons mix time steps with one, [T, T] @ [T, ...].
             mixes = outputs == -2 and origin not in self.held
@@ -104,17 +103,15 @@ class Derived:
                 return Use(origin, dim, axis, direct, direct or self._keeps_zeros(origin, operand))
         return None
 
-    def operation(
-        self, function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Multiplication | None:
+    def operation(self, function: Callable[..., Any], name: str, given: Arguments) -> Multiplication | None:
         """The call that `use` described, to be run again; None where its input cannot be told."""
         operand, outputs = next(
-            (t, o) for t, o, _ in multiplied(name, args, kwargs) if self.origin(t) is not None and t.dim() >= 2
+            (t, o) for t, o, _ in multiplied(name, given) if self.origin(t) is not None and t.dim() >= 2
         )
-        values = args[1:] if name in ("addmm", "baddbmm", "addbmm") else (*args, *kwargs.values())
+        values = given.positional[1:] if name in ("addmm", "baddbmm", "addbmm") else given.values
         flat = [t for v in values for t in (v if isinstance(v, (tuple, list)) else (v,)) if isinstance(t, Tensor)]
         x = next((t for t in flat if t is not operand), None)
-        return None if x is None else Multiplication(x, operand, outputs, function, args, kwargs)
+        return None if x is None else Multiplication(x, operand, outputs, function, given)
 
     def _keeps_zeros(self, origin: str, operand: Tensor) -> bool:
         """Whether a 0 of a parameter adds nothing to what was computed from it; told by computing it anew.

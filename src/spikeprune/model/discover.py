@@ -86,7 +86,7 @@ class Discovered(Adapter):
     def begins(self, neuron: nn.Module, args: tuple[Any, ...]) -> bool:
         return False  # the watch tells when a forward begins
 
-    def drive(self, neuron: nn.Module, args: tuple[Any, ...]) -> Iterator[Tensor]:
+    def potentials(self, neuron: nn.Module, args: tuple[Any, ...]) -> Iterator[Tensor]:
         yield args[0].detach()
 
     def surrogate(self, neuron: nn.Module) -> Any:

@@ -1,12 +1,12 @@
 """The share of non-zero inputs of every layer, measured while the user's model runs."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from spikeprune.model.arguments import Arguments, on_call
 from spikeprune.model.weights import stored_weight
 
 
@@ -18,16 +18,16 @@ class InputRates:
         self._counts: dict[str, float] = {}
         names = {id(p): n for n, p in model.named_parameters()}
         self._handles = [
-            module.register_forward_pre_hook(self._watch(names[id(stored_weight(module))]), with_kwargs=True)
+            on_call(module, self._watch(names[id(stored_weight(module))]))
             for module in model.modules()
             if isinstance(module, (_ConvNd, nn.Linear)) and id(stored_weight(module)) in names
         ]
 
-    def _watch(self, name: str) -> Any:
-        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _watch(self, name: str) -> Callable[[nn.Module, Arguments], None]:
+        def see(module: nn.Module, given: Arguments) -> None:
             # A trace that runs meanwhile must not take what is counted here for a part of the model.
             with torch.no_grad(), torch._C.DisableTorchFunction():
-                x = (*args, *kwargs.values())[0].detach()
+                x = given.first
                 axis = -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)  # type: ignore[arg-type]
                 active = (x != 0).double().movedim(axis, 0).flatten(1)
                 if isinstance(module, _ConvNd) and module.groups > 1:

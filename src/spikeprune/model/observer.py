@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from spikeprune.core.errors import InvalidValue, MissingEvidence, UserError
 from spikeprune.methods.base import Method
 from spikeprune.model.adapter import Adapter
+from spikeprune.model.arguments import Arguments, on_call
 from spikeprune.model.discover import NOT_FOUND
 from spikeprune.model.examples import undisturbed
 from spikeprune.model.glance import Glance, refuse_computed
@@ -56,7 +57,7 @@ class Observer:
         self._probe: Probe | None = None
         self._meter: InputRates | None = None
         self._carried: dict[str, tuple[Tensor | None, float]] = {}
-        self._calls: list[tuple[tuple[Any, ...], dict[str, Any], int]] = []  # of this step: inputs, sequences before
+        self._calls: list[tuple[Arguments, int]] = []  # of this step: inputs, sequences before
         self._entry: Any = None
         self._compiled: Any = None
         self._glance: Glance | None = None
@@ -128,26 +129,26 @@ class Observer:
     def _watch(self) -> None:
         """Sees the model's inputs, and lets a compiled model run eagerly so that hooks fire."""
         if self._entry is None:
-            self._entry = self._model.register_forward_pre_hook(self._called, with_kwargs=True)
+            self._entry = on_call(self._model, self._called)
         if hasattr(self._outer, "_orig_mod") and self._compiled is None:
             self._compiled = self._outer.forward
             self._outer.forward = self._model.__call__
 
-    def _called(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _called(self, _: nn.Module, given: Arguments) -> None:
         if self.graph is None:
             # A forward of our own comes before the user's first one, whose hooks can then already record.
             self._unwatch()
             try:
-                self._learn(trace(self._model, *args, adapter=self._adapter, keywords=kwargs))
+                self._learn(trace(self._model, *given.positional, adapter=self._adapter, keywords=given.named))
             except UserError as error:
                 self._error = error
                 return
             self._watch()
             self._record()
             if self._probe is not None:
-                self._probe.enter(args, kwargs)
+                self._probe.enter(given)
         if self._probe is not None and torch.is_grad_enabled():
-            self._calls.append((args, kwargs, self._probe.begun))
+            self._calls.append((given, self._probe.begun))
 
     def _unwatch(self) -> None:
         if self._entry is not None:
@@ -217,7 +218,7 @@ class Observer:
                 if rates and self._meter is None:
                     self._meter = InputRates(self._model)
                 if self._probe is not None:
-                    self._calls.append(((x,), {}, self._probe.begun))
+                    self._calls.append((Arguments((x,)), self._probe.begun))
                 with undisturbed(self._model, self._adapter), torch.set_grad_enabled(loss is not None):
                     output = self._model(x)
                     if loss is not None:
@@ -252,15 +253,15 @@ class Observer:
         """
         if self._probe is None or self._adapter is None or not self._calls:
             raise self._error or MissingEvidence(_NOT_CALLED)
-        calls, later = self._calls, [begun for _, _, begun in self._calls[1:]] + [self._probe.begun]
+        calls, later = self._calls, [begun for _, begun in self._calls[1:]] + [self._probe.begun]
         self.forget()
         self._probe = self._new_probe(needs_grad=False)
         self._probe.install()
         with torch.no_grad(), undisturbed(self._model, self._adapter):
-            for (args, kwargs, begun), after in zip(calls, later, strict=True):
+            for (given, begun), after in zip(calls, later, strict=True):
                 if after > begun:  # a new sequence, not the next time step of the last one
                     self._adapter.reset(self._model)
-                self._model(*args, **kwargs)
+                self._model(*given.positional, **given.named)
 
     def rates(self, reduce: Reduce) -> dict[str, Tensor]:
         """Parameter name -> share of non-zero inputs per input channel, as far as measured."""

@@ -1,6 +1,6 @@
 """The kinds of operations that a network is made of, told once: of leaf modules, and of tensor functions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[repor
 from torch.overrides import resolve_name
 
 from spikeprune.model.adapter import Adapter
+from spikeprune.model.arguments import Arguments
 
 _POOLS = (
     nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
@@ -66,15 +67,17 @@ def short_name(func: Callable[..., Any]) -> str:
     return parts[-2] if parts[-1] == "__get__" and len(parts) > 1 else parts[-1]
 
 
-def multiplied(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, int, int], ...]:
+def multiplied(name: str, given: Arguments) -> tuple[tuple[Any, int, int], ...]:
     """The operands of a function that may be a weight, each with two dimensions; empty if it does not multiply.
 
     Returns: (operand, its dimension that counts outputs, the dimension of the result that counts them), the last one
         counted from the end, and the middle one too where the operand's rank is not fixed.
     """
 
+    args = given.positional
+
     def argument(place: int, keyword: str) -> Any:
-        return args[place] if len(args) > place else kwargs.get(keyword)
+        return args[place] if len(args) > place else given.named.get(keyword)
 
     if name in ("conv1d", "conv2d", "conv3d"):
         return ((argument(1, "weight"), 0, -1 - int(name[4])),)

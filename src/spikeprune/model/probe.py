@@ -11,6 +11,7 @@ from spikeprune.core.errors import InvalidValue
 from spikeprune.core.statistic import Statistic, SynapseMean
 from spikeprune.methods.base import Method
 from spikeprune.model.adapter import Adapter
+from spikeprune.model.arguments import Arguments, on_call
 from spikeprune.model.discover import Discovered, SpikeCall, SpikeNeuron
 from spikeprune.model.pairing import Pairing
 from spikeprune.model.site import ProbeSite
@@ -101,7 +102,7 @@ class Probe:
             return
         for neuron in self._by_neuron:
             if not isinstance(neuron, SpikeNeuron):
-                self._handles.append(neuron.register_forward_pre_hook(self._fires, with_kwargs=True))
+                self._handles.append(on_call(neuron, self._fires))
         found = any(isinstance(neuron, SpikeNeuron) for neuron in self._by_neuron)
         if found or (self._synapses and any(site.use is not None for site in self.sites.values())):
             self._tracer = Tracer(
@@ -110,7 +111,7 @@ class Probe:
         if self._synapses:
             for name, site in self.sites.items():
                 if site.use is None and site.layer is not None:
-                    self._handles.append(site.layer.register_forward_pre_hook(self._keeps(name), with_kwargs=True))
+                    self._handles.append(on_call(site.layer, self._keeps(name)))
 
     def remove(self) -> None:
         """Takes every hook off and forgets inputs in flight; what was recorded stays."""
@@ -123,19 +124,19 @@ class Probe:
         self._inputs.clear()
         self._reused.clear()
 
-    def _keeps(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _keeps(self, name: str) -> Callable[[nn.Module, Arguments], None]:
+        def keep(_: nn.Module, given: Arguments) -> None:
             self.calls += 1
             if not self.needs_grad or torch.is_grad_enabled():
-                self._inputs[name] = (*args, *kwargs.values())[0].detach()
+                self._inputs[name] = given.first
 
         return keep
 
-    def _fires(self, neuron: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _fires(self, neuron: nn.Module, given: Arguments) -> None:
         self.calls += 1
         if self.needs_grad and not torch.is_grad_enabled():
             return
-        args = (*args, *kwargs.values())  # a state may be passed by name: lif(x, mem=mem)
+        args = given.values
         hidden = nullcontext() if self._tracer is None else self._tracer.watch.hidden()
         with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False), hidden:
             self._record(neuron, args)
@@ -149,17 +150,17 @@ class Probe:
                 self.statistics[name].begin()
         inputs = self._inputs_of(names)
         steps = args[0].shape[0] if self.adapter.multi_step(neuron) else 1
-        for t, u in enumerate(self.adapter.drive(neuron, args)):
+        for t, u in enumerate(self.adapter.potentials(neuron, args)):
             u = u.float()
             for name in names:
                 site, x = self.sites[name], inputs.get(name)
                 value = site.laid(u)
                 self.statistics[name].step(value, None if x is None else _at_step(x, t, steps, u.shape[0]))
 
-    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, given: Arguments) -> None:
         """Called if the model was already called when the hooks were put on: this forward is recorded too."""
         if self._tracer is not None:
-            self._tracer.enter(self._model, args, kwargs)
+            self._tracer.enter(self._model, given)
 
     # -- what no hook on a module sees: see model.watch.Listener -----------------------------------------------------
 

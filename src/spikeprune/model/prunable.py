@@ -1,7 +1,7 @@
 """Which parameters may be pruned."""
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 
@@ -92,20 +92,20 @@ def _hits(name: str, wanted: Sequence[str] | str) -> bool:
 
 
 def matching(
-    candidates: Mapping[str, object],
+    candidates: Collection[str],
     wanted: Sequence[str] | str,
     setting: str,
-    others: Mapping[str, object] | None = None,
+    others: Collection[str] = (),
 ) -> set[str]:
     """The names that a setting asks for. Raises: InvalidValue if a name or pattern matches none of them."""
     found: set[str] = set()
     for text in [wanted] if isinstance(wanted, str) else wanted:
-        hits = {n for n in candidates if _hits(n, text)} or {n for n in others or () if n == text}
+        hits = {n for n in candidates if _hits(n, text)} or {n for n in others if n == text}
         if not hits:
             raise InvalidValue(f"0 of {len(candidates)} layers matched {setting}={text!r}: {_some(candidates)}")
         found |= hits
     return found
 
 
-def _some(candidates: Mapping[str, object]) -> str:
+def _some(candidates: Collection[str]) -> str:
     return ", ".join(list(candidates)[:4]) + (", ..." if len(candidates) > 4 else "")

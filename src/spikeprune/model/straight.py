@@ -11,6 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import surrogate_derivative
+from spikeprune.model.arguments import Arguments
 from spikeprune.model.discover import SpikeCall, fires
 
 _COMPARISONS = {"gt", "ge", "__gt__", "__ge__", "heaviside", "sign", "greater", "greater_equal"}
@@ -26,8 +27,7 @@ class Step:
 
     name: str
     run: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    given: Arguments
     result: Tensor
     in_place: bool
 
@@ -41,7 +41,7 @@ class StraightThrough:
 
     def see(self, step: "Step") -> SpikeCall | None:
         """Takes in one function call; returns the spike call that it completes, if it does."""
-        name, args, result = step.name, step.args, step.result
+        name, args, result = step.name, step.given.positional, step.result
         compared = next((self._compared[t] for t in args if isinstance(t, Tensor) and t in self._compared), None)
         if name in _COMPARISONS | _REFLECTED:
             looked_at = args[1 if name in _REFLECTED and isinstance(args[1], Tensor) else 0]
@@ -60,7 +60,7 @@ class StraightThrough:
         maker = next((step for step in self._recent if step.result is compared), None)
         return [
             compared,
-            *(t for t in (maker.args if maker else ()) if isinstance(t, Tensor) and t.is_floating_point()),
+            *(t for t in (maker.given.positional if maker else ()) if isinstance(t, Tensor) and t.is_floating_point()),
         ]
 
     def _from(self, u: Tensor, result: Tensor) -> SpikeCall | None:
@@ -69,15 +69,15 @@ class StraightThrough:
         def apply(value: Tensor) -> Tensor:
             values: dict[int, Tensor] = {id(u): value}
             for step in steps:
-                if _holds(step.args, values):
-                    values[id(step.result)] = step.run(*_replaced(step.args, values), **step.kwargs)
+                if _holds(step.given.positional, values):
+                    values[id(step.result)] = step.run(*_replaced(step.given.positional, values), **step.given.named)
                 if step.result is result:
                     break
             return _binary(values[id(result)]) if id(result) in values else torch.full_like(value, float("nan"))
 
         depends = {id(u): u}
         for step in steps:
-            if _holds(step.args, depends):
+            if _holds(step.given.positional, depends):
                 if step.in_place:
                     return None
                 depends[id(step.result)] = step.result

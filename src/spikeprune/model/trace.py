@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import Adapter
+from spikeprune.model.arguments import NONE, Arguments, on_call
 from spikeprune.model.discover import SpikeNeuron, functions_watched
 from spikeprune.model.examples import undisturbed
 from spikeprune.model.operations import leaf_kind
@@ -45,7 +46,7 @@ class Node:
     inputs: tuple[int, ...]
     shape: tuple[int, ...]
     weight: str | None = None
-    arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+    arguments: Arguments = NONE
     use: Use | None = None
 
 
@@ -75,7 +76,7 @@ class Graph:
         inputs: tuple[int, ...],
         results: list[Tensor],
         weight: str | None = None,
-        arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {}),
+        arguments: Arguments = NONE,
         use: Use | None = None,
     ) -> int:
         """Adds a node; returns its index."""
@@ -127,7 +128,7 @@ class Tracer:
         self.handles: list[Any] = []
         self._functions = ExitStack()
         self._running = False
-        self.handles.append(model.register_forward_pre_hook(self.enter, with_kwargs=True))
+        self.handles.append(on_call(model, self.enter))
         # always_call: if the user's forward raises, the mode must still be left.
         self.handles.append(model.register_forward_hook(self._leave, always_call=True))
         for name, module in model.named_modules():
@@ -146,9 +147,9 @@ class Tracer:
         stored = stored_weight(module) if kind in ("conv", "linear") else None
         weight = self.watch.weights.get(id(stored))
 
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def before(_: nn.Module, given: Arguments) -> None:
             watch = self.watch
-            pending.append((watch.sources((args, kwargs)), (args, kwargs), watch.inside))
+            pending.append((watch.sources(given), given, watch.inside))
             watch.depth += 1
             if kind == "neuron" and watch.depth == 1:
                 watch.inside = name
@@ -164,10 +165,10 @@ class Tracer:
                 if inputs:
                     watch.add(kind, name, module, inputs, result, weight)
 
-        self.handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        self.handles.append(on_call(module, before))
         self.handles.append(module.register_forward_hook(after, always_call=True))
 
-    def enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, _: nn.Module, given: Arguments) -> None:
         """A forward begins. Called by a hook, or by who installs the tracer inside of the model's own first hook."""
         if self._running:
             return
@@ -175,7 +176,7 @@ class Tracer:
         self.graph, self.watch = self._fresh()
         if self.listener is not None:
             self.listener.began()
-        self.watch.add("input", "input", None, (), (args, kwargs))
+        self.watch.add("input", "input", None, (), given)
         self._functions.enter_context(functions_watched(self.watch.function))
         self._functions.enter_context(self.watch)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from spikeprune.model.arguments import NONE, Arguments
 from spikeprune.model.derived import Derived
 from spikeprune.model.discover import SpikeCall, SpikeNeuron, fires
 from spikeprune.model.operations import ELEMENTWISE, FUNCTIONS, WRITES, short_name
@@ -65,22 +66,22 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.depth and self.inside is None:
             return func(*args, **kwargs)
-        short = short_name(func)
-        use = self.derived.use(short, args, kwargs)
+        short, given = short_name(func), Arguments(args, kwargs)
+        use = self.derived.use(short, given)
         if self.depth:
             if use is not None and self.inside is not None and use.weight in self.derived.held:
                 if self.depth == 1:  # deeper, the layer's own hooks see it
-                    self._tell_use(use, func, short, args, kwargs)
+                    self._tell_use(use, func, short, given)
                 result = func(*args, **kwargs)
                 self.used_inside.setdefault(use.weight, (use, result.shape[use.axis]))
                 return result
             return func(*args, **kwargs)
-        inputs = self.sources((args, kwargs))
+        inputs = self.sources(given)
         looks = bool(inputs) and self.first and (short in ELEMENTWISE or short in WRITES)
         numbers = self._numbers(args) if looks else {}  # before the call, which may write
-        fed = self.feeding((args, kwargs)) if use is None else frozenset({use.weight})
+        fed = self.feeding(given) if use is None else frozenset({use.weight})
         # Looked up before the call: an in-place function's result is one of its arguments.
-        constants = [t for t in tensors((args, kwargs)) if t not in self.source] if self.constants and inputs else []
+        constants = [t for t in tensors(given) if t not in self.source] if self.constants and inputs else []
         result = func(*args, **kwargs)
         written = _written(short, args)
         results = list(tensors(result)) if written is None else [written]
@@ -88,24 +89,25 @@ class Watch(TorchFunctionMode):
             return result
         self._mark(results, fed)
         if not inputs:
-            self.derived.follow(func, short, args, kwargs, result)
+            self.derived.follow(func, short, given, result)
             return result
         if self.constants:
             self.graph.constants[len(self.graph.nodes)] = constants
         kind = "write" if short in WRITES else FUNCTIONS.get(short, "other")
         if use is not None and kind == "other":
             kind = "linear"
-        plain = (tuple(without_tensors(args)), {k: without_tensors(v) for k, v in kwargs.items()})
+        plain = Arguments(tuple(without_tensors(args)), {k: without_tensors(v) for k, v in kwargs.items()})
         if numbers:
-            plain = (tuple(numbers.get(id(v), known) for v, known in zip(args, plain[0], strict=True)), plain[1])
+            known = tuple(numbers.get(id(v), kept) for v, kept in zip(args, plain.positional, strict=True))
+            plain = Arguments(known, plain.named)
         self.add(kind, short, None, inputs, results, None if use is None else use.weight, plain, use)
         if written is not None and written._base is not None:
             self.source[written._base] = len(self.graph.nodes) - 1
             self._mark([written._base], fed | self.feeding(written._base))
         if use is not None:
-            self._tell_use(use, func, short, args, kwargs)
+            self._tell_use(use, func, short, given)
         if isinstance(result, Tensor):
-            self._straight_through(Step(short, func, args, kwargs, result, written is not None))
+            self._straight_through(Step(short, func, given, result, written is not None))
         return result
 
     def _numbers(self, args: tuple[Any, ...]) -> dict[int, float]:
@@ -163,7 +165,7 @@ class Watch(TorchFunctionMode):
         inputs: tuple[int, ...],
         result: Any,
         weight: str | None = None,
-        arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {}),
+        arguments: Arguments = NONE,
         use: Use | None = None,
     ) -> None:
         """Adds a node whose results are the tensors in `result`."""
@@ -172,11 +174,9 @@ class Watch(TorchFunctionMode):
         for tensor in found:
             self.source[tensor] = index
 
-    def _tell_use(
-        self, use: Use, func: Callable[..., Any], short: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def _tell_use(self, use: Use, func: Callable[..., Any], short: str, given: Arguments) -> None:
         if self.listener is not None:
-            operation = self.derived.operation(func, short, args, kwargs)
+            operation = self.derived.operation(func, short, given)
             if operation is not None:
                 self._unwatched(lambda: self.listener.used(use, operation))  # type: ignore[union-attr]
 
@@ -190,7 +190,7 @@ class Watch(TorchFunctionMode):
         result = run()
         inputs = self.sources(args)
         if not inputs:  # a quantiser of weights, perhaps
-            self.derived.follow(lambda *values: cls.apply(*values), cls.__name__, args, {}, result)  # type: ignore
+            self.derived.follow(lambda *values: cls.apply(*values), cls.__name__, Arguments(args), result)  # type: ignore
             return result
         place = next(i for i, value in enumerate(args) if isinstance(value, Tensor))
         call = SpikeCall(_applied(cls, args[:place]), args[place], args[place + 1 :])

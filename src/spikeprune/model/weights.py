@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[r
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
+from spikeprune.model.arguments import Arguments
 from spikeprune.model.operations import multiplied, short_name
 
 
@@ -129,7 +130,7 @@ class _Operands(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        for operand, _, _ in multiplied(short_name(func), args, kwargs or {}):
+        for operand, _, _ in multiplied(short_name(func), Arguments(args, kwargs or {})):
             if self.weight is None and isinstance(operand, Tensor) and operand.shape == self.shape:
                 self.weight = operand
         return func(*args, **(kwargs or {}))
@@ -180,21 +181,20 @@ class Multiplication:
     weight: Tensor
     outputs: int
     function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    given: Arguments
 
     def run(self, x: Tensor, weight: Tensor) -> Tensor:
         """The function's result for another input and weight."""
         others = {id(self.x): x, id(self.weight): weight}
-        return self.function(*_exchanged(self.args, others), **_exchanged(dict(self.kwargs), others))
+        return self.function(*_exchanged(self.given.positional, others), **_exchanged(dict(self.given.named), others))
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """The same without what is added, such as a bias."""
         known = (self.x, self.weight)
-        added = [t for t in _tensors((self.args, self.kwargs)) if all(t is not k for k in known)]
+        added = [t for t in _tensors(self.given.values) if all(t is not k for k in known)]
         others = {id(t): torch.zeros_like(t, dtype=x.dtype) for t in added}
         others |= {id(self.x): x, id(self.weight): weight}
-        return self.function(*_exchanged(self.args, others), **_exchanged(dict(self.kwargs), others))
+        return self.function(*_exchanged(self.given.positional, others), **_exchanged(dict(self.given.named), others))
 
     def applications(self) -> float:
         """How often the whole weight was multiplied with, padding included."""

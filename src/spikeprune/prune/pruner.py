@@ -1,6 +1,6 @@
 """The Pruner: the one stateful object, between a model and its optimizer; the training loop stays the user's."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from spikeprune.core.mask import Masks, count
 from spikeprune.core.schedule import MaskUpdate, Schedule
+from spikeprune.count.layers import Table
 from spikeprune.methods.base import Method
 from spikeprune.methods.registry import name_of
 from spikeprune.model.prunable import Names
 from spikeprune.prune.assemble import assemble
 from spikeprune.prune.choices import Choices, method_of
 from spikeprune.prune.state import load_state, read_state, state_of
-from spikeprune.prune.table import Table
+from spikeprune.record.checkpoint import PrunerSettings, PrunerState
 from spikeprune.record.round import Round
 from spikeprune.upkeep.follow import Follower
 from spikeprune.upkeep.given import Given
@@ -241,17 +242,16 @@ class Pruner:
         """Makes the next mask update now, with no training step around it; `sp.prune` uses it."""
         self._steps.cut()
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> PrunerSettings:
         """All settings that decide the masks. A saved state must agree with them."""
-        said = {"method": repr(self.method), "schedule": repr(self.schedule), **asdict(self.choices)}
-        said |= {"regrow_exclude": sorted(left)} if (left := self._updater.no_regrowth) else {}
-        return said | {"parameters": {n: list(p.shape) for n, p in self._parameters.items()}}
+        left = sorted(self._updater.no_regrowth)
+        return settings_of(self.method, self.schedule, self.choices, left, self._parameters)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> PrunerState:
         """Everything needed to go on bit for bit; plain types and tensors, loads under `weights_only=True`."""
         return state_of(self._steps, self.settings())
 
-    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
+    def load_state_dict(self, state: PrunerState, *, strict: bool = True) -> None:
         """Takes up a saved state, before or after `attach`; weights outside the masks become 0.
 
         Raises: InvalidValue if the state was saved under other settings (unless `strict=False`) or is damaged.

@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast, final
+from typing import cast, final
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from spikeprune.core.mask import pack
 from spikeprune.methods.base import Memory
 from spikeprune.prune.spaces.space import Space
 from spikeprune.prune.steps import Steps
+from spikeprune.record.checkpoint import PrunerSettings, PrunerState, RewindState, SpaceState
 from spikeprune.record.round import Round
 
 VERSION = 1
@@ -29,28 +30,31 @@ class Saved:
     ever_regrown: dict[str, Tensor]
     rounds: list[Round]
     totals: Totals
-    space: Mapping[str, Any]
+    space: SpaceState
     memory: Memory
-    rewind: Mapping[str, Any] | None
+    rewind: RewindState | None
     began: float | None
 
 
-def state_of(steps: Steps, settings: Mapping[str, Any]) -> dict[str, Any]:
+def state_of(steps: Steps, settings: PrunerSettings) -> PrunerState:
     """Everything needed to go on bit for bit, as plain types and tensors."""
     history, updater = steps.history, steps.updater
-    return {
-        "version": VERSION,
-        "settings": dict(settings),
-        "step": steps.done,
-        "masks": _packed(steps.upkeep.masks),
-        "regrown": None if history.regrown is None else _packed(history.regrown),
-        "ever_regrown": _packed(history.ever_regrown),
-        "rounds": [entry.as_dict() for entry in history.rounds],
-        "totals": updater.observer.totals(),
-        "space": steps.space.state_dict(),
-        "memory": {kind: dict(tensors) for kind, tensors in updater.memory.items()},
-        "rewind": None if steps.rewind is None else steps.rewind.state_dict(),
-    } | ({} if steps.began is None else {"began": steps.began})
+    state = PrunerState(
+        version=VERSION,
+        settings=settings,
+        step=steps.done,
+        masks=_packed(steps.upkeep.masks),
+        regrown=None if history.regrown is None else _packed(history.regrown),
+        ever_regrown=_packed(history.ever_regrown),
+        rounds=[entry.as_dict() for entry in history.rounds],
+        totals=updater.observer.totals(),
+        space=steps.space.state_dict(),
+        memory={kind: dict(tensors) for kind, tensors in updater.memory.items()},
+        rewind=None if steps.rewind is None else steps.rewind.state_dict(),
+    )
+    if steps.began is not None:
+        state["began"] = steps.began
+    return state
 
 
 def _packed(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -67,7 +71,7 @@ def load_state(steps: Steps, saved: Saved) -> None:
     if saved.began is not None:
         steps.run_from(saved.began)
     if steps.rewind is not None:
-        steps.rewind.load_state_dict(saved.rewind or {})
+        steps.rewind.load_state_dict(saved.rewind)
     steps.done = saved.step
     steps.history.load(saved.rounds, saved.regrown, saved.ever_regrown)
     steps.updater.memory = saved.memory
@@ -80,7 +84,7 @@ def load_state(steps: Steps, saved: Saved) -> None:
         steps.prepare()
 
 
-def read_state(state: Mapping[str, Any], settings: Mapping[str, Any], space: Space, *, strict: bool) -> Saved:
+def read_state(state: PrunerState, settings: PrunerSettings, space: Space, *, strict: bool) -> Saved:
     """The parts of a saved state.
 
     Args:
@@ -92,8 +96,13 @@ def read_state(state: Mapping[str, Any], settings: Mapping[str, Any], space: Spa
             raise InvalidValue(f"pruner state has version {state['version']}, this library reads {VERSION}")
         if strict:
             _check_settings(settings, state["settings"])
-        step, own = cast(object, state["step"]), state["space"]
-        if not isinstance(step, int) or isinstance(step, bool) or step < 0 or not isinstance(own, Mapping):
+        step, own, began = state["step"], state["space"], state.get("began")
+        if (
+            not isinstance(step, int)
+            or isinstance(step, bool)
+            or step < 0
+            or not isinstance(cast(object, own), Mapping)
+        ):
             raise TypeError("step or space is of another kind")
         device = next(iter(space.parts.parameters.values())).device
         return Saved(
@@ -106,7 +115,7 @@ def read_state(state: Mapping[str, Any], settings: Mapping[str, Any], space: Spa
             space=own,
             memory={kind: {n: v.to(device) for n, v in kept.items()} for kind, kept in state["memory"].items()},
             rewind=state["rewind"],
-            began=None if state.get("began") is None else float(state["began"]),
+            began=None if began is None else float(began),
         )
     except InvalidValue:
         raise
@@ -114,7 +123,7 @@ def read_state(state: Mapping[str, Any], settings: Mapping[str, Any], space: Spa
         raise InvalidValue(f"this is not a saved pruner.state_dict(), or it is damaged ({error!r:.120})") from error
 
 
-def _check_settings(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+def _check_settings(mine: PrunerSettings, theirs: PrunerSettings) -> None:
     for key, value in mine.items():
         if value != theirs.get(key) and not _same_call(value, theirs.get(key)):
             raise InvalidValue(

@@ -19,15 +19,17 @@ import functools
 import json
 import math
 import types
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import (
+    TYPE_CHECKING,
     Annotated,
     Any,
     NoReturn,
     Self,
+    TypeAlias,
     TypeVar,
     Union,
     cast,
@@ -61,6 +63,12 @@ class Within:
     most: float = math.inf
 
 
+if TYPE_CHECKING:
+    Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+    """A value as a JSON or YAML file has it."""
+else:  # what checks types while tests run knows no recursive ones
+    Json = object
+
 Count = Annotated[int, Within(0)]
 Number = float
 Positive = Annotated[float, Within(0)]
@@ -82,13 +90,13 @@ def recorded(cls: type[T]) -> type[T]:
 
 
 @recorded
-class Record(dict[str, object]):
+class Record(dict[str, Json]):
     """A JSON object with typed keys. `extra` holds the keys of later versions, which are written back as they are.
 
     Neither a field nor a key can be set: `dataclasses.replace` makes another record. Abstract.
     """
 
-    extra: Mapping[str, object] = field(default_factory=dict[str, object])
+    extra: Mapping[str, Json] = field(default_factory=dict[str, Json])
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -127,7 +135,7 @@ class Record(dict[str, object]):
         """The record that a file holds. Raises: Damaged in one line that names the file and the key."""
         return loaded(path, cls.read)
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, Json]:
         """Plain values all the way down."""
         return {key: plain(value) for key, value in self.items()}
 
@@ -165,13 +173,13 @@ def whole(path: Path) -> Generator[None]:
         raise Damaged(f"{path} is damaged ({what[:110]}); restore it, or run again with another --out") from error
 
 
-def plain(value: object) -> object:
+def plain(value: object) -> Json:
     """A value as JSON has it."""
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in cast("Mapping[object, object]", value).items()}
     if isinstance(value, tuple | list):
         return [plain(part) for part in cast("tuple[object, ...]", value)]
-    return value
+    return cast("Json", value)
 
 
 @functools.cache

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from spikeprune.core.errors import InvalidValue, unknown
+from spikeprune.core.errors import InvalidValue
+from spikeprune.core.mask import Masks, check_fit
 from spikeprune.runtime import native
 from spikeprune.runtime.structs import SparseStruct, pointer, run
 
@@ -152,24 +153,22 @@ def sparsify(model: nn.Module, masks: Mapping[str, Tensor]) -> list[SparseLayer]
         masks: parameter name -> bool tensor of its shape, True = alive, as `Pruner.masks`.
 
     Returns: what became of each masked layer.
-    Raises: UnknownName for a mask that has no parameter; InvalidValue if its shape is wrong or a dead weight is not 0.
+    Raises: UnknownName for a mask that has no parameter; InvalidValue if its shape is wrong, it holds more than 0 and
+        1, or a dead weight is not 0. Then no layer is changed.
     """
-    densify(model)
-    layers = {name + ".weight" if name else "weight": module for name, module in model.named_modules()}
-    parameters = dict(model.named_parameters())
-    report: list[SparseLayer] = []
-    for name, mask in masks.items():
-        if name not in parameters:
-            raise unknown("parameter", name, parameters, "masks are keyed as in model.named_parameters()")
-        weight = parameters[name]
-        if mask.shape != weight.shape:
-            raise InvalidValue(f"the mask of {name!r} has shape {list(mask.shape)}, the parameter {list(weight.shape)}")
-        if weight.dim() not in (2, 4):
-            continue
-        if bool(weight.detach()[~mask].any()):
+    given, parameters = Masks(masks), dict(model.named_parameters())
+    check_fit(given, parameters)
+    for name, mask in given.items():
+        if bool(parameters[name].detach()[~mask].any()):
             raise InvalidValue(
                 f"{name!r} has weights that the mask calls dead but that are not 0; apply the mask first"
             )
+    densify(model)
+    layers = {name + ".weight" if name else "weight": module for name, module in model.named_modules()}
+    report: list[SparseLayer] = []
+    for name, mask in given.items():
+        if mask.dim() not in (2, 4):
+            continue
         alive = float(mask.sum()) / mask.numel()
         reason = _refusal(layers.get(name), alive)
         report.append(SparseLayer(name, alive, not reason, reason))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import Adapter
+from spikeprune.model.arguments import Arguments, on_call
 from spikeprune.model.examples import undisturbed
 
 
@@ -104,13 +105,13 @@ def _batch_sizes(model: nn.Module, adapter: Adapter, x: Tensor) -> set[int]:
     """The batch sizes that the neurons see on an input; empty if the model does not take it."""
     seen: set[int] = set()
 
-    def look(neuron: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        first = (*args, *kwargs.values())[0]
+    def look(neuron: nn.Module, given: Arguments) -> None:
+        first = given.first
         axis = 1 if adapter.multi_step(neuron) else 0
         if first.ndim > axis:
             seen.add(int(first.shape[axis]))
 
-    hooks = [n.register_forward_pre_hook(look, with_kwargs=True) for n in adapter.neurons(model).values()]
+    hooks = [on_call(n, look) for n in adapter.neurons(model).values()]
     try:
         with torch.no_grad(), undisturbed(model, adapter):
             model(x)

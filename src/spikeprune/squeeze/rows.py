@@ -19,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.statistic import as_channels, spread
 from spikeprune.model.adapter import Adapter
+from spikeprune.model.arguments import Arguments, on_call, on_result
 from spikeprune.model.discover import SpikeNeuron
 from spikeprune.model.examples import undisturbed
 from spikeprune.model.pairing import Pairing
@@ -229,10 +230,10 @@ class Drawing:
     def __enter__(self) -> "Drawing":
         for source in self.sources.values():
             for module in source.modules:
-                self._handles.append(module.register_forward_hook(self._layer(source), with_kwargs=True))
+                self._handles.append(on_result(module, self._layer(source)))
         for neuron in self._by_neuron:
             if not isinstance(neuron, SpikeNeuron):
-                self._handles.append(neuron.register_forward_pre_hook(self._neuron, with_kwargs=True))
+                self._handles.append(on_call(neuron, self._neuron))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -241,11 +242,11 @@ class Drawing:
         self._handles.clear()
 
     def _layer(self, source: _Source) -> Callable[..., None]:
-        def see(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        def see(layer: nn.Module, given: Arguments, output: Tensor) -> None:
             with torch.no_grad(), torch._C.DisableTorchFunction():
                 if any(call.steps for call in source.open):
                     source.close()
-                x = (*args, *kwargs.values())[0].detach()
+                x = given.first
                 rows = output.numel() // source.outputs
                 dims = len(layer.kernel_size) if isinstance(layer, _ConvNd) else 0
                 space = tuple(output.shape[output.ndim - dims :])
@@ -255,15 +256,15 @@ class Drawing:
 
         return see
 
-    def _neuron(self, neuron: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        args = (*args, *kwargs.values())  # a state may be passed by name: lif(x, mem=mem)
+    def _neuron(self, neuron: nn.Module, given: Arguments) -> None:
+        args = given.values
         waiting = self._waiting(neuron)
         if not waiting:
             return
         assert self.adapter is not None
         with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False), self.hidden():
             steps = args[0].shape[0] if self.adapter.multi_step(neuron) else 1
-            for t, u in enumerate(self.adapter.drive(neuron, args)):
+            for t, u in enumerate(self.adapter.potentials(neuron, args)):
                 for source, call in waiting:
                     self._gather(source, call, _Potential(neuron, u.float(), t, steps))
 

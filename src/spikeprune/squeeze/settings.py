@@ -11,7 +11,7 @@ from spikeprune.core.errors import InvalidValue, unknown
 from spikeprune.core.pattern import nm_pattern
 from spikeprune.core.surrogate import curve_named
 from spikeprune.count.costs import BUDGETS
-from spikeprune.methods.base import check_choice
+from spikeprune.methods.base import check_choice, is_number
 from spikeprune.model.prunable import Names
 from spikeprune.squeeze.select import ALLOCATIONS, SALIENCIES
 
@@ -53,7 +53,7 @@ class SqueezeSettings:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.sparsity, (int, float)) and 0 <= self.sparsity < 1):
+        if not (is_number(self.sparsity) and 0 <= self.sparsity < 1):
             raise InvalidValue(f"sparsity must be in [0, 1), got {self.sparsity}; for 95 % pass 0.95")
         if self.tolerance is not None and not 0 <= self.tolerance < 1:
             raise InvalidValue(
@@ -81,7 +81,7 @@ class SqueezeSettings:
             ("early_iterations", self.early_iterations, 1),
             ("polish", self.polish, 0),
         ):
-            if not isinstance(whole, int) or whole < least:
+            if not is_number(whole, whole=True) or whole < least:
                 raise InvalidValue(f"{setting} must be a whole number of at least {least}, got {whole}")
         for setting, number in (("power", self.power), ("eps", self.eps), ("ridge", self.ridge)):
             if not (math.isfinite(number) and number >= 0):

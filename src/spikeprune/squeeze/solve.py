@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 _TINY = 1e-12
@@ -47,7 +48,7 @@ class LeastSquares:
         c: weights of the rows [O, R], positive; None weighs all alike, and the outputs then share one Gram matrix.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, c: Tensor | None) -> None:
+    def __init__(self, x: Shaped[Tensor, "I R"], y: Float[Tensor, "O R"], c: Float[Tensor, "O R"] | None) -> None:
         self._x, self.y, self.c = x, y, c
         self._gram: Tensor | None = None
         self._energy: Tensor | None = None
@@ -63,21 +64,21 @@ class LeastSquares:
         """R."""
         return self._x.shape[1]
 
-    def energy(self) -> Tensor:
+    def energy(self) -> Float[Tensor, "O I"]:
         """sum_r c x^2, [O, I]: the diagonal of every output's Gram matrix."""
         if self._energy is None:
             square = self.x.square()
             self._energy = square.sum(1).expand(self.y.shape[0], -1) if self.c is None else self.c @ square.T
         return self._energy
 
-    def gram(self) -> Tensor:
+    def gram(self) -> Float[Tensor, "I I"]:
         """sum_r x x^T, [I, I], shared by all outputs where c is None."""
         if self._gram is None:
             x = self.x
             self._gram = x @ x.T
         return self._gram
 
-    def cross(self) -> Tensor:
+    def cross(self) -> Float[Tensor, "O I"]:
         """sum_r c x y, [O, I]."""
         if self._cross is None:
             self._cross = (self.y if self.c is None else self.y * self.c) @ self.x.T
@@ -102,7 +103,13 @@ class LeastSquares:
         return float(off.sum(dtype=torch.float64)), float(whole.sum(dtype=torch.float64))
 
 
-def solve(problem: LeastSquares, dense: Tensor, mask: Tensor, start: Tensor, solver: Solver) -> Tensor:
+def solve(
+    problem: LeastSquares,
+    dense: Float[Tensor, "O I"],
+    mask: Bool[Tensor, "O I"],
+    start: Float[Tensor, "O I"],
+    solver: Solver,
+) -> Float[Tensor, "O I"]:
     """The minimiser w [O, I], exactly 0 outside the mask.
 
     Args:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 from spikeprune.core.mask import Masks
+from spikeprune.record.text import aligned
 
 
 @final
@@ -64,15 +65,7 @@ class SqueezeTable(list[SqueezedLayer]):
 
     def __str__(self) -> str:
         head = ("layer", "weights", "alive", "density", "error", "spikes kept", "rate", "seconds", "feeds neuron", "")
-        body = [self._line(row) for row in self]
-        widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if 0 < i < 8 else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            ).rstrip()
-            for cells in [head, *body]
-        ]
+        lines = aligned([head, *map(self._line, self)], left=(0, 8, 9))
         spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.phases.items())
         return "\n".join([*lines, f"time: {spent}"] if spent else lines)
 

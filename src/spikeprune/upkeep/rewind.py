@@ -1,12 +1,10 @@
 """Rewinding: after a cut the network goes back to what it was early in training, and learns again."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
+from spikeprune.record.checkpoint import RewindState
 from spikeprune.upkeep.upkeep import Upkeep
 
 
@@ -44,14 +42,16 @@ class Rewind:
             upkeep.optimizer.state.clear()
         self.since = step
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> RewindState:
         """The point and where the present round began."""
         return {"since": self.since, "point": dict(self._point)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: RewindState | None) -> None:
         """Takes up what `state_dict` returned."""
         now = self._model.state_dict()
         try:
+            if state is None:
+                raise KeyError("point")
             self._point = {name: value.to(now[name].device) for name, value in state["point"].items()}
             self.since = int(state["since"])
         except (KeyError, TypeError, AttributeError) as error:

@@ -2,7 +2,9 @@
 
 import math
 
-_SIZES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+from spikeprune.record.text import duration, short, three
+
+__all__ = ["duration", "short"]
 
 
 def whole(value: float) -> str:
@@ -15,20 +17,12 @@ def percent(share: float, digits: int = 2) -> str:
     return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
-def short(value: float, unit: str = "") -> str:
-    """Three digits and a prefix: 4.78 M, 116 kB."""
-    for size, prefix in _SIZES:
-        if abs(value) >= 0.9995 * size:
-            return f"{_three(value / size)} {prefix}{unit}"
-    return f"{_three(value)} {unit}".rstrip(" ")
-
-
 def energy(picojoule: float) -> str:
     """51.8 nJ."""
     for size, unit in ((1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ")):
         if abs(picojoule) >= 0.9995 * size:
-            return f"{_three(picojoule / size)} {unit}"
-    return f"{_three(picojoule)} pJ"
+            return f"{three(picojoule / size)} {unit}"
+    return f"{three(picojoule)} pJ"
 
 
 def times(dense: float, pruned: float) -> str:
@@ -55,15 +49,6 @@ def milliseconds(value: float) -> str:
     return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
-def duration(seconds: float) -> str:
-    """41 s, 12 min, 3.4 h."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def points(difference: float) -> str:
     """An accuracy's distance to another, in percentage points: 0.28 points below."""
     size = f"{100 * abs(difference):.2f}"
@@ -75,12 +60,3 @@ def points(difference: float) -> str:
 def standard_error(accuracy: float, images: int) -> float:
     """sqrt(p (1 - p) / n): how far chance alone moves an accuracy measured on n images."""
     return math.sqrt(max(0.0, accuracy * (1 - accuracy)) / max(1, images))
-
-
-def _three(value: float) -> str:
-    size = abs(value)
-    if size >= 99.95:
-        return f"{value:,.0f}"
-    if size >= 9.995 or size == 0:
-        return f"{value:.1f}" if size and value != round(value) else f"{value:.0f}"
-    return f"{value:.2f}" if size >= 0.01 else f"{value:.2g}"

@@ -5,21 +5,21 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from spikeprune.core.errors import UserError
 from spikeprune.lab.recipe.settings import GROUPS, Recipe
 from spikeprune.lab.recipe.squeeze_settings import SQUEEZE, training_method
 from spikeprune.lab.recipe.validate import shown
+from spikeprune.record.base import Json
 
 # They say where things stand, and change no number of the result. The rest decides.
 _OUTSIDE = ("name", "out", "device", "weights", "tensorboard", "data.root", "data.download", "squeeze.masks")
 
 # Keys that came after 0.1.0. At these values a run is what it was without them, so its hash is the same as well.
-_LATER: dict[str, Any] = {"data.mean": None, "data.std": None, "regrow_exclude": None}
+_LATER: dict[str, Json] = {"data.mean": None, "data.std": None, "regrow_exclude": None}
 
 
-def complete(recipe: Recipe) -> dict[str, Any]:
+def complete(recipe: Recipe) -> dict[str, Json]:
     """The recipe as nested plain values, with the settings of its method filled in: what `recipe.yaml` holds."""
     values = dataclasses.asdict(recipe)
     values.update(values.pop("settings"))
@@ -50,12 +50,12 @@ def settings_hash(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
 
-def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+def deciding(settings: Mapping[str, Json]) -> dict[str, Json]:
     """Those of the nested `settings` that can change a number of the result, as `group.key`."""
     return {key: value for key, value in flatten(settings) if key not in _OUTSIDE}
 
 
-def flatten(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:
     """Nested settings as pairs of `group.key` and value."""
     for key, value in values.items():
         if isinstance(value, dict) and not prefix and f"{key}." in GROUPS:

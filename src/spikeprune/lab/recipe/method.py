@@ -2,13 +2,14 @@
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.schedule import Constant, Until
 from spikeprune.lab.recipe.settings import Recipe, leaves
 from spikeprune.lab.recipe.squeeze_settings import training_method
 from spikeprune.lab.recipe.validate import fits, shown, spelled
+from spikeprune.record.base import Json
 
 if TYPE_CHECKING:
     from spikeprune.methods.base import Method
@@ -26,14 +27,14 @@ def make_method(recipe: Recipe) -> "Method":
     return methods.make_method(training_method(recipe.method), regrow=regrow, **recipe.settings)
 
 
-def own_settings(recipe: Recipe) -> dict[str, Any]:
+def own_settings(recipe: Recipe) -> dict[str, Json]:
     """The settings that only the recipe's method has, defaults filled in; those of other methods are dropped.
 
     Raises: InvalidValue for a value of another type than the default's.
     """
     from spikeprune.methods import settings_of
 
-    own: dict[str, Any] = {}
+    own: dict[str, Json] = {}
     for key, default in settings_of(training_method(recipe.method)).items():
         if key not in _shared():
             value = recipe.settings.get(key, default)
@@ -44,12 +45,12 @@ def own_settings(recipe: Recipe) -> dict[str, Any]:
     return own
 
 
-def method_defaults(written: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
+def method_defaults(written: Mapping[str, Json], given: Mapping[str, str]) -> dict[str, Json]:
     """What the chosen method sets: all of it if the recipe was written for another one, else what it leaves open."""
     from spikeprune.methods import names
     from spikeprune.methods.registry import hints_of
 
-    meant = written.get("method", "criticality")
+    meant = str(written.get("method", "criticality"))
     chosen = given.get("method", meant)
     if chosen not in names():  # refused later, with the nearest name
         return {}

@@ -20,6 +20,7 @@ from spikeprune.lab.recipe.settings import GROUPS, Recipe, leaves
 from spikeprune.lab.recipe.squeeze import squeeze_settings
 from spikeprune.lab.recipe.squeeze_settings import SQUEEZE
 from spikeprune.lab.recipe.validate import LONGEST, from_text, key_of, shown, spelled
+from spikeprune.record.base import Json
 
 
 def shipped() -> list[str]:
@@ -50,7 +51,7 @@ def load(source: str, overrides: Sequence[str] = ()) -> Recipe:
     return from_values(*read_values(source), overrides)
 
 
-def from_values(name: str, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+def from_values(name: str, values: Mapping[str, Json], overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of that name from flat `group.key` values, with overrides as in `load`, and its errors."""
     written, given = dict(values), _pairs(overrides)
     _refuse_unknown([*written, *given])
@@ -73,7 +74,7 @@ def from_values(name: str, values: Mapping[str, Any], overrides: Sequence[str] =
     return recipe
 
 
-def read_values(source: str) -> tuple[str, dict[str, Any]]:
+def read_values(source: str) -> tuple[str, dict[str, Json]]:
     """Name and flat `group.key` values of a recipe, unchecked. Raises: UserError if there is no such recipe."""
     path = Path(source)
     if source in shipped():
@@ -94,7 +95,7 @@ def read_values(source: str) -> tuple[str, dict[str, Any]]:
         raise UserError(
             f"the recipe {_end(source)} holds no `key: value` lines; see `spikeprune list recipes` for examples"
         )
-    return path.stem if path.suffix else source, dict(flatten(typing.cast(dict[Any, Any], values)))
+    return path.stem if path.suffix else source, dict(flatten(typing.cast(dict[str, Json], values)))
 
 
 def describe_keys() -> list[tuple[str, str, str]]:
@@ -198,10 +199,10 @@ def _pairs(arguments: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-def _build(written: Mapping[str, Any], given: Mapping[str, str], name: str) -> Recipe:
+def _build(written: Mapping[str, Json], given: Mapping[str, str], name: str) -> Recipe:
     """The recipe from the flat values of its file and from the command line's, which win."""
     own = method_settings()
-    values: dict[str, Any] = {"name": name, **written, **given}
+    values: dict[str, Json] = {"name": name, **written, **given}
     settings = {key: _plain_value(key, value, key in given) for key, value in values.items() if key in own}
     groups: dict[str, Any] = {}
     for prefix, cls in [*GROUPS.items()][1:]:
@@ -209,7 +210,7 @@ def _build(written: Mapping[str, Any], given: Mapping[str, str], name: str) -> R
     return Recipe(**_of_class(Recipe, "", values), **groups, settings=settings)
 
 
-def _of_class(cls: Any, prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _of_class(cls: Any, prefix: str, values: Mapping[str, Json]) -> dict[str, Any]:
     """Those values that are fields of a settings class, as the types of the fields."""
     kinds = typing.get_type_hints(cls)
     names = [field.name for field in leaves(cls) if prefix + field.name in values]

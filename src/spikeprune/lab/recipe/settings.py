@@ -11,6 +11,7 @@ from spikeprune.core.schedule import duration
 from spikeprune.count.costs import BUDGETS
 from spikeprune.lab.recipe.squeeze_settings import SqueezeOptions
 from spikeprune.lab.recipe.validate import Rule, check_fields, key, said, share, whole
+from spikeprune.record.base import Json
 
 # Those of core.schedule.SCHEDULES that a recipe's `begin`, `end` and `every` can lay out.
 LAID_OUT = ("cubic", "linear", "cosine", "constant", "oneshot")
@@ -198,7 +199,7 @@ class Recipe:
     squeeze: SqueezeOptions = field(
         default_factory=SqueezeOptions, metadata=said("how a trained network is squeezed, with method squeeze")
     )
-    settings: dict[str, Any] = field(
+    settings: dict[str, Json] = field(
         default_factory=dict, metadata=said("further settings of the method, such as `unit` and `curve` of criticality")
     )
 
@@ -215,7 +216,7 @@ class Recipe:
 
 
 # Prefix of the keys -> the class that has them.
-GROUPS: dict[str, Any] = {
+GROUPS: dict[str, type] = {
     "": Recipe,
     "data.": DataSettings,
     "optim.": OptimSettings,

@@ -174,7 +174,7 @@ def _over_seeds(
     """Means and spreads of the runs and of each arm that they are set against, and the differences paired by seed."""
     by_seed = {run.seed: run for run in mine}
 
-    def pooled(label: str, runs: Sequence["_Analysed"], more: Mapping[str, object]) -> PooledArm:
+    def pooled(label: str, runs: Sequence["_Analysed"], more: Mapping[str, Any]) -> PooledArm:
         runs = sorted(runs, key=lambda run: run.seed)
         named = {"arm": label, "seeds": [run.seed for run in runs], "runs": [run.folder.path.name for run in runs]}
         return PooledArm.read({**named, **Mechanism.read(seeds.over_seeds([parts[run] for run in runs])), **more})

@@ -85,7 +85,8 @@ def _gap(part: Mechanism) -> str:
     if o.final_gap is None:
         return NONE
     recovery = _told(o.recovery_gap, "+.4f")
-    return f"{_told(o.final_gap, '+.4f')} at the end (validation less train), {recovery} mean after the last event"
+    end = _told(o.final_gap, "+.4f")
+    return f"{end} at the end (validation less train), {recovery} mean after the last mask update"
 
 
 _TOLD = {"survival": _survival, "feature cosine": _cosine, "importance": _importance, "loss gap": _gap}
@@ -183,7 +184,7 @@ def _updates(part: Mechanism) -> tuple[UpdateSurvival, ...]:
 
 def _survival_section(parts: list[tuple[str, Mechanism]]) -> Section:
     grown = [(name, part) for name, part in parts if part.survival and _mean(part.survival.regrown)]
-    heads = ["run", "event", "step", "regrown", "rescued", "of what was newly cut", "outlived the next cut"]
+    heads = ["run", "mask update", "step", "regrown", "rescued", "of what was newly cut", "outlived the next cut"]
     rows = [
         [
             name,
@@ -201,8 +202,8 @@ def _survival_section(parts: list[tuple[str, Mechanism]]) -> Section:
     def points(part: Mechanism) -> Any:
         return [(n, e.survived_share) for n, e in enumerate(_updates(part), 1)]
 
-    caption = "Share of the weights regrown at an event that the next magnitude cut keeps, event by event."
-    figure = _figure(grown, points, ("event", "share that outlived the next cut"), caption)
+    caption = "Share of the weights regrown by a mask update that the next magnitude cut keeps."
+    figure = _figure(grown, points, ("mask update", "share that outlived the next cut"), caption)
     names = [name for name, _ in grown]
     title = "Potential structures: what growth rescued, and what of it survived"
     if not rows:

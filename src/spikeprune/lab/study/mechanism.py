@@ -19,13 +19,14 @@ from spikeprune.record.round import Round
 
 
 def survival(rounds: Sequence[Round], prunable: int, regrown_alive: int | None, alive: int) -> Survival:
-    """What became of regrown weights, per event and to the end.
+    """What became of regrown weights, per mask update and to the end.
 
-        rescued_share  = rescued / weights that magnitude newly cuts at the event (alive before less kept after)
+        rescued_share  = rescued / weights that magnitude newly cuts at the mask update (alive before less kept after)
         survived_share = survived / regrown: what the next magnitude cut keeps
-        to_end         = regrown weights alive at the end without a later cut / all that were regrown, event by event
+        to_end         = regrown weights alive at the end without a later cut / all that were regrown, one mask update
+        after another
 
-    The last event's weights meet no cut; they count in `to_end`. Shares of nothing are None.
+    The last mask update's weights meet no cut; they count in `to_end`. Shares of nothing are None.
 
     Args:
         rounds: as in record.json.
@@ -121,7 +122,8 @@ def importance_between(
 def overfitting(metrics: Sequence[Epoch], last_event: int | None) -> Overfitting:
     """Mean cross-entropy per image on training and validation images, both in eval mode, and their gap, by epoch.
 
-    `recovery_gap` is the mean gap of the epochs that lie wholly after the last event, `final_gap` that of the last one.
+    `recovery_gap` is the mean gap of the epochs that lie wholly after the last mask update, `final_gap` that of the
+    last one.
 
     Args:
         metrics: lines of metrics.jsonl.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from spikeprune.lab.study.tables import short
+from spikeprune.record.text import tick
 
 _WIDTH, _HEIGHT = 460.0, 300.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 10.0, 44.0
@@ -76,7 +76,7 @@ def plot(
         parts.append(f'<text class="end" x="{_LEFT - 6}" y="{y(value) + 4}">{value:.4g}</text>')
     whole = all(float(p[0]).is_integer() for p, _ in every)
     for value in _log_ticks(x_low, x_high) if log else _ticks(x_low, x_high, whole):
-        parts.append(f'<text class="middle" x="{x(value)}" y="{_HEIGHT - _BOTTOM + 16}">{short(value)}</text>')
+        parts.append(f'<text class="middle" x="{x(value)}" y="{_HEIGHT - _BOTTOM + 16}">{tick(value)}</text>')
     parts.append(f'<text class="middle" x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 8}">{html.escape(x_name)}</text>')
     turned = f'transform="translate(13 {(_HEIGHT - _BOTTOM) / 2}) rotate(-90)"'
     parts.append(f'<text class="middle" {turned}>{html.escape(y_name)}</text>')

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spikeprune.lab.study.significance import paired, summarize
-from spikeprune.record.analysis import SeedDifference
+from spikeprune.record.analysis import Mechanism, SeedDifference
 
 # They say where a number belongs; alike in runs of one arm.
 _COORDINATES = ("epoch", "step", "T", "images")
@@ -52,9 +52,7 @@ def _alike(values: Sequence[Any]) -> Any:
     return values[0] if all(value == values[0] for value in values) else None
 
 
-def differences(
-    mine: Mapping[int, Mapping[str, object]], theirs: Mapping[int, Mapping[str, object]]
-) -> dict[str, SeedDifference | None]:
+def differences(mine: Mapping[int, Mechanism], theirs: Mapping[int, Mechanism]) -> dict[str, SeedDifference | None]:
     """Of each of `QUANTITIES`: mine less theirs over the seeds that both have, with 95 % t interval and paired t-test.
 
     Args:

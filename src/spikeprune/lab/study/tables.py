@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from spikeprune.lab.study.compare import COST, MEASURED, Arm, Block, Comparison
 from spikeprune.lab.study.significance import MARGIN, Paired, Summary
+from spikeprune.record.text import aligned, short
 
 NONE = "-"
 _FEW_IMAGES = 2000  # with more, one image is below 0.05 points, less than seeds differ by
@@ -126,20 +127,12 @@ def cost_cells(row: Arm) -> list[str]:
     ]
 
 
-def short(value: float) -> str:
-    """Three digits and a prefix: 4.78 M."""
-    for size, prefix in ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(value) >= 0.9995 * size:
-            return f"{value / size:.3g}{prefix}"
-    return f"{value:.3g}"
-
-
 def to_text(comparison: Comparison) -> list[str]:
     """Plain lines: results and costs of each block, and what the numbers are."""
     lines: list[str] = []
     for block in comparison.blocks:
-        lines += [block.title, *_aligned(main_table(comparison, block.rows)), family(comparison, block), ""]
-        lines += [f"{block.title}: cost", *_aligned([COST_HEADS, *map(cost_cells, block.rows)]), ""]
+        lines += [block.title, *aligned(main_table(comparison, block.rows)), family(comparison, block), ""]
+        lines += [f"{block.title}: cost", *aligned([COST_HEADS, *map(cost_cells, block.rows)]), ""]
     return lines + notes(comparison)
 
 
@@ -164,16 +157,6 @@ def notes(comparison: Comparison) -> list[str]:
     if comparison.unfinished:
         found.append(f"{comparison.unfinished} runs are not finished and not counted.")
     return found
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def to_csv(comparison: Comparison) -> str:

@@ -11,13 +11,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeGuard, cast, final
 
 import yaml
 
 from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.lab.recipe import Recipe, from_values, read_values, settings_hash
 from spikeprune.lab.train.folder import RunFolder, folder_of
+from spikeprune.record.base import Json
 from spikeprune.record.whole import write_whole
 
 SCHEMA = 1
@@ -100,7 +101,7 @@ class Sweep:
         """Every `of`-th run, from the `number`-th on (counted from 1): a task of a job array."""
         return Sweep(self.name, self.tasks[number - 1 :: of], self.reference)
 
-    def _listed(self) -> dict[str, Any]:
+    def _listed(self) -> dict[str, Json]:
         runs = [
             {"hash": task.hash, "label": task.label, "target": task.target, "seed": task.recipe.seed}
             for task in self.tasks
@@ -152,13 +153,13 @@ def _read(name: str, values: dict[str, Any], overrides: Sequence[str]) -> Sweep:
     ours = ("method", "arms", "baseline", "reference", "tune", "tuned")
     values = {key: value for key, value in values.items() if key not in ours}
     # What the command line gives is an override of every run, as it is for `spikeprune run`: phases follow `--epochs`.
-    chosen = {key: value if _lists(key, value) else [value] for key, value in given.items() if key not in ours}
-    axes = {key: value for key, value in values.items() if _lists(key, value)} | chosen
+    chosen = {key: value if _lists(value, key) else [value] for key, value in given.items() if key not in ours}
+    axes = {key: value for key, value in values.items() if _lists(value, key)} | chosen
     empty = [key for key, value in axes.items() if not value]
     if empty:
         raise InvalidValue(f"{empty[0]} of the sweep is an empty list; give at least one value, as in {empty[0]}: [1]")
-    whole = {key: value for key, value in values.items() if value or not _lists(key, value)}
-    base = {key: value[0] if _lists(key, value) else value for key, value in whole.items()}
+    whole = {key: value for key, value in values.items() if value or not _lists(value, key)}
+    base = {key: value[0] if _lists(value, key) else value for key, value in whole.items()}
     tasks: dict[str, Task] = {}
     for point in _points(axes):
         for label, own in arms.items():
@@ -168,10 +169,10 @@ def _read(name: str, values: dict[str, Any], overrides: Sequence[str]) -> Sweep:
     if reference is not None and reference not in {task.label for task in found}:
         known = ", ".join(dict.fromkeys(task.label for task in found))
         raise InvalidValue(f"the reference {reference!r} is no arm of this sweep; its arms are {known}")
-    return Sweep(name, found, reference)
+    return Sweep(name, found, None if reference is None else str(reference))
 
 
-def _chosen(values: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _chosen(values: Mapping[str, Json], arms: Mapping[str, Mapping[str, Json]]) -> dict[str, dict[str, Json]]:
     """Arm -> keys chosen by tuning, from `tuned`: a mapping, or the path of a JSON file that holds one."""
     tuned: Any = values.get("tuned")
     tuned = tuned[0] if isinstance(tuned, list) and len(tuned) == 1 else tuned
@@ -202,7 +203,7 @@ def read_tuning(source: str, overrides: Sequence[str] = ()) -> Sweep:
     """
     name, values = _whole_values(source)
     tune = values.pop("tune", None)
-    if not isinstance(tune, Mapping) or not tune.get("seeds") or not any(_lists(k, v) for k, v in tune.items()):
+    if not isinstance(tune, Mapping) or not tune.get("seeds") or not any(_lists(v, k) for k, v in tune.items()):
         raise InvalidValue(
             f"{source[:60]} has no tuning grid; give it, for example, tune: {{lr: [0.3, 0.6], seeds: [100], "
             "data.validation: 0.1}"
@@ -212,15 +213,15 @@ def read_tuning(source: str, overrides: Sequence[str] = ()) -> Sweep:
     return _read(f"{name}-tune", values, overrides)
 
 
-def _values(source: str) -> tuple[str, dict[str, Any]]:
+def _values(source: str) -> tuple[str, dict[str, Json]]:
     name, values = read_values(source)
     flat = {_PLURALS.get(key, key): value for key, value in values.items()}
     return re.sub(r"[^\w.-]", "-", name), flat
 
 
-def _given(overrides: Sequence[str]) -> dict[str, Any]:
+def _given(overrides: Sequence[str]) -> dict[str, Json]:
     """The command line's keys; what is written with commas is a list."""
-    found: dict[str, Any] = {}
+    found: dict[str, Json] = {}
     rest = list(overrides)
     while rest:
         word = rest.pop(0)
@@ -240,19 +241,19 @@ def _given(overrides: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _lists(key: str, value: Any) -> bool:
+def _lists(value: Json, key: str) -> TypeGuard[list[Json]]:
     """Whether a value stands for several, one for each run."""
     return isinstance(value, list) and (key not in _LISTS or any(isinstance(entry, list) for entry in value))
 
 
-def _arms(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _arms(values: Mapping[str, Json]) -> dict[str, dict[str, Json]]:
     """Name -> own keys, the dense run first."""
     methods, named = values.get("method", []), values.get("arms", {}) or {}
     if not isinstance(named, Mapping) or not all(isinstance(own, Mapping) for own in named.values()):
         raise InvalidValue("arms of a sweep must be `name: {key: value, ...}`; see docs/guide/laboratory.md")
     methods = methods if isinstance(methods, list) else [methods]
-    arms = {str(method): {"method": method} for method in methods}
-    arms |= {str(name): dict(own) for name, own in named.items()}
+    arms: dict[str, dict[str, Json]] = {str(method): {"method": method} for method in methods}
+    arms |= {str(name): dict(own) for name, own in cast("Mapping[str, Mapping[str, Json]]", named).items()}
     if not arms:
         raise InvalidValue("the sweep names no method: give methods: [magnitude, criticality], or --methods a,b")
     if values.get("baseline", True) and not any(own.get("method") == DENSE for own in arms.values()):
@@ -260,7 +261,7 @@ def _arms(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return arms
 
 
-def _points(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+def _points(axes: Mapping[str, Sequence[Json]]) -> Iterator[dict[str, Json]]:
     """All combinations of the lists; the seed changes last."""
     keys = sorted(axes, key=lambda key: key != "seed")
     for chosen in itertools.product(*(axes[key] for key in keys)):
@@ -268,10 +269,10 @@ def _points(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _tasks(
-    name: str, base: Mapping[str, Any], point: Mapping[str, Any], label: str, own: Mapping[str, Any]
+    name: str, base: Mapping[str, Json], point: Mapping[str, Json], label: str, own: Mapping[str, Json]
 ) -> Iterator[Task]:
     """The runs of one arm at one combination of the lists; an arm may hold lists too."""
-    lists = {key: value if _lists(key, value) else [value] for key, value in own.items()}
+    lists = {key: value if _lists(value, key) else [value] for key, value in own.items()}
     for chosen in _points(lists):
         keep = chosen.pop("keep", None)
         given = {**point, **chosen, "baseline": False}

@@ -1,8 +1,7 @@
 """A training that a kill at any moment does not harm: checkpoints, the lines of metrics.jsonl, the chosen epoch."""
 
 import time
-from collections.abc import Mapping
-from typing import Any, Protocol, final
+from typing import Protocol, final
 
 import torch
 
@@ -11,6 +10,7 @@ from spikeprune.lab.train.folder import RunFolder
 from spikeprune.lab.train.loop import Phase, Setting
 from spikeprune.lab.train.parts import set_layout
 from spikeprune.lab.train.progress import ProgressBar
+from spikeprune.record.checkpoint import BestCheckpoint, LastCheckpoint, PhasesState, SqueezeState
 from spikeprune.record.epoch import Epoch
 from spikeprune.runtime.fuse import unfuse
 
@@ -21,7 +21,7 @@ _CHECKPOINT_EVERY = 60.0
 class FinishedPhases(Protocol):
     """What the finished phases left."""
 
-    def state_dict(self) -> Mapping[str, Any]: ...
+    def state_dict(self) -> PhasesState | SqueezeState: ...
 
 
 @final
@@ -37,7 +37,7 @@ class CheckpointedTraining:
         self.hash, self.checksum = setting.job.hash, setting.data.checksum
         self.metrics = 0
 
-    def resume(self) -> dict[str, Any] | None:
+    def resume(self) -> LastCheckpoint | None:
         """The last checkpoint, if there is one; metrics.jsonl is cut back to it.
 
         Raises: UserError if the data is not the same any more.
@@ -67,7 +67,8 @@ class CheckpointedTraining:
             self.metrics = self.folder.add_metrics(line)
             bar.epoch(line, phase.first + epochs)
             if phase.best != best_before:
-                best = {"phase": phase.name, "epoch": phase.epoch, "model": phase.network.model.state_dict()}
+                weights = phase.network.model.state_dict()
+                best = BestCheckpoint(phase=phase.name, epoch=phase.epoch, model=weights)
                 self.folder.save_checkpoint("best", best)
             self.save(phase, done)
             if self.recipe.tensorboard:

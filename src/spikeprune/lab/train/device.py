@@ -8,14 +8,22 @@ import random
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.machine import cpu_features, cpu_name, version
+from spikeprune.record.checkpoint import RandomState
 from spikeprune.record.run import Environment
+
+
+class _Filling(Protocol):
+    """What `torch.utils.deterministic` is while torch runs."""
+
+    fill_uninitialized_memory: bool
+
 
 _log = logging.getLogger("spikeprune")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -104,11 +112,12 @@ def repeatable(threads: int | None = None) -> Iterator[None]:
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark, threads_before = torch.backends.cudnn.benchmark, torch.get_num_threads()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    switch = cast("_Filling", torch.utils.deterministic)  # torch puts an object in the place of this module
+    filled = switch.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Writing NaN into every new tensor costs several per cent of a step; nothing reads a tensor before it is written.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    switch.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
     if threads is not None:
         torch.set_num_threads(threads)
@@ -116,30 +125,30 @@ def repeatable(threads: int | None = None) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        switch.fill_uninitialized_memory = filled
         torch.backends.cudnn.benchmark = benchmark
         torch.set_num_threads(threads_before)
 
 
-def random_states() -> dict[str, Any]:
+def random_states() -> RandomState:
     """The states of all random number generators, loadable weights-only."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     version, numbers, normal = random.getstate()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [
+        "numpy": (
             str(kind),
             torch.from_numpy(np.asarray(keys).astype(np.int64)),
             int(position),
             int(has_gauss),
             float(gauss),
-        ],
-        "python": [version, list(numbers), normal],
+        ),
+        "python": (version, list(numbers), normal),
     }
 
 
-def restore_random_states(states: dict[str, Any]) -> None:
+def restore_random_states(states: RandomState) -> None:
     """Put back what `random_states` returned."""
     torch.set_rng_state(states["torch"])
     if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():

@@ -1,15 +1,15 @@
 """What the finished phases of a run left for its record; a part of every checkpoint."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from torch import Tensor
 
 from spikeprune.count.counts import Figures
 from spikeprune.lab.train.structured import Pruned
 from spikeprune.record.base import Positive, Record, recorded
+from spikeprune.record.checkpoint import CutState, PhasesState
 from spikeprune.record.round import Round
 from spikeprune.record.run import NetworkRecord
 from spikeprune.record.statistics import NetworkStatistics
@@ -62,21 +62,30 @@ class CutPhase:
     seconds: float
     samples: float
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> CutState:
         """Plain types and tensors."""
-        pruned = {f.name: getattr(self.pruned, f.name) for f in dataclasses.fields(self.pruned)}
-        state: dict[str, Any] = {
-            "plan": self.plan,
-            "pruned": pruned | {"rounds": [update.as_dict() for update in self.pruned.rounds]},
-            "figures": self.figures.as_dict(),
-            "accuracy": {"pretrained": self.pretrained, "pruned": self.cut},
-            "seconds": self.seconds,
-            "samples": self.samples,
-        }
-        return state if self.model is None else {**state, "model": dict(self.model)}
+        did = self.pruned
+        state = CutState(
+            plan=self.plan,
+            pruned={
+                "masks": did.masks,
+                "regrown": did.regrown,
+                "channels": did.channels,
+                "rounds": [update.as_dict() for update in did.rounds],
+                "sparsity": did.sparsity,
+                "seconds": did.seconds,
+            },
+            figures=self.figures.as_dict(),
+            accuracy={"pretrained": self.pretrained, "pruned": self.cut},
+            seconds=self.seconds,
+            samples=self.samples,
+        )
+        if self.model is not None:
+            state["model"] = dict(self.model)
+        return state
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "CutPhase":
+    def from_state(cls, state: CutState) -> "CutPhase":
         """What `state_dict` returned, here or in version 0.1."""
         rounds = [Round.read(update) for update in state["pruned"]["rounds"]]
         return cls(
@@ -99,13 +108,17 @@ class PhasesDone:
     dense: DensePhase | None = None
     pretrain: CutPhase | None = None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> PhasesState:
         """Plain types and tensors, for a checkpoint."""
-        found: dict[str, Any] = {} if self.dense is None else {"dense": self.dense.as_dict()}
-        return found if self.pretrain is None else {**found, "pretrain": self.pretrain.state_dict()}
+        found = PhasesState()
+        if self.dense is not None:
+            found["dense"] = self.dense.as_dict()
+        if self.pretrain is not None:
+            found["pretrain"] = self.pretrain.state_dict()
+        return found
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "PhasesDone":
+    def from_state(cls, state: PhasesState) -> "PhasesDone":
         """What `state_dict` returned, here or in version 0.1."""
         dense, pretrain = state.get("dense"), state.get("pretrain")
         return cls(

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Any, Literal, Protocol, final, overload
 
 import torch
 import yaml
@@ -21,7 +21,8 @@ from torch import Tensor
 from spikeprune.core.errors import UserError
 from spikeprune.lab.recipe import Recipe, complete, deciding, load, settings_hash, shipped
 from spikeprune.lab.recipe.document import read_yaml
-from spikeprune.record.base import whole
+from spikeprune.record.base import Json, whole
+from spikeprune.record.checkpoint import BestCheckpoint, LastCheckpoint
 from spikeprune.record.epoch import Epoch
 from spikeprune.record.run import RunRecord
 from spikeprune.record.statistics import StatisticsRecord
@@ -83,7 +84,7 @@ class RunFolder:
         folder.read_record()
         return folder
 
-    def open(self, settings: Mapping[str, Any]) -> None:
+    def open(self, settings: Mapping[str, Json]) -> None:
         """Make the folder, or check that it holds this very run.
 
         Raises: UserError if it holds something else.
@@ -126,7 +127,7 @@ class RunFolder:
                     raise Busy(f"another process is working in {self.path}; wait for it, or use --out") from error
             yield
 
-    def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
+    def save_checkpoint(self, name: str, state: LastCheckpoint | BestCheckpoint) -> None:
         """Write `checkpoint/<name>.pt`; the one before it stays as `<name>-before.pt`."""
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
@@ -138,7 +139,13 @@ class RunFolder:
             os.replace(target, self.checkpoints / f"{name}-before.pt")
         write_whole(target, content)
 
-    def load_checkpoint(self, name: str, **wanted: Any) -> dict[str, Any] | None:
+    @overload
+    def load_checkpoint(self, name: Literal["last"], **wanted: str | int) -> LastCheckpoint | None: ...
+
+    @overload
+    def load_checkpoint(self, name: Literal["best"], **wanted: str | int) -> BestCheckpoint | None: ...
+
+    def load_checkpoint(self, name: str, **wanted: str | int) -> LastCheckpoint | BestCheckpoint | None:
         """The newest whole checkpoint of that name whose entries equal `wanted`, on the CPU; None if there is no file.
 
         Raises: UserError if files are there but none of them will do.
@@ -271,7 +278,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged or not a safetensors file; restore it or run again") from error
 
 
-def _difference(there: Any, here: Mapping[str, Any]) -> str:
+def _difference(there: Any, here: Mapping[str, Json]) -> str:
     old, new = deciding(there), deciding(here)
     key = next(key for key in {**new, **old} if old.get(key) != new.get(key))
     return f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"

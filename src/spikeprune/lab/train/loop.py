@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Literal, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.lab.train.score import Score, score
 from spikeprune.methods.registry import hints_of
 from spikeprune.prune.pruner import Pruner
+from spikeprune.record.checkpoint import BestEpoch, PhaseState, PrunerState
 from spikeprune.record.epoch import Epoch
 from spikeprune.zoo.readout import LOSSES, predict
 
@@ -102,7 +103,7 @@ class Phase:
         self.network = network
         self.pruner = pruner
         self.epoch = 0
-        self.best: dict[str, Any] | None = None
+        self.best: BestEpoch | None = None
         self.seconds = 0.0
         self.search_seconds = 0.0
         self.search_step = 0
@@ -131,7 +132,7 @@ class Phase:
         augment = Augment(recipe.data.crop, recipe.data.flip, recipe.data.cutout)
         self._augment = augment if augment != Augment() else None
 
-    def begin(self, state: dict[str, Any] | None = None) -> "Phase":
+    def begin(self, state: PhaseState | None = None) -> "Phase":
         """Attach the Pruner and be ready for the first step, or for the one after `state` was saved.
 
         What the first forward pass finds out (which neuron a weight feeds, what the fused kernel may leave out) decides
@@ -326,13 +327,13 @@ class Phase:
             self._kept = {name: int(mask.sum()) for name, mask in masks.items()}
             self._numel = {name: mask.numel() for name, mask in masks.items()}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> PhaseState:
         """Everything that the rest of the phase depends on; loads weights-only."""
         return {
             "name": self.name,
             "epoch": self.epoch,
             "batch": self._batch,
-            "sums": [float(self._loss), int(self._right), self._seen],
+            "sums": (float(self._loss), int(self._right), self._seen),
             "best": self.best,
             "seconds": self.seconds,
             "search_seconds": self.search_seconds,
@@ -349,7 +350,7 @@ class Phase:
             "random": random_states(),
         }
 
-    def _load(self, state: dict[str, Any]) -> None:
+    def _load(self, state: PhaseState) -> None:
         self.epoch, self._batch = state["epoch"], state["batch"]
         loss, right, self._seen = state["sums"]
         self._loss.fill_(loss)
@@ -364,5 +365,5 @@ class Phase:
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         if self.pruner is not None:
-            self.pruner.load_state_dict(state["pruner"])
+            self.pruner.load_state_dict(cast("PrunerState", state["pruner"]))
         restore_random_states(state["random"])

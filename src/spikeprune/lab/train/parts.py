@@ -57,7 +57,6 @@ def set_layout(model: Any, form: torch.memory_format) -> None:
 def make_pruner(job: Job, model: torch.nn.Module) -> Pruner:
     """The job's Pruner, not yet attached."""
     recipe = job.recipe
-    floor: dict[str, Any] = {} if recipe.floor is None else {"floor": recipe.floor}
     return Pruner(
         model,
         job.method,
@@ -69,7 +68,7 @@ def make_pruner(job: Job, model: torch.nn.Module) -> Pruner:
         regrow_exclude=None if recipe.regrow_exclude is None else recipe.regrow_exclude.split(),
         seed=recipe.seed,
         start=recipe.start,
-        **floor,
+        floor=1 if recipe.floor is None else recipe.floor,
     )
 
 

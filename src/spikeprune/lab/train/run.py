@@ -7,7 +7,7 @@ all that the rest of the run depends on is in the last checkpoint.
 import dataclasses
 import importlib.util
 from collections.abc import Mapping
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from spikeprune.lab.train.parts import load_data, make_network, make_pruner, set
 from spikeprune.lab.train.progress import OnEpoch, OnStage, ProgressBar
 from spikeprune.lab.train.score import Score
 from spikeprune.lab.train.structured import Pruned, cut_out, example_of, latencies, prune_once
+from spikeprune.record.checkpoint import PhasesState
 from spikeprune.record.run import ChannelsRecord, Latency, RunRecord, RunSettings, Stages
 from spikeprune.record.schema import SCHEMA
 from spikeprune.record.statistics import QUANTILES, NetworkStatistics, StatisticsRecord
@@ -108,8 +109,8 @@ class _RunInProgress:
         threads, remaining = torch.get_num_threads(), self.phases
         if state:
             threads = state["threads"]
-            done = PhasesDone.from_state(state["done"])
-            remaining = self.phases[self.phases.index(state["phase"]["name"]) :]
+            done = PhasesDone.from_state(cast("PhasesState", state["done"]))
+            remaining = self.phases[self.phases.index(cast("PhaseName", state["phase"]["name"])) :]
             job = dataclasses.replace(self.setting.job, precision=state["precision"])
             self.setting = dataclasses.replace(self.setting, job=job)
         lengths = {name: self.setting.plan.of(name).steps for name in self.phases}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from spikeprune.lab.recipe.job import Job
 from spikeprune.lab.train.by_class import ClassScores
 from spikeprune.lab.train.cost import PASSES, cost_of_one
 from spikeprune.lab.train.loop import Phase
+from spikeprune.record.checkpoint import PhasesState, SqueezeState
 from spikeprune.record.run import Cost, NetworkRecord
 from spikeprune.record.squeeze import ClassAccuracy, SqueezedLayerRecord, SqueezedNeuronRecord, SqueezeRecord
 from spikeprune.record.statistics import NetworkStatistics
@@ -48,10 +49,11 @@ class SqueezeDone:
     masks: dict[str, Tensor]
     entry: SqueezeRecord
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SqueezeState:
         """Plain types and tensors."""
+        trained = self.trained
         return {
-            "trained": vars(self.trained),
+            "trained": {"epochs": trained.epochs, "seconds": trained.seconds, "samples": trained.samples},
             "dense": self.dense.as_dict(),
             "statistics": self.statistics.as_dict(),
             "scores": [[list(s.right), list(s.images)] for s in (self.dense_scores, self.scores)],
@@ -61,7 +63,7 @@ class SqueezeDone:
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "SqueezeDone":
+    def from_state(cls, state: SqueezeState) -> "SqueezeDone":
         """What `state_dict` returned."""
         dense_scores, scores = (ClassScores(tuple(right), tuple(images)) for right, images in state["scores"])
         return cls(
@@ -81,7 +83,7 @@ class SqueezeDone:
 class _Nothing:
     """Before the squeeze nothing is over."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> PhasesState:
         return {}
 
 

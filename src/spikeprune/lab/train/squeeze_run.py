@@ -7,9 +7,8 @@ half-done; the same command starts the squeeze anew.
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import cast, final
 
 import torch
 from torch import Tensor
@@ -42,6 +41,7 @@ from spikeprune.lab.train.squeeze_done import (
 )
 from spikeprune.model.prunable import prunable
 from spikeprune.prune.once import hold
+from spikeprune.record.checkpoint import LastCheckpoint, SqueezeState
 from spikeprune.record.run import RunRecord, RunSettings, Stages
 from spikeprune.record.schema import SCHEMA
 from spikeprune.record.statistics import QUANTILES, StatisticsRecord
@@ -105,7 +105,7 @@ class _SqueezeRun:
         steps = {name: plan.of(name).steps for name in ("pretrain", "pruned")}
         with repeatable(None if state is None else state["threads"]):
             if state is not None and state["phase"]["name"] == "pruned":
-                done = SqueezeDone.from_state(state["done"])
+                done = SqueezeDone.from_state(cast("SqueezeState", state["done"]))
                 network = make_network(self.recipe, self.setting.data, self.setting.device)
             else:
                 network, trained = self.dense(state, steps["pretrain"])
@@ -116,7 +116,7 @@ class _SqueezeRun:
             else:
                 self.finish(network, done, None)
 
-    def dense(self, state: Mapping[str, Any] | None, steps: int) -> tuple[TimedNetwork, Trained]:
+    def dense(self, state: LastCheckpoint | None, steps: int) -> tuple[TimedNetwork, Trained]:
         """The dense network: from the recipe's weights, or trained here; then its weights are kept."""
         network = make_network(self.recipe, self.setting.data, self.setting.device)
         network.model.eval()
@@ -163,7 +163,7 @@ class _SqueezeRun:
             entry=squeeze_record(found, squeeze_seed(recipe), spent),
         )
 
-    def tune(self, network: TimedNetwork, done: SqueezeDone, state: dict[str, Any] | None, steps: int) -> Phase:
+    def tune(self, network: TimedNetwork, done: SqueezeDone, state: LastCheckpoint | None, steps: int) -> Phase:
         """Trains with the zeros held, on labels or on the dense network's outputs."""
         setting = dataclasses.replace(self.setting, job=self.setting.job.of("pruned"))
         pruner = hold(network.model, Masks(done.masks))

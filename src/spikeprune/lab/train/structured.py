@@ -32,7 +32,7 @@ class Pruned:
         channels: group -> bool [C]; empty where single weights were pruned.
         rounds: as the Pruner keeps them.
         sparsity: achieved, of weights or channels.
-        seconds: that events took.
+        seconds: that mask updates took.
     """
 
     masks: dict[str, Tensor]
@@ -58,7 +58,7 @@ class Pruned:
 
 
 def prune_once(pruner: Pruner, network: TimedNetwork, data: Dataset, batch: int, device: torch.device) -> Pruned:
-    """One event of a trained network, by evidence of the whole training set in eval mode, without augmentation."""
+    """One mask update of a trained network, by evidence of the whole training set in eval mode, not augmented."""
     started = time.perf_counter()
     recorded, training = data.time_first, network.model.training
     network.model.eval()

@@ -4,42 +4,25 @@ With `pattern="channel"` and `"gate"` the rules of a mask update are those for w
 the vectors of a `ChannelSpace`.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Unpack, cast, final
+from collections.abc import Mapping
+from typing import Literal, Unpack, cast, final
 
 import torch
 from torch import Tensor, nn
 
 from spikeprune.core import allocate as allocation
-from spikeprune.core.errors import InvalidValue, MissingEvidence
+from spikeprune.core.errors import MissingEvidence
 from spikeprune.core.evidence import Scores
 from spikeprune.core.mask import Outcome, unpack
 from spikeprune.core.select import Cost
 from spikeprune.core.update import Bools, Rules, Target, channel_round
-from spikeprune.count.costs import network_cost
+from spikeprune.count.costs import check_budget, check_cost, network_cost
 from spikeprune.methods.shared.authors import authors_channels
 from spikeprune.model.channel_space import ChannelSpace
-from spikeprune.model.groups import ChannelGroup
 from spikeprune.model.observer import Observer
 from spikeprune.model.trace import Graph
 from spikeprune.prune.spaces.space import Parts, Space, Tensors
-
-
-def check_budget(groups: Sequence[ChannelGroup], sparsity: float, floor: Mapping[str, int]) -> int:
-    """How many channels a sparsity keeps: floor(N * (1 - sparsity) + 1e-6).
-
-    Args: floor: group name -> the least that it keeps.
-    Raises: InvalidValue if that is less than all floors together.
-    """
-    total = sum(group.channels for group in groups)
-    keep = allocation.kept(total, sparsity)
-    least = sum(min(floor[group.name], group.channels) for group in groups)
-    if keep < least:
-        raise InvalidValue(
-            f"a sparsity of {sparsity:g} keeps {keep} of {total} channels, fewer than the {least} that the "
-            f"{len(groups)} groups need, so a layer would vanish; the highest possible is {1 - least / total:.4f}"
-        )
-    return keep
+from spikeprune.record.checkpoint import ChannelsState, SpaceState
 
 
 @final
@@ -57,7 +40,7 @@ class Channels(Space):
         self._rates: dict[str, Tensor] = {}  # share of non-zero inputs, of cut channels as it was before
         self._cost: Cost | None = None
         self._given: Tensors | None = None  # masks that came before the channels were known
-        self._saved: Mapping[str, Any] | None = None  # a state that came before the channels were known
+        self._saved: ChannelsState | None = None  # a state that came before the channels were known
         parts.upkeep.set({})
 
     @property
@@ -103,7 +86,7 @@ class Channels(Space):
         else:
             self._cost = network_cost(self.parts.budget, space.groups, self.parts.model, graph, self._rates)
             if self.parts.budget != "synops":
-                self._check_cost(space, most)
+                check_cost(self.parts.budget, self._cost, space.alive, most, self._least)
         if self._given is not None:
             space.take(self._given)
             self._given = None
@@ -111,16 +94,6 @@ class Channels(Space):
         self.parts.upkeep.set(space.masks())
         if self._saved is not None:
             self.load_state_dict(self._saved)
-
-    def _check_cost(self, space: ChannelSpace, most: float) -> None:
-        least = {n: torch.arange(len(m)) < self._least[n] for n, m in space.alive.items()}
-        assert self._cost is not None
-        lowest, whole = self._cost(least), self._cost({n: torch.ones_like(m) for n, m in space.alive.items()})
-        if lowest > whole * (1 - most):
-            raise InvalidValue(
-                f"a sparsity of {most:g} in {self.parts.budget} cannot be met without a layer vanishing; "
-                f"the highest possible is {1 - lowest / whole:.4f}"
-            )
 
     def weights(self, values: Tensors | None = None) -> dict[str, Tensor]:
         return self.space.weights(values)  # on the CPU, like all that a round over channels needs: they are few
@@ -167,24 +140,25 @@ class Channels(Space):
             self.parts.upkeep.hold_state(self.masks({n: m & before[n] for n, m in outcome.alive.items()}))
         self.parts.upkeep.set(masks)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> ChannelsState:
         if self._space is None:
-            return dict(self._saved or {"alive": {}, "stash": {}, "rates": {}})
-        return {**self._space.state_dict(), "rates": dict(self._rates)}
+            return self._saved or ChannelsState(alive={}, stash={}, rates={})
+        return ChannelsState(alive=dict(self.alive), stash=self._space.stash(), rates=dict(self._rates))
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: SpaceState) -> None:
+        own = cast(ChannelsState, state)
         if self._space is None:
-            self._saved = state if state["alive"] else None
+            self._saved = own if own["alive"] else None
             return
         # A state from before the first forward holds nothing: all channels were alive.
-        alive = state["alive"] or {n: torch.ones_like(m) for n, m in self.alive.items()}
-        self._space.load_state_dict({"alive": alive, "stash": state["stash"]})
-        self._rates.update(state["rates"])
+        self._space.restore(own["alive"] or {n: torch.ones_like(m) for n, m in self.alive.items()}, own["stash"])
+        self._rates.update(own["rates"])
         self._saved = None
         self.parts.upkeep.set(self._space.masks())
 
-    def unpacked(self, bits: Tensors, state: Mapping[str, Any]) -> dict[str, Tensor]:
-        return {n: unpack(b.cpu(), tuple(state["alive"][n].shape)) for n, b in bits.items()}
+    def unpacked(self, bits: Tensors, state: SpaceState) -> dict[str, Tensor]:
+        alive = cast(ChannelsState, state)["alive"]
+        return {n: unpack(b.cpu(), tuple(alive[n].shape)) for n, b in bits.items()}
 
     def hold(self, masks: Tensors) -> None:
         self._given = dict(masks) if self._space is None else None

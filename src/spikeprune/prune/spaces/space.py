@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Unpack, final
+from typing import Unpack, final
 
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from spikeprune.core.schedule import MaskUpdate
 from spikeprune.core.update import Bools, Rules, Target
 from spikeprune.model.observer import Observer
 from spikeprune.model.trace import Graph
+from spikeprune.record.checkpoint import SpaceState
 from spikeprune.upkeep.upkeep import Upkeep
 
 Tensors = Mapping[str, Tensor]
@@ -120,15 +121,15 @@ class Space(abc.ABC):
         """
 
     @abc.abstractmethod
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SpaceState:
         """What is needed to go on, beside the masks of the parameters."""
 
     @abc.abstractmethod
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: SpaceState) -> None:
         """Takes up what `state_dict` returned."""
 
     @abc.abstractmethod
-    def unpacked(self, bits: Tensors, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    def unpacked(self, bits: Tensors, state: SpaceState) -> dict[str, Tensor]:
         """Packed masks of units as masks; `state` is the space's own, saved beside them."""
 
     @abc.abstractmethod

@@ -1,7 +1,7 @@
 """Single weights as what is pruned one by one: the units of a tensor are its entries."""
 
 from collections.abc import Mapping
-from typing import Any, Unpack, final
+from typing import Unpack, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,14 @@ from spikeprune.core.evidence import Scores
 from spikeprune.core.mask import Outcome, unpack
 from spikeprune.core.select import best_of_rows
 from spikeprune.core.update import Bools, Rules, Target, prune_and_regrow
-from spikeprune.count.costs import weight_costs
+from spikeprune.count.costs import weight_budget
 from spikeprune.methods.shared.authors import authors_update
 from spikeprune.model.observer import Observer
 from spikeprune.model.prunable import normed_by_row
 from spikeprune.model.trace import Graph
 from spikeprune.model.weights import along_outputs
 from spikeprune.prune.spaces.space import Parts, Space, Tensors
+from spikeprune.record.checkpoint import SpaceState, WeightsState
 
 
 @final
@@ -106,14 +107,8 @@ class Weights(Space):
         keep = allocation.kept(self.total, sparsity)
         if self.parts.budget == "weights":
             return Target(keep, self.parts.allocate, self._least, pattern=self.nm)
-        cost, fixed = weight_costs(self.parts.budget, self.parts.model, self.parts.parameters, observer.graph, rates)
-        whole = sum(float(torch.as_tensor(cost[n]).expand(p.shape).sum()) for n, p in self.parts.parameters.items())
-        allowed = (whole + fixed) * (1 - sparsity) - fixed
-        if allowed <= 0:
-            raise InvalidValue(
-                f"a sparsity of {sparsity:g} in {self.parts.budget} cannot be met: the layers that are not "
-                "prunable alone need more"
-            )
+        p = self.parts
+        cost, allowed = weight_budget(p.budget, p.model, p.parameters, observer.graph, rates, sparsity)
         return Target(keep, self.parts.allocate, self._least, cost=cost, budget=allowed)
 
     def select(
@@ -151,13 +146,13 @@ class Weights(Space):
             self.parts.upkeep.hold_state(untouched)
         self._set(outcome.alive)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> WeightsState:
         return {"last": dict(self._last)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._last = {n: v.to(self.parts.parameters[n]) for n, v in state["last"].items()}
+    def load_state_dict(self, state: SpaceState) -> None:
+        self._last = {n: v.to(self.parts.parameters[n]) for n, v in cast(WeightsState, state)["last"].items()}
 
-    def unpacked(self, bits: Tensors, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    def unpacked(self, bits: Tensors, state: SpaceState) -> dict[str, Tensor]:
         device = next(iter(self.parts.parameters.values())).device
         return {n: unpack(b.to(device), tuple(self.parts.parameters[n].shape)) for n, b in bits.items()}
 

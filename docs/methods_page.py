@@ -1,4 +1,11 @@
-"""docs/methods.md: every registered method with its source and settings, from its class and docstring."""
+"""Makes docs/methods.md: every registered method with its source and settings, from its class and docstring.
+
+python docs/methods_page.py          writes the page
+python docs/methods_page.py -        prints it; methods of SPIKEPRUNE_METHODS are in it too
+"""
+
+import sys
+from pathlib import Path
 
 from spikeprune.core.schedule import Schedule
 from spikeprune.methods import names, settings_of
@@ -8,7 +15,7 @@ from spikeprune.methods.shared.described import ARGUMENTS, doc_of, meanings_of, 
 
 _HEAD = """# Methods
 
-Made by `spikeprune list methods --markdown` from the registry: do not edit. Every setting is a key of a recipe and an
+Made by `python docs/methods_page.py` from the registry: do not edit. Every setting is a key of a recipe and an
 option of the command line (`spikeprune run digits --method criticality --unit synapse`). Scores: higher = keep.
 
 | method | what it does | source |
@@ -64,3 +71,10 @@ def _spelled(value: object) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["-"]:
+        print(methods_page(), end="")
+    else:
+        Path(__file__).with_name("methods.md").write_text(methods_page(), encoding="utf-8")

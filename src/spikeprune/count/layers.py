@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from spikeprune.core.mask import count
 from spikeprune.model.pairing import Pairing
+from spikeprune.record.text import aligned
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,6 @@ class Table(list[Row]):
             (r.name, f"{r.weights:,}", f"{r.alive:,}", f"{r.density:.4f}", r.neuron or ("-" if r.traced else "?"))
             for r in self
         ]
-        widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-
-        def line(cells: tuple[str, ...]) -> str:
-            return "  ".join(
-                cell.rjust(width) if 0 < i < 4 else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            ).rstrip()
-
         note = [] if not self or self[0].traced else ["(neurons are known after the first forward)"]
         note += [
             f"{r.name} keeps {r.alive:,} of {r.weights:,} weights, fewer than its {r.outputs:,} outputs: most of them "
@@ -67,4 +60,4 @@ class Table(list[Row]):
             for r in self
             if r.alive < min(r.outputs, r.weights)
         ]
-        return "\n".join([line(head), *map(line, body), *note])
+        return "\n".join([*aligned([head, *body], left=(0, 4)), *note])
