@@ -1,7 +1,6 @@
 """The Pruner: the one stateful object, between a model and its optimizer; the training loop stays the user's."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from spikeprune.methods.registry import name_of
 from spikeprune.model.prunable import Names
 from spikeprune.prune.assemble import assemble
 from spikeprune.prune.choices import Choices, method_of
-from spikeprune.prune.state import load_state, read_state, state_of
+from spikeprune.prune.state import load_state, read_state, settings_of, state_of
 from spikeprune.record.checkpoint import PrunerSettings, PrunerState
 from spikeprune.record.round import Round
 from spikeprune.upkeep.follow import Follower
@@ -24,9 +23,6 @@ from spikeprune.upkeep.given import Given
 
 class Pruner:
     """Prunes and regrows a model during the user's own training.
-
-        pruner = Pruner(model, Criticality(regrow=0.2), Cubic(to=0.95, begin=0, end=40_000, every=2_000))
-        pruner.attach(optimizer)
 
     Step k is the k-th completed optimizer step. A mask update happens inside its `optimizer.step()`, after the own
     update, with evidence from that step's forward. After every step pruned weights and their state are exactly 0.
@@ -84,8 +80,6 @@ class Pruner:
         self._steps = assemble(model, self.method, schedule, self.choices, include, exclude, masks, regrow_exclude)
         self._space, self._updater = self._steps.space, self._steps.updater
         self._observer, self._parameters = self._updater.observer, self._space.parts.parameters
-
-    # ---- what it is -------------------------------------------------------------------------------------------
 
     @property
     def masks(self) -> Masks:
@@ -183,8 +177,6 @@ class Pruner:
             f"{self.alive} of {self.prunable} {'channels' if self.choices.by_channel else 'weights'} alive, "
             f"sparsity {self.sparsity:.4f}{', ' if (left := self._steps.missing) else ''}{left})"
         )
-
-    # ---- attaching and stepping -------------------------------------------------------------------------------
 
     def attach(self, optimizer: torch.optim.Optimizer) -> "Pruner":
         """Hooks into `optimizer.step()`. Attaching again, or to a new optimizer, replaces the old hooks.

@@ -2,10 +2,10 @@
 
 import ast
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import cast, final
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import pack
@@ -34,6 +34,17 @@ class Saved:
     memory: Memory
     rewind: RewindState | None
     began: float | None
+
+
+def settings_of(
+    method: Method, schedule: Schedule, choices: Choices, left: list[str], parameters: Mapping[str, nn.Parameter]
+) -> PrunerSettings:
+    """All settings that decide the masks. `left`: parameters that regrowth leaves alone."""
+    shapes = {n: list(p.shape) for n, p in parameters.items()}
+    settings = PrunerSettings(method=repr(method), schedule=repr(schedule), **asdict(choices), parameters=shapes)
+    if left:
+        settings["regrow_exclude"] = left
+    return settings
 
 
 def state_of(steps: Steps, settings: PrunerSettings) -> PrunerState:

@@ -22,6 +22,7 @@ class PrunerSettings(TypedDict):
     floor: float
     seed: int
     start: str
+    regrow_exclude: NotRequired[list[str]]
     parameters: dict[str, list[int]]
 
 
