@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import pack
-from spikeprune.methods.base import Memory
+from spikeprune.core.schedule import Schedule
+from spikeprune.methods.base import Memory, Method
+from spikeprune.prune.choices import Choices
 from spikeprune.prune.spaces.space import Space
 from spikeprune.prune.steps import Steps
 from spikeprune.record.checkpoint import PrunerSettings, PrunerState, RewindState, SpaceState

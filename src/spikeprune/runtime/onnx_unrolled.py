@@ -194,12 +194,12 @@ def _difference(content: bytes, model: nn.Module, adapter: Adapter, example: Ten
     for x in inputs:
         wanted = call(model, adapter, x)
         try:
-            (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+            found = torch.as_tensor(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
         except Exception as error:  # onnxruntime's own classes, which are not public
             return f"onnxruntime cannot run it for the shape {list(x.shape)} ({str(error).splitlines()[0][-80:]})"
         if found.shape != tuple(wanted.shape):
             return f"it gives the shape {list(found.shape)}, not {list(wanted.shape)}"
-        far = ~torch.isclose(torch.from_numpy(found), wanted.float(), rtol=1e-3, atol=1e-4)
+        far = ~torch.isclose(found, wanted.float(), rtol=1e-3, atol=1e-4)
         samples = far.movedim(batch.output, 0).flatten(1).any(1) if batch is not None else far.any()[None]
         differ, total = differ + int(samples.sum()), total + len(samples)
     return None if differ <= DIFFERING * total else f"{differ} of {total} outputs differ from the model's"
