@@ -28,8 +28,7 @@ seeds: [0, 1]
 
 def _table(out: Path) -> list[dict]:
     """The rows of `compare --json`, without the times of day's work."""
-    from spikeprune.lab.study.compare import collect
-    from spikeprune.lab.study.compare import compare
+    from spikeprune.lab.study.compare import collect, compare
 
     found = compare(collect(sorted(out.glob("sweep-*.json")))[0]).as_dict()
     for row in found["rows"]:

@@ -15,8 +15,7 @@ from safetensors.torch import save_file
 from records import write_run
 from spikeprune.cli.main import main
 from spikeprune.core.errors import UnknownName, UserError
-from spikeprune.lab.study.compare import collect
-from spikeprune.lab.study.compare import compare, from_dict
+from spikeprune.lab.study.compare import collect, compare, from_dict
 from spikeprune.lab.study.page import comparison_page
 from spikeprune.lab.study.plots import Difference, Series, forest, front, picture, plot
 from spikeprune.lab.study.tables import main_table, to_text

@@ -29,8 +29,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
 
     from spikeprune.lab.study import tables
-    from spikeprune.lab.study.compare import collect
-    from spikeprune.lab.study.compare import compare
+    from spikeprune.lab.study.compare import collect, compare
     from spikeprune.lab.study.page import comparison_page
     from spikeprune.record.whole import write_whole
 

@@ -109,8 +109,7 @@ def _make(sweep: "Sweep", mine: "Sweep", workers: int, threads: int, launcher: "
 
 def _print_table(sweep: "Sweep") -> None:
     from spikeprune.lab.study import tables
-    from spikeprune.lab.study.compare import collect
-    from spikeprune.lab.study.compare import compare
+    from spikeprune.lab.study.compare import collect, compare
 
     runs, unfinished, reference = collect([sweep.file])
     try:

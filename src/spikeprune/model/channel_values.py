@@ -34,7 +34,9 @@ def channel_masks(groups: Sequence[ChannelGroup], keep: Mapping[str, Tensor], mo
     return masks
 
 
-def per_channel(group: ChannelGroup, tensors: Mapping[str, Tensor], *roles: str, shifts: bool = False) -> Shaped[Tensor, "C entries"] | None:
+def per_channel(
+    group: ChannelGroup, tensors: Mapping[str, Tensor], *roles: str, shifts: bool = False
+) -> Shaped[Tensor, "C entries"] | None:
     """Everything that `tensors` hold of each channel, side by side: [C, entries]; None if they hold nothing.
 
     Args:

@@ -236,8 +236,7 @@ class Pruner:
 
     def settings(self) -> PrunerSettings:
         """All settings that decide the masks. A saved state must agree with them."""
-        left = sorted(self._updater.no_regrowth)
-        return settings_of(self.method, self.schedule, self.choices, left, self._parameters)
+        return settings_of(self.method, self.schedule, self.choices, self._updater.no_regrowth, self._parameters)
 
     def state_dict(self) -> PrunerState:
         """Everything needed to go on bit for bit; plain types and tensors, loads under `weights_only=True`."""

@@ -1,7 +1,7 @@
 """What `pruner.state_dict()` holds, and how it is read again: every part is checked before any is taken up."""
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import cast, final
 
@@ -39,13 +39,13 @@ class Saved:
 
 
 def settings_of(
-    method: Method, schedule: Schedule, choices: Choices, left: list[str], parameters: Mapping[str, nn.Parameter]
+    method: Method, schedule: Schedule, choices: Choices, left: Collection[str], parameters: Mapping[str, nn.Parameter]
 ) -> PrunerSettings:
     """All settings that decide the masks. `left`: parameters that regrowth leaves alone."""
     shapes = {n: list(p.shape) for n, p in parameters.items()}
     settings = PrunerSettings(method=repr(method), schedule=repr(schedule), **asdict(choices), parameters=shapes)
     if left:
-        settings["regrow_exclude"] = left
+        settings["regrow_exclude"] = sorted(left)
     return settings
 
 
