@@ -1,5 +1,7 @@
 """Rewinding: after a cut the network goes back to what it was early in training, and learns again."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
