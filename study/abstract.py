@@ -40,6 +40,7 @@ def better(found: Found, hours: Mapping[str, str]) -> tuple[str, ...]:
         ("fashion", "criticality, constant share", 0.98), ("fashion", "criticality", 0.98),
         ("fashion", "criticality", 0.95), ("cifar10", "criticality", 0.98),
         ("recovery", "criticality, constant share", 0.98), ("recovery", "criticality", 0.98),
+        ("recovery_digits", "criticality, constant share", 0.95), ("recovery_digits", "criticality", 0.95),
         ("deep", "criticality", 0.95),
     )]  # fmt: skip
     return (

@@ -1,7 +1,7 @@
 """Makes the study again, from nothing: `python study/make.py --root DIR --workers 2 [NAME ...]`.
 
     python study/make.py --root DIR tune deep      # first chooses settings for each arm, where a file has `tune`
-    python study/make.py --root DIR hours          # writes how long each part would take on this machine
+    python study/make.py --root DIR hours [NAME ...]   # writes how long each part would take on this machine
 
 For each NAME, in the order of study/page.py: the runs of study/NAME.yaml, then study/results/NAME.json; docs/study.md
 comes last. It may be stopped at any moment: the same command goes on, since what is finished is found by its hash.
@@ -79,18 +79,18 @@ def _key(recipe: object, key: str) -> object:
     return recipe
 
 
-def hours(data: list[str], out: Path) -> None:
+def hours(names: list[str], data: list[str], out: Path) -> None:
     """study/results/hours.txt: for each part, how many runs are left and how long they would take here."""
-    lines: list[str] = []
-    for name in page.ORDER:
-        if name == "mechanism":
-            continue
-        file = ROOT / "study" / f"{name}.yaml"
-        told = spikeprune("sweep", str(file), *data, "--out", str(out), "--dry-run", quiet=True)
-        total = next(line for line in told.splitlines() if re.match(r"\d+ runs, ", line))
-        lines.append(f"{name}: {total}")
-        print(lines[-1], flush=True)
-    (ROOT / "study" / "results" / "hours.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    file = ROOT / "study" / "results" / "hours.txt"
+    known = dict(line.split(": ", 1) for line in file.read_text().splitlines()) if file.is_file() else {}
+    for name in names or [name for name in page.ORDER if name != "mechanism"]:
+        told = spikeprune(
+            "sweep", str(ROOT / "study" / f"{name}.yaml"), *data, "--out", str(out), "--dry-run", quiet=True
+        )
+        known[name] = next(line for line in told.splitlines() if re.match(r"\d+ runs, ", line))
+        print(f"{name}: {known[name]}", flush=True)
+        lines = [f"{part}: {known[part]}\n" for part in page.ORDER if part in known]
+        file.write_text("".join(lines), encoding="utf-8")
 
 
 def mechanism(data: list[str], out: Path) -> None:
@@ -121,8 +121,8 @@ def main() -> None:
     parser.add_argument("--workers", default="1", help="runs made at a time")
     options = parser.parse_args()
     data = [] if options.root is None else ["--data.root", str(Path(options.root).resolve())]
-    if options.names == ["hours"]:
-        hours(data, options.out.resolve())
+    if options.names[:1] == ["hours"]:
+        hours(options.names[1:], data, options.out.resolve())
         return
     if options.names[:1] == ["tune"]:
         for name in options.names[1:]:

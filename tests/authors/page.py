@@ -29,6 +29,8 @@ COMPARED = {
     "early-bird": ("early_bird", "the mask at every look, and the look that ends the search"),
     "gradient": ("granet", "growth, as in GraNet"),
     "granet": ("granet", "every mask update but their last, at their counts"),
+    "grad-r": ("grad_r", "which connections exist, with Adam and beta_1 = 0"),
+    "imp": ("imp", "four rounds of cut and rewind, at their counts"),
     "magnitude": ("granet", "the global cut, as in GraNet, at their counts"),
     "snip": ("snip", "the mask at three sparsities; a published port, theirs is TensorFlow 1"),
     "upf": ("upf", "which gates of weights are open as they sharpen"),
@@ -47,8 +49,6 @@ OTHERS = {
     "dense": OWN,
     "eb-et": DIFFERS,
     "firing-rate": OWN,
-    "grad-r": DIFFERS,
-    "imp": DIFFERS,
     "imp-et": DIFFERS,
     "last-magnitude": OWN,
     "membrane": OWN,
@@ -104,7 +104,7 @@ def text() -> str:
         "",
     ]
     for name in names():
-        if OTHERS.get(name) == DIFFERS or name in ("admm", "early-bird", "granet", "ch3-l3", "upf"):
+        if OTHERS.get(name) == DIFFERS or name in ("admm", "early-bird", "granet", "ch3-l3", "upf", "imp", "grad-r"):
             lines += [f"**{name}.** {_source(name)}", ""]
     return HEAD + "\n".join(lines).rstrip() + "\n"
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from authors import admm, ch3_l3, criticality, early_bird, granet, page, resnet19, snip, stds, upf
+from authors import admm, ch3_l3, criticality, early_bird, grad_r, granet, imp, page, resnet19, snip, stds, upf
 from spikeprune.methods import names
 from spikeprune.methods.registry import method_class
 
@@ -27,7 +27,9 @@ def test_the_exact_rule_is_another_one():
     assert criticality.differing(criticality.ours("exact"), theirs)[0] == 1
 
 
-@pytest.mark.parametrize("side", [granet, stds, admm, early_bird, snip, ch3_l3, upf], ids=lambda side: side.FILE.stem)
+@pytest.mark.parametrize(
+    "side", [granet, stds, admm, early_bird, snip, ch3_l3, upf, imp, grad_r], ids=lambda side: side.FILE.stem
+)
 def test_masks_equal_those_of_the_authors_code(side):
     kept = json.loads(side.FILE.read_text())
     assert kept["setting"] == side.SETTING

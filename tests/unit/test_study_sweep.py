@@ -266,13 +266,13 @@ def test_the_sweeps_of_the_study_can_be_read(path, monkeypatch):
     assert longer <= {"Early-Bird", "EB + ET", "IMP, whole rounds", "IMP + ET, whole rounds"}
 
 
-@pytest.mark.parametrize(("name", "turnovers"), [("fashion", 0.34), ("recovery", 12.4)])
+@pytest.mark.parametrize(("name", "turnovers"), [("fashion", 0.34), ("recovery", 12.4), ("recovery_digits", 14)])
 def test_turnovers_after_the_last_mask_update_are_those_that_the_page_tells(name, turnovers, monkeypatch):
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
     task = next(t for t in read_sweep(str(root / "study" / f"{name}.yaml")).tasks if t.label == "criticality")
-    laid_out = lay_out(task.recipe, 8000)
+    laid_out = lay_out(task.recipe, 1442 if "digits" in name else 8000)
     momentum, decay = task.recipe.optim.momentum, task.recipe.optim.weight_decay
     last = laid_out.schedule.steps()[-1]
     summed = sum(learning_rate(task.recipe, step, laid_out) for step in range(last, laid_out.steps))
-    assert 2 * decay * summed / (1 - momentum) == pytest.approx(turnovers, abs=0.1)
+    assert 2 * decay * summed / (1 - momentum) == pytest.approx(turnovers, abs=0.1 if turnovers < 1 else 0.5)

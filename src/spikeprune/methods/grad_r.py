@@ -33,8 +33,8 @@ class GradR(Method):
         alpha: strength of the prior. Each step lowers a strength by lr * alpha.
     Raises: InvalidValue in the first step for a sparsity below 1/2, for which the prior is not defined.
     Source: Chen et al. 2021, arXiv:2105.04916, and their code, which is an Adam of their own. Ours takes the update
-        from any optimizer, and the prior uses the plain learning rate (theirs uses Adam's, corrected for bias). They
-        have no last mask update and no training after it.
+        from any optimizer, and the prior uses the plain learning rate (theirs uses Adam's, corrected for bias; with
+        beta_1 = 0 the two are equal, tests/authors/grad_r.py). They have no last mask update and no training after it.
 
     Examples:
         >>> pruner = sp.Pruner(model, sp.GradR(alpha=1e-4), sp.Cubic(to=0.75, begin=0, end=6, every=2))
