@@ -36,14 +36,19 @@ HEAD = """# What squeeze keeps
 """
 
 
-def _run() -> ModuleType:
-    if "squeeze_run" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("squeeze_run", Path(__file__).parent / "run.py")
+def _script(name: str) -> ModuleType:
+    key = f"squeeze_{name}"
+    if key not in sys.modules:
+        spec = importlib.util.spec_from_file_location(key, Path(__file__).parent / f"{name}.py")
         assert spec is not None
         assert spec.loader is not None
-        sys.modules["squeeze_run"] = module = importlib.util.module_from_spec(spec)
+        sys.modules[key] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    return sys.modules["squeeze_run"]
+    return sys.modules[key]
+
+
+def _run() -> ModuleType:
+    return _script("run")
 
 
 def page(lines: Sequence[Line]) -> str:
@@ -56,6 +61,8 @@ def page(lines: Sequence[Line]) -> str:
     parts += _overview(test, groups)
     for network, sparsity in groups:
         parts += _rivals(test, network, sparsity)
+    more = _script("sections")
+    parts += [*more.tuning(more.tuning_lines()), *more.frameworks(), *more.why()]
     parts += _varied([x for x in lines if x["split"] == "validation" and x["images"] == run.HELD_OUT])
     return "\n".join(parts)
 
@@ -244,6 +251,9 @@ def _varied(lines: Sequence[Line]) -> list[str]:
 
 def main() -> None:
     text = (Path(__file__).parent / "results.jsonl").read_text(encoding="utf-8")
+    more = _script("sections")
+    if lines := more.tuning_lines():
+        (ROOT / "docs" / "images" / more.PICTURE).write_text(more.picture(lines), encoding="utf-8")
     PAGE.write_text(page([json.loads(line) for line in text.splitlines() if line.strip()]), encoding="utf-8")
 
 
