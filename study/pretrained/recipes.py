@@ -103,6 +103,20 @@ RECIPES = {
         progress=tuple(epoch / 12 for epoch in range(13)),
         half=True,
     ),
+    # Not in the package: for study/squeeze.
+    "digits-wide": Recipe(
+        "digits-conv-wide",
+        T=4,
+        size=8,
+        in_channels=1,
+        data="digits",
+        validation=0.0,
+        batch=32,
+        lr=0.1,
+        weight_decay=5e-4,
+        progress=tuple(epoch / 12 for epoch in range(13)),
+        half=True,
+    ),
     # Two epochs, of which the first makes a quarter of the way: the learning rate followed the clock, see `_recorded`.
     "fashion-small": Recipe(
         "fashion-conv-small",

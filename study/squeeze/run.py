@@ -22,14 +22,14 @@ from spikeprune.lab.train.network import connect
 from spikeprune.lab.train.pretrained import data_of
 from spikeprune.lab.train.score import score
 from spikeprune.zoo.net import SpikingNet
-from spikeprune.zoo.pretrained import card
+from spikeprune.zoo.pretrained import Card, card
 
 RESULTS = Path(__file__).parent / "results.jsonl"
-FASHION, CIFAR, DIGITS = "fashion-small", "cifar10-vgg", "digits"
+FASHION, CIFAR, DIGITS, WIDE = "fashion-small", "cifar10-vgg", "digits", "digits-wide"
 SEEDS = (FASHION, *(f"{FASHION}-{seed}" for seed in range(1, 5)))  # five trainings of one recipe
-IMAGES = {FASHION: 2000, CIFAR: 1000, DIGITS: 355}  # the first ones of the test split are scored
+IMAGES = {FASHION: 2000, CIFAR: 1000, DIGITS: 355, WIDE: 355}  # the first ones of the test split are scored
 WHOLE = 10_000  # of Fashion-MNIST, for the goals
-CALIBRATION = {FASHION: 500, CIFAR: 500, DIGITS: 100}  # images of a draw, where the settings do not say
+CALIBRATION = {FASHION: 500, CIFAR: 500, DIGITS: 100, WIDE: 100}  # images of a draw, where the settings do not say
 HELD_OUT = 1000  # the validation images of Fashion-MNIST
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -87,8 +87,13 @@ class Job:
 
 
 def recipe_of(network: str) -> str:
-    """The pretrained network whose recipe trained this one."""
+    """The recipe that trained a network, seeds aside."""
     return FASHION if network in SEEDS else network
+
+
+def card_of(network: str) -> Card:
+    """The card of the pretrained network that has its data and its number of time steps."""
+    return card(DIGITS if network == WIDE else recipe_of(network))
 
 
 def jobs() -> Iterator[Job]:
@@ -112,13 +117,13 @@ def jobs() -> Iterator[Job]:
         yield from published(SEEDS, sparsity, range(1), ("default",), WHOLE)
     for sparsity in (0.95, 0.90):
         yield from published(SEEDS, sparsity, range(1), short)
-        yield from published((DIGITS,), sparsity, range(5), tuple(ARMS))
+        yield from published((WIDE, DIGITS), sparsity, range(5), tuple(ARMS))
         yield from published((CIFAR,), sparsity, range(1), short)
     yield from choosing(SEEDS[3], 100, 0.95)
     for sparsity in (0.95, 0.90):
         yield from published(SEEDS, sparsity, range(1), tuple(ARMS))
     for sparsity in (0.98, 0.80):
-        yield from published((DIGITS,), sparsity, range(5), tuple(ARMS))
+        yield from published((WIDE, DIGITS), sparsity, range(5), tuple(ARMS))
         yield from published(SEEDS, sparsity, range(1), short)
         yield from published((CIFAR,), sparsity, range(1), short)
     yield from choosing(SEEDS[4], 100, 0.95)
@@ -129,15 +134,18 @@ def jobs() -> Iterator[Job]:
 
 def trained(network: str, folder: Path | None) -> SpikingNet:
     """The network, in eval mode: one of `sp.pretrained`, or a further seed from a folder that train.py wrote."""
-    if network not in SEEDS[1:]:
+    if network not in (*SEEDS[1:], WIDE):
         return sp.pretrained(network)
     found = sorted(folder.rglob(f"{network}.safetensors")) if folder is not None else []
     if not found:
+        name, seed = (WIDE, 0) if network == WIDE else (FASHION, network[-1])
         raise SystemExit(
             f"no {network}.safetensors under --weights {folder}; make it with "
-            f"`python study/pretrained/train.py {FASHION} --seed {network[-1]} --out DIR`"
+            f"`python study/pretrained/train.py {name} --seed {seed} --out DIR`"
         )
-    model = sp.pretrained(FASHION)
+    known = card_of(network)
+    model = sp.model("digits-conv-wide", known.classes, T=known.T, size=known.size) if network == WIDE else None
+    model = sp.pretrained(FASHION) if model is None else model
     model.load_state_dict({n: v.float() if v.is_floating_point() else v for n, v in load_file(found[0]).items()})
     return model.eval()
 
@@ -161,7 +169,7 @@ def held_out(job: Job, data: Dataset) -> Dataset:
 
 def accuracy(model: torch.nn.Module, network: str, data: Dataset) -> float:
     """On the data's test split."""
-    found = card(recipe_of(network))
+    found = card_of(network)
     example, _ = next(batches(data, "test", 8))
     return score(connect(model, example, found.T, found.classes, "auto", False), batches(data, "test", 250)).accuracy
 
@@ -208,10 +216,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, help="folder of the datasets, as for `spikeprune run`")
     parser.add_argument("--weights", type=Path, help="folder of the weights of seeds 1 to 4, made by train.py")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the file that is read and appended to")
     parser.add_argument("--minutes", type=float, default=60.0, help="no squeeze is begun after this time")
     parser.add_argument("--networks", nargs="+", help="only these, such as fashion-small digits")
     given = parser.parse_args()
-    end, known, data = time.monotonic() + 60 * given.minutes, {key_of(line) for line in read()}, dict[str, Dataset]()
+    end, known, data = (
+        time.monotonic() + 60 * given.minutes,
+        {key_of(line) for line in read(given.results)},
+        dict[str, Dataset](),
+    )
     for job in jobs():
         if given.networks and recipe_of(job.network) not in given.networks:
             continue
@@ -223,10 +236,10 @@ def main() -> None:
                 return
             recipe = recipe_of(job.network)
             if recipe not in data:
-                data[recipe] = data_of(recipe, given.root)
+                data[recipe] = data_of(card_of(job.network).name, given.root)
             with repeatable(threads=1):
                 line = make(job, data[recipe], given.weights)
-            with RESULTS.open("a", encoding="utf-8") as file:
+            with given.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             known.add(wanted.key)
             print(json.dumps(line), flush=True)
