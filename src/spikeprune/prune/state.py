@@ -111,7 +111,7 @@ def read_state(state: PrunerState, settings: PrunerSettings, space: Space, *, st
             _check_settings(settings, state["settings"])
         step, own, began = state["step"], state["space"], state.get("began")
         if (
-            not isinstance(step, int)
+            not isinstance(cast(object, step), int)
             or isinstance(step, bool)
             or step < 0
             or not isinstance(cast(object, own), Mapping)

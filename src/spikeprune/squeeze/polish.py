@@ -16,7 +16,7 @@ Sources: Hinton et al. 2015, arXiv:1503.02531 (soft targets); Kingma & Ba 2015, 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +115,8 @@ class Polisher:
                 loss = self._loss(self.targets[index], how.share)
                 if not loss.requires_grad or not bool(torch.isfinite(loss)):
                     return step > 0
-                grads = torch.autograd.grad(loss, [p for p, _ in pairs], allow_unused=True)
+                found = torch.autograd.grad(loss, [p for p, _ in pairs], allow_unused=True)
+                grads = cast(Sequence[Tensor | None], found)  # None for what the loss does not read
                 with torch.no_grad():
                     held = [g if m is None or g is None else g * m for g, (_, m) in zip(grads, pairs, strict=True)]
                     steps.take(held, how.rate * (1 - step / len(order)))

@@ -34,7 +34,7 @@ class ComparedRun:
     @property
     def settings(self) -> dict[str, object]:
         """What can change a number of the result, without what its method takes no notice of."""
-        flat = deciding(self.record.settings)
+        flat: dict[str, object] = dict(deciding(self.record.settings))
         method = str(flat["method"])
         if method == DENSE:
             return {k: v for k, v in flat.items() if k not in UNUSED_BY_DENSE and not k.startswith("prune.")}
