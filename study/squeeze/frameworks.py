@@ -18,14 +18,32 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from snntorch import surrogate
-from spikingjelly.activation_based import functional
-from spikingjelly.activation_based.examples.conv_fashion_mnist import CSNN
+from spikingjelly.activation_based import functional, layer, neuron
 from torch import Tensor, nn
 
 import spikeprune as sp
 
 RESULTS = Path(__file__).parent / "frameworks.json"
 SPARSITY, STEPS, TRAIN, IMAGES = 0.9, 8, 1300, 200
+
+
+@final
+class CSNN(nn.Module):
+    """The network of the example conv_fashion_mnist, which itself cannot be imported without torchvision."""
+
+    def __init__(self, T: int, channels: int) -> None:
+        super().__init__()
+        self.T, c = T, channels
+        self.conv_fc = nn.Sequential(
+            layer.Conv2d(1, c, 3, padding=1, bias=False), layer.BatchNorm2d(c), neuron.IFNode(), layer.MaxPool2d(2, 2),
+            layer.Conv2d(c, c, 3, padding=1, bias=False), layer.BatchNorm2d(c), neuron.IFNode(), layer.MaxPool2d(2, 2),
+            layer.Flatten(), layer.Linear(c * 7 * 7, c * 4 * 4, bias=False), neuron.IFNode(),
+            layer.Linear(c * 4 * 4, 10, bias=False), neuron.IFNode(),
+        )  # fmt: skip
+        functional.set_step_mode(self, step_mode="m")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_fc(x.unsqueeze(0).expand(self.T, -1, -1, -1, -1)).mean(0)
 
 
 @final
