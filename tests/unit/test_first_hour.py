@@ -267,7 +267,7 @@ def test_layers_that_are_nearly_cut_through_are_named():
     assert starved_notes({"head.weight": torch.ones(10, 64).bool()}) == []
     table = Table.of({"a": nn.Parameter(torch.ones(4, 2)), "b": nn.Parameter(torch.ones(4, 2))},
                      {"a": torch.eye(4, 2).bool()}, {})  # fmt: skip
-    assert str(table).splitlines()[-1].startswith("a keeps 2 of 8 weights, fewer than its 4 outputs")
+    assert str(table).splitlines()[-1].startswith("a keeps 2 of 8 weights, which feed 2 of its 4 outputs; a floor")
     assert len(str(table).splitlines()) == 4
 
 
@@ -447,3 +447,46 @@ def test_the_help_of_the_command_line_fits_80_columns(capsys):
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
     assert cli.main(["run", "--help"]) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+class WideBehindNarrow(nn.Module):
+    """A hidden linear layer behind convolutions: its weights are small, as it has many inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.lif1 = nn.Conv2d(1, 16, 3, padding=1), neuron.LIFNode()
+        self.body, self.lif2 = nn.Conv2d(16, 32, 3, padding=1), neuron.LIFNode()
+        self.back, self.lif4 = nn.Conv2d(32, 16, 3, padding=1), neuron.LIFNode()
+        self.hidden, self.lif3 = nn.Linear(16 * 64, 30), neuron.LIFNode()
+        self.head = nn.Linear(30, 10)
+
+    def forward(self, x):
+        x = self.lif1(self.stem(x))
+        x = self.lif4(self.back(self.lif2(self.body(x)))) + x
+        return self.head(self.lif3(self.hidden(x.flatten(1))))
+
+
+def channels_left(**keywords) -> tuple[sp.Masks, list[int]]:
+    torch.manual_seed(0)
+    net = WideBehindNarrow()
+    masks = sp.prune(net, "magnitude", 0.5, data=[torch.rand(2, 1, 8, 8)], pattern="channel", **keywords)
+    return masks, [int(masks[f"{name}.weight"].flatten(1).any(1).sum()) for name in ("stem", "body", "hidden")]
+
+
+def test_a_global_ranking_of_channels_leaves_half_of_an_even_cut_in_each_layer():
+    masks, left = channels_left()
+    assert left[2] == 7  # of 30; an even cut would leave 15
+    assert sum(left) == 39  # of 78, as before
+    assert starved_notes(masks) == []
+    masks, left = channels_left(floor=1)  # as recipes do, and 0.1.0 did
+    assert (left[2], sum(left)) == (1, 39)
+    assert "1 of which have an input left" in starved_notes(masks)[0]
+
+
+def test_a_layer_with_one_channel_left_is_named():
+    mask = torch.zeros(30, 288, dtype=torch.bool)
+    mask[3] = True
+    (note,) = starved_notes({"hidden.weight": mask})
+    assert "hidden keeps 288 of 8,640 weights for 30 outputs, 1 of which have an input left" in note
+    table = Table.of({"hidden.weight": nn.Parameter(torch.ones(30, 288))}, {"hidden.weight": mask}, {})
+    assert "feed 1 of its 30 outputs" in str(table)

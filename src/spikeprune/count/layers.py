@@ -20,11 +20,27 @@ class Row:
     neuron: str | None
     traced: bool
     outputs: int = 0
+    fed: int = 0  # outputs with an input left
 
     @property
     def density(self) -> float:
         """alive / weights."""
         return self.alive / self.weights
+
+    @property
+    def starved(self) -> bool:
+        """Whether little passes through the layer: most of its outputs have no input left."""
+        return is_starved(self.alive, self.weights, self.fed, self.outputs)
+
+
+def fed_outputs(mask: Tensor) -> int:
+    """How many outputs (dimension 0) of a layer have at least one alive weight."""
+    return int(mask.flatten(1).any(1).sum()) if mask.dim() > 1 else int(mask.sum())
+
+
+def is_starved(alive: int, weights: int, fed: int, outputs: int) -> bool:
+    """Whether most outputs of a layer have no input left: fewer weights than outputs, or a tenth of the outputs fed."""
+    return alive < weights and (alive < outputs or 10 * fed <= outputs)
 
 
 class Table(list[Row]):
@@ -43,6 +59,7 @@ class Table(list[Row]):
                 pairs[name].neuron if pairs is not None and name in pairs else None,
                 traced=pairs is not None,
                 outputs=p.shape[0],
+                fed=fed_outputs(masks[name]) if name in masks else p.shape[0],
             )
             for name, p in parameters.items()
         )
@@ -55,9 +72,9 @@ class Table(list[Row]):
         ]
         note = [] if not self or self[0].traced else ["(neurons are known after the first forward)"]
         note += [
-            f"{r.name} keeps {r.alive:,} of {r.weights:,} weights, fewer than its {r.outputs:,} outputs: most of them "
-            "get no input; a floor, allocate='erk' or 'lamp' prevents it"
+            f"{r.name} keeps {r.alive:,} of {r.weights:,} weights, which feed {r.fed:,} of its {r.outputs:,} outputs; "
+            "a floor or allocate='uniform' leaves more of it"
             for r in self
-            if r.alive < min(r.outputs, r.weights)
+            if r.starved
         ]
         return "\n".join([*aligned([head, *body], left=(0, 4)), *note])

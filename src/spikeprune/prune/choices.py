@@ -23,11 +23,13 @@ class Choices:
     allocate: str = "global"
     pattern: str = "weight"
     budget: str = "weights"
-    floor: float = 1
+    floor: float | None = None
     seed: int = 0
     start: str = "dense"
 
     def __post_init__(self) -> None:
+        if self.floor is None and not self.by_channel:
+            object.__setattr__(self, "floor", 1)
         check_choice("start", self.start, ("dense", "random", "erk"))
         if self.budget not in BUDGETS:
             raise unknown("budget", self.budget, BUDGETS)

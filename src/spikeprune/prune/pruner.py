@@ -38,7 +38,8 @@ class Pruner:
         budget: what the sparsity is a share of: "weights" (channels under "channel" and "gate"); "parameters", "macs"
             or "synops" rank globally under a budget of that.
         include, exclude: names or patterns (`*`) of parameters or modules; default: every Conv and Linear weight.
-        floor: the least that every layer keeps: a count, or a share of the layer if below 1.
+        floor: the least that every layer keeps: a count, or a share of the layer if below 1. None: one weight; of
+            channels that are ranked globally, half of what an even cut would leave of each group, at least one.
         seed: for methods that draw.
         start: "dense", or "random": begin with a random mask at the schedule's first sparsity, so that with a
             `Constant` schedule training is never dense; "erk": the same with layers as "erk" sizes them.
@@ -68,7 +69,7 @@ class Pruner:
         budget: str = "weights",
         include: Names = None,
         exclude: Names = None,
-        floor: float = 1,
+        floor: float | None = None,
         seed: int = 0,
         start: str = "dense",
         masks: Given | None = None,

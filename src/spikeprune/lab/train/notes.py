@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from spikeprune.count.table import activity_notes, chip_note
+from spikeprune.prune.table import fed_outputs, is_starved
 from spikeprune.record.run import RunRecord
 from spikeprune.record.statistics import NetworkStatistics
 
@@ -54,17 +55,23 @@ def chance_note(accuracy: float, classes: int | None, images: int) -> list[str]:
 
 
 def starved_notes(masks: Mapping[str, Tensor]) -> list[str]:
-    """Layers with fewer weights alive than outputs: most of their neurons have no input left."""
-    alive = {name: (int(mask.sum()), mask.numel(), mask.shape[0]) for name, mask in masks.items() if mask.dim() > 1}
-    return starved_of(alive)
+    """Layers of which most outputs have no input left."""
+    return starved_of(
+        {
+            name: (int(mask.sum()), mask.numel(), fed_outputs(mask), mask.shape[0])
+            for name, mask in masks.items()
+            if mask.dim() > 1
+        }
+    )
 
 
-def starved_of(layers: Mapping[str, tuple[int, int, int]]) -> list[str]:
-    """The same from name -> (alive, weights, outputs)."""
+def starved_of(layers: Mapping[str, tuple[int, int, int, int]]) -> list[str]:
+    """The same from name -> (alive, weights, outputs that have an input left, outputs)."""
     few = [
         f"{name.removesuffix('.weight')} keeps {alive:,} of {weights:,} weights for {outputs:,} outputs"
-        for name, (alive, weights, outputs) in layers.items()
-        if alive < outputs and alive < weights
+        + (f", {fed:,} of which have an input left" if fed < min(alive, outputs) else "")
+        for name, (alive, weights, fed, outputs) in layers.items()
+        if is_starved(alive, weights, fed, outputs)
     ]
     if not few:
         return []

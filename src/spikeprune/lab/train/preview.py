@@ -77,7 +77,11 @@ def _quota_notes(recipe: Recipe, quota: Mapping[str, int], shapes: Mapping[str, 
             f"The quotas rank the {weights}. A global ranking is made anew at each event, so training will shift them; "
             "uniform and erk hold them."
         )
-    layers = {name: (kept, math.prod(shapes[name]), shapes[name][0]) for name, kept in quota.items()}
+    # A quota does not say which outputs are fed: at most as many as it has weights.
+    layers = {
+        name: (kept, math.prod(shapes[name]), min(kept, shapes[name][0]), shapes[name][0])
+        for name, kept in quota.items()
+    }
     return [f"note: {note}" for note in [*notes, *starved_of(layers)]]
 
 

@@ -80,7 +80,7 @@ class Channels(Space):
         Raises: InvalidValue if channels of this model cannot be cut, or no network meets the budget.
         """
         space = ChannelSpace(graph, self.parts.model, self.pattern, self.parts.parameters)
-        self._least = allocation.floors(space.weights(), self.parts.floor)
+        self._least = self._floors(space, most)
         if self.parts.budget == "weights":
             check_budget(space.groups, most, self._least)
         else:
@@ -94,6 +94,17 @@ class Channels(Space):
         self.parts.upkeep.set(space.masks())
         if self._saved is not None:
             self.load_state_dict(self._saved)
+
+    def _floors(self, space: ChannelSpace, most: float) -> dict[str, int]:
+        """The least that each group keeps.
+
+        Scores of layers with many inputs are small beside those of others, so that a global ranking may leave one
+        channel of such a layer, which nothing passes through. Unless the user says otherwise, a group keeps half of
+        what an even cut would leave of it.
+        """
+        if self.parts.floor is None and (self.parts.allocate, self.parts.budget) == ("global", "weights"):
+            return {group.name: max(1, int(group.channels * (1 - most) / 2 + 1e-6)) for group in space.groups}
+        return allocation.floors(space.weights(), 1 if self.parts.floor is None else self.parts.floor)
 
     def weights(self, values: Tensors | None = None) -> dict[str, Tensor]:
         return self.space.weights(values)  # on the CPU, like all that a round over channels needs: they are few

@@ -37,7 +37,7 @@ class Parts:
     upkeep: Upkeep
     budget: str = "weights"
     allocate: str = "global"
-    floor: float = 1
+    floor: float | None = 1
 
 
 class Space(abc.ABC):

@@ -35,7 +35,7 @@ class Weights(Space):
         self.parts, self.nm = parts, nm
         self._total = sum(p.numel() for p in parts.parameters.values())
         self.fixed: dict[str, Tensor] = {}
-        self._least = allocation.floors(parts.parameters, parts.floor)
+        self._least = allocation.floors(parts.parameters, 1 if parts.floor is None else parts.floor)
         self.normed = normed_by_row(parts.model, parts.parameters)
         self._least |= {n: max(self._least[n], len(parts.parameters[n])) for n in self.normed}
         self._last: dict[str, Tensor] = {}  # values that dead weights had when they were cut, for start_value="last"
