@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from spikeprune.lab.study.compare import Arm, Comparison
 from spikeprune.lab.study.plots import Series, picture, plot
+
+from spikeprune.lab.study.compare import Arm, Comparison
 
 WEIGHTS = ("deep", "deep_more")
 CHANNELS = ("deep_channels", "deep_channels_more")

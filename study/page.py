@@ -12,9 +12,9 @@ import abstract
 import figures
 
 from spikeprune.core.errors import UserError
+from spikeprune.lab.page.charts import Difference, Series, forest, front, picture, plot
 from spikeprune.lab.study import claims, tables
 from spikeprune.lab.study.compare import Arm, Block, Comparison, from_dict
-from spikeprune.lab.study.plots import Difference, Series, forest, front, picture, plot
 
 ROOT = Path(__file__).parents[1]
 ORDER = (

@@ -27,6 +27,7 @@ LAB_ORDER = ["recipe", "train", "sweep", "study", "page"]
 FRAMEWORKS = {"spikingjelly", "snntorch", "norse"}
 # Imported only where they are used, inside functions: they take seconds, or are extras.
 HEAVY = {
+    "huggingface_hub",
     "matplotlib",
     "sklearn",
     "PIL",

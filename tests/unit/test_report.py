@@ -13,12 +13,15 @@ import torch
 
 from spikeprune.core.errors import UserError
 from spikeprune.lab.page import figures, words, write_report
+from spikeprune.lab.page.network import network_map
 from spikeprune.lab.page.page import render
 from spikeprune.lab.page.read import read_run
 from spikeprune.lab.recipe import complete, load, settings_hash
 from spikeprune.lab.train.folder import RunFolder
 from spikeprune.record.epoch import Epoch
 from spikeprune.record.run import RunRecord
+from spikeprune.record.spikes import SpikesRecord
+from spikeprune.record.squeeze import RasterRows
 from spikeprune.record.statistics import StatisticsRecord
 
 VOID = {"meta"}
@@ -568,3 +571,44 @@ def test_damaged_timings_are_named(made: Folder, damage: str):
     made.write().bench.write_text(damage)
     with pytest.raises(UserError, match=r"bench\.json is damaged"):
         write_report(made.folder)
+
+
+def test_the_map_fills_layers_by_their_alive_weights_and_marks_what_is_dead(made: Folder):
+    made.record["rounds"] = [
+        entry | {"layers": {"a.weight": {"kept": 40, "regrown": 0}, "b.weight": {"kept": kept, "regrown": 0}}}
+        for entry, kept in zip(made.record["rounds"], (360, 20), strict=True)
+    ]
+    run = read_run(made.write())
+    masks = {"b.weight": torch.zeros(40, 20, dtype=torch.bool)}
+    masks["b.weight"][:2, :10] = True
+    first, second = network_map(run, masks)
+    assert (first.name, first.width, first.fill, first.dead) == (
+        "b",
+        800,
+        2.5,
+        "starved",
+    )  # 20 weights, 2 of 40 outputs
+    assert first.frames == (100.0, 45.0, 2.5)
+    assert (second.name, second.dead) == ("a", "")
+    page = made.page()
+    assert "@keyframes mask1 { 0.00% { width: 100.00% } 40.00% { width: 45.00% }" in page
+
+
+def test_the_page_has_contents_that_lead_to_its_sections(made: Folder):
+    page = made.page()
+    links = re.findall(r'<li><a href="#(s\d+)">([^<]+)</a>', page)
+    assert len(links) >= 5
+    assert all(f'<h2 id="{anchor}">' in page for anchor, _ in links)
+
+
+def test_the_page_says_why_this_epoch(made: Folder):
+    text = Structure(made.page()).text
+    assert re.search(r"The network is that of epoch \d+, the best on the validation split", text)
+
+
+def test_one_images_spikes_stand_dense_above_pruned(made: Folder):
+    folder = made.write()
+    rows = RasterRows(T=2, neurons=4, shown=4, dense="f0", pruned="30")  # bits 1111 0000 and 0011 0000, in some order
+    folder.save_spikes(SpikesRecord(schema=1, rows={"n1": rows}))
+    text = Structure(write_report(folder).read_text()).text
+    assert "Of 4 dense spikes shown, the pruned network fires 2 too." in text

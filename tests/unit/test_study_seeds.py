@@ -2,7 +2,7 @@
 
 import pytest
 
-from spikeprune.lab.study.findings import _told
+from spikeprune.lab.page.analysis import _told
 from spikeprune.lab.study.seeds import QUANTITIES, at, differences, over_seeds
 from spikeprune.record.analysis import Spread
 

@@ -41,3 +41,19 @@ def code_of(options: argparse.Namespace) -> "Code":
 def print_json(value: Any) -> None:
     """One JSON object on stdout."""
     print(json.dumps(value, allow_nan=False))
+
+
+def take(words: list[str], option: str, command: str) -> str | None:
+    """The value of an option that is no key of a recipe, taken out of the words; None without it.
+
+    Raises: InvalidValue if no value stands after it.
+    """
+    for at, word in enumerate(words):
+        if word.startswith(f"{option}="):
+            return words.pop(at).partition("=")[2]
+        if word == option:
+            words.pop(at)
+            if at == len(words) or words[at].startswith("--"):
+                raise InvalidValue(f"{option} needs a value; `spikeprune {command} --help` shows what it takes")
+            return words.pop(at)
+    return None

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     add_code_options(parser)
     options = parser.parse_args(arguments)
 
-    from spikeprune.lab.study import findings
+    from spikeprune.lab.page import analysis as findings
     from spikeprune.lab.study.analyze import analyze
     from spikeprune.lab.train.folder import RunFolder
     from spikeprune.record.whole import write_whole

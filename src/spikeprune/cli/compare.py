@@ -1,7 +1,10 @@
 """Compare runs: means, intervals and paired tests over seeds, and what each method cost."""
 
+import shlex
+import shutil
 import sys
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 
 from spikeprune.cli._arguments import Parser, print_json
@@ -12,15 +15,22 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser("compare", __doc__ or "")
     parser.add_argument("runs", metavar="RUN", nargs="*", help="run folders, folders of runs, or the file of a sweep")
     parser.add_argument("--reference", default=None, help="the arm or method to compare with; dense where there is one")
-    parser.add_argument("--html", metavar="FILE", default=None, help="write one page with tables and Pareto plots")
+    parser.add_argument("--html", metavar="FILE", default=None, help="write one page: conclusion, plots and tables")
+    parser.add_argument(
+        "--figure", metavar="FILE", default=None, help="write accuracy over sparsity and SynOps as .svg, .pdf or .png"
+    )
+    parser.add_argument(
+        "--reviewer", action="store_true", help="the table that reviewers ask for: savings split, training cost"
+    )
     parser.add_argument("--claims", action="store_true", help="the paper's factors of cost: what is divided by what")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object")
-    form.add_argument("--csv", action="store_true", help="one line a row, unrounded")
+    form.add_argument("--csv", action="store_true", help="one line an arm, unrounded")
+    form.add_argument("--csv-runs", action="store_true", help="one line a run, unrounded")
     form.add_argument("--latex", action="store_true", help="a tabular for booktabs")
     options = parser.parse_args(arguments)
 
-    from spikeprune.lab.study import claims
+    from spikeprune.lab.study import claims, reviewer, tables
 
     if not options.runs:
         if not options.claims:
@@ -28,19 +38,23 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(claims.explanation()))
         return 0
 
-    from spikeprune.lab.study import tables
     from spikeprune.lab.study.compare import collect, compare
-    from spikeprune.lab.study.page import comparison_page
-    from spikeprune.record.whole import write_whole
+    from spikeprune.lab.study.conclude import conclusions
 
     runs, unfinished, reference = collect(options.runs)
     comparison = compare(runs, options.reference or reference, unfinished)
+    asked = reviewer.reviewer_table(comparison, runs) if options.reviewer else []
     if options.html is not None:
-        path = Path(options.html)
-        try:
-            write_whole(path, comparison_page(comparison).encode())
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}; give a file in a folder that exists") from error
+        from spikeprune.lab.page.comparison import comparison_page, reviewer_sections
+
+        made = [("command", shlex.join(["spikeprune", "compare", *arguments])), ("made", f"{date.today():%d %B %Y}")]
+        extra = reviewer_sections(asked)
+        page = comparison_page(comparison, made=made, factors=options.claims, extra=extra)
+        _write(Path(options.html), page.encode())
+    if options.figure is not None:
+        from spikeprune.lab.page.paper import paper_figure
+
+        _write(Path(options.figure), paper_figure(comparison, Path(options.figure).suffix))
     if options.json:
         factors = [
             {"target": f.target, "value": f.value, "numerator": f.numerator, "numerator_name": f.numerator_name}
@@ -48,9 +62,24 @@ def main(arguments: Sequence[str]) -> int:
             for f in claims.factors()
         ]
         print_json({**comparison.as_dict(), "claims": factors})
-    elif options.csv or options.latex:
-        sys.stdout.write(tables.to_csv(comparison) if options.csv else tables.to_latex(comparison))
+    elif options.csv or options.latex or options.csv_runs:
+        form = tables.to_csv if options.csv else tables.runs_csv if options.csv_runs else tables.to_latex
+        sys.stdout.write(form(comparison))
     else:
-        lines = tables.to_text(comparison) + (["", *claims.explanation()] if options.claims else [])
-        print("\n".join(lines + ([options.html] if options.html else [])))
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        lines = [*tables.wrapped(conclusions(comparison), width), "", *tables.to_text(comparison, width)]
+        lines += ["", *claims.explanation()] if options.claims else []
+        for title, rows in asked:
+            lines += ["", f"{title}: what reviewers ask for", *tables.aligned(rows)]
+        lines += ["", *reviewer.explanation()] if asked else []
+        print("\n".join([*lines, *(path for path in (options.figure, options.html) if path)]))
     return 0
+
+
+def _write(path: Path, content: bytes) -> None:
+    from spikeprune.record.whole import write_whole
+
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; give a file in a folder that exists") from error

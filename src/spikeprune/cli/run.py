@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from spikeprune.cli._arguments import take
 from spikeprune.core.errors import InvalidValue
 
 if TYPE_CHECKING:
     from spikeprune.lab.recipe import Recipe
     from spikeprune.lab.train.folder import RunFolder
+    from spikeprune.lab.train.progress import OnEpoch
+    from spikeprune.record.epoch import Epoch
     from spikeprune.record.run import RunRecord
 
 _HELP = """usage: spikeprune run RECIPE [--key value ...] [--dry-run]
@@ -19,6 +22,9 @@ that was stopped, and prints the folder of a finished one.
 quota of each layer.
 A recipe.yaml inside a run folder may name Python code. That code runs with
 --trust, or if --model or --data.name names it.
+
+--on-epoch package.module:function calls function(epoch, epochs) after each
+epoch; epoch has the keys of metrics.jsonl as attributes.
 
 Every key can be overridden. A YAML file spells a key with underscores
 (regrow_schedule); the command line takes --regrow-schedule and
@@ -47,6 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         if words:
             return 0
         raise InvalidValue("run needs a recipe: `spikeprune run digits`, or a YAML file; see `spikeprune list recipes`")
+    listener = _listener(take(words, "--on-epoch", "run"))
     dry = "--dry-run" in words
     trust = "--trust" in words
     words = [word for word in words if word not in ("--dry-run", "--trust")]
@@ -64,7 +71,12 @@ def main(arguments: Sequence[str]) -> int:
     def say(text: str) -> None:
         print(text, flush=True)
 
-    folder = run(recipe, lambda line, epochs: say(epoch_line(line, epochs)), say)
+    def hear(line: "Epoch", epochs: int) -> None:
+        say(epoch_line(line, epochs))
+        if listener is not None:
+            listener(line, epochs)
+
+    folder = run(recipe, hear, say)
     if not folder.report.is_file():
         write_report(folder.path)
     record = folder.read_record()
@@ -72,6 +84,18 @@ def main(arguments: Sequence[str]) -> int:
         print(line)
     print(folder.path)
     return 0
+
+
+def _listener(spec: str | None) -> "OnEpoch | None":
+    """The function that --on-epoch names. Raises: InvalidValue if there is none."""
+    if spec is None:
+        return None
+    from spikeprune.core.objects import resolve_object
+
+    found = resolve_object(spec)
+    if not callable(found):
+        raise InvalidValue(f"--on-epoch {spec} must be a function of (epoch, epochs), got {type(found).__name__}")
+    return found
 
 
 def _notes(folder: "RunFolder", record: "RunRecord") -> list[str]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from spikeprune.cli._arguments import take
 from spikeprune.core.errors import InvalidValue, MissingDependency, RunFailed
 from spikeprune.record.text import duration
 
@@ -44,12 +45,15 @@ def main(arguments: Sequence[str]) -> int:
     dry = "--dry-run" in words
     trust = "--trust" in words
     words = [word for word in words if word not in ("--dry-run", "--trust")]
-    workers, threads = _count(_take(words, "--workers"), "--workers"), _count(_take(words, "--threads"), "--threads")
-    array = _take(words, "--array")
-    slurm = {option: value for option in _SLURM if (value := _take(words, option)) is not None}
+    workers, threads = (
+        _count(take(words, "--workers", "sweep"), "--workers"),
+        _count(take(words, "--threads", "sweep"), "--threads"),
+    )
+    array = take(words, "--array", "sweep")
+    slurm = {option: value for option in _SLURM if (value := take(words, option, "sweep")) is not None}
     if slurm and array != "print":
         raise InvalidValue(f"{next(iter(slurm))} is for the script that `--array print` prints; leave it out here")
-    launcher = _launcher(_take(words, "--launcher"))
+    launcher = _launcher(take(words, "--launcher", "sweep"))
 
     from spikeprune.lab.study.ranks import this_rank
     from spikeprune.lab.sweep.sweep import read_sweep
@@ -125,16 +129,20 @@ def _name(task: "Task") -> str:
 def _dry_run(sweep: "Sweep", workers: int, threads: int) -> None:
     from spikeprune.lab.sweep.estimate import Estimator
 
+    for task in sweep.tasks:
+        state = "finished" if task.finished else "begun" if task.folder.checkpoints.is_dir() else "to do"
+        print(f"{task.folder.path.name}  {state:<8}  {task.recipe.data.name}  {_name(task)}")
+    left = sum(not task.finished for task in sweep.tasks)
+    print(f"{len(sweep.tasks)} runs, {left} to make; a few steps of each kind are timed now", flush=True)
     estimator, total, unknown_time = Estimator(threads), 0.0, 0
     for task in sweep.tasks:
+        if task.finished:
+            continue
         seconds = estimator.seconds(task.recipe)
-        state = "finished" if task.finished else "begun" if task.folder.checkpoints.is_dir() else "to do"
-        if not task.finished:
-            total += seconds or 0.0
-            unknown_time += seconds is None
+        total += seconds or 0.0
+        unknown_time += seconds is None
         time = "time unknown" if seconds is None else f"about {duration(seconds)}"
-        print(f"{task.folder.path.name}  {state:<8}  {time:<14}  {task.recipe.data.name}  {_name(task)}")
-    left = sum(not task.finished for task in sweep.tasks)
+        print(f"{task.folder.path.name}  {time}", flush=True)
     print(
         f"{len(sweep.tasks)} runs, {left} to make: about {duration(total / workers)} with {workers} "
         f"worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)}"
@@ -170,19 +178,6 @@ def _print_array(sweep: "Sweep", words: Sequence[str], threads: int, slurm: Mapp
         print(slurm["--setup"])
     command = shlex.join(["spikeprune", "sweep", *words, "--threads", str(threads), "--array"])
     print(f'{command} "$SLURM_ARRAY_TASK_ID/{len(sweep.tasks)}"')
-
-
-def _take(words: list[str], option: str) -> str | None:
-    """The value of an option of ours, which is taken out of the words."""
-    for at, word in enumerate(words):
-        if word.startswith(f"{option}="):
-            return words.pop(at).partition("=")[2]
-        if word == option:
-            words.pop(at)
-            if at == len(words) or words[at].startswith("--"):
-                raise InvalidValue(f"{option} needs a value after it; `spikeprune sweep --help` shows what it takes")
-            return words.pop(at)
-    return None
 
 
 def _count(text: str | None, option: str) -> int:

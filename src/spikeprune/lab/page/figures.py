@@ -50,6 +50,7 @@ class Panel:
     ticks: tuple[Tick, ...]
     curves: tuple[Line, ...]
     dots: tuple[Dot, ...] = ()
+    marks: tuple[Dot, ...] = ()  # seen on hover only
 
 
 @final
@@ -123,6 +124,14 @@ class Strip:
     total: str
 
 
+_HOVERED = 500  # more would make the page heavy
+
+
+def most_in_cell(run: ShownRun) -> int:
+    """The most that one mask update regrew in one layer: where the scale of the cells ends."""
+    return max((n for r in run.rounds for n in regrown_by_layer(r).values()), default=0)
+
+
 def timeline(run: ShownRun) -> Timeline:
     """Accuracy of both runs and the sparsity of the pruned one, over epochs."""
     lines = {kind: [e for e in run.epochs if e.phase == kind] for kind in ("dense", "pruned")}
@@ -143,7 +152,12 @@ def timeline(run: ShownRun) -> Timeline:
     chosen = [e for e in lines["pruned"] if e.epoch == best]
     dots = [Dot("pruned", x(e.epoch), min(100.0, y(run.accuracy(e))), f"epoch {e.epoch}, kept") for e in chosen]
     events = [event.step / per_epoch for event in run.rounds]
-    accuracy = Panel("accuracy", True, ticks, tuple(curves), tuple(dots))
+    marks = [
+        Dot(kind, x(e.epoch), min(100.0, y(run.accuracy(e))), f"{kind}, epoch {e.epoch}: {run.accuracy(e):.2%}")
+        for kind, es in lines.items()
+        for e in es
+    ]
+    accuracy = Panel("accuracy", True, ticks, tuple(curves), tuple(dots), tuple(marks[:_HOVERED]))
     panels = [accuracy]
     if run.rounds:
         whole_axis = tuple(Tick(100 - 100 * s, f"{100 * s:.0f} %") for s in (0.0, 0.5, 1.0))
@@ -335,7 +349,7 @@ def _accuracy_axis(run: ShownRun, lines: Sequence[Sequence[Epoch]], last: int) -
         at.insert(0, at[0] - step)
     if at[-1] < high:
         at.append(at[-1] + step)
-    bottom, top = at[0], min(at[-1], 1.0 + 0.05 * (1.0 - at[0]))
+    bottom, top = max(0.0, at[0]), min(at[-1], 1.0)
     digits = max(0, -math.floor(math.log10(100 * step) + 1e-9))
     ticks = [Tick(100 - 100 * (v - bottom) / (top - bottom), f"{100 * v:.{digits}f} %") for v in at if v <= top + 1e-9]
     return tuple(ticks), bottom, top

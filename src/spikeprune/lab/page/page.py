@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, cast, final
 
 from spikeprune.core.errors import UserError
 from spikeprune.lab.page import figures, words
+from spikeprune.lab.page.contents import with_contents
+from spikeprune.lab.page.network import histogram, network_map
 from spikeprune.lab.page.read import ShownRun, read_run
-from spikeprune.lab.page.squeeze import squeeze_figures
+from spikeprune.lab.page.squeeze import raster_strips, squeeze_figures
 from spikeprune.lab.recipe import complete, deciding, load, settings_hash, shipped
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.lab.train.notes import energy_note, run_notes
+from spikeprune.record.spikes import SpikesRecord
 from spikeprune.record.whole import write_whole
 
 if TYPE_CHECKING:
@@ -84,7 +87,12 @@ def render(run: ShownRun) -> str:
     template = _environment().get_template("report.html.j2")
     statistics = run.statistics.pruned if run.statistics is not None else None
     masks = read_safetensors(RunFolder(run.path).masks)
-    return template.render(
+    spikes = RunFolder(run.path).spikes
+    rows = SpikesRecord.of_file(spikes).rows if spikes.is_file() and run.pruning else {}
+    raster, raster_said = raster_strips(rows, "pruned")
+    page = template.render(
+        raster=raster,
+        raster_said=raster_said,
         notes=run_notes(run.record, statistics, masks),
         beside_energy=energy_note(statistics if run.pruning else None, masks),
         run=run,
@@ -102,10 +110,31 @@ def render(run: ShownRun) -> str:
         most_regrown=_exact_if_small(max((max(r.regrown, r.rescued) for r in run.rounds), default=0)),
         channels=figures.channel_bars(run),
         races=figures.races(run),
+        blocks=network_map(run, masks),
+        histogram=histogram(run, masks),
+        most_in_cell=figures.most_in_cell(run),
+        chosen=_chosen(run),
         ledger=_ledger(run),
         squeezed=squeeze_figures(run.record),
         settings=_flat(run.settings),
         command=_command(run),
+    )
+    return with_contents(page)
+
+
+def _chosen(run: ShownRun) -> str:
+    """Why the network is that of this epoch."""
+    best = run.record.best_epoch
+    if not run.epochs or best is None:
+        return ""
+    pruned = [e for e in run.epochs if e.phase == "pruned"]
+    at_end = [e for e in pruned if e.sparsity == pruned[-1].sparsity]
+    found = next((e for e in pruned if e.epoch == best), None)
+    if not run.validated or found is None:
+        return f"The network is that of the last epoch, {best}: the run held no images out to choose by."
+    return (
+        f"The network is that of epoch {best}, the best on the validation split ({words.percent(run.accuracy(found))}) "
+        f"of the {len(at_end)} epochs at the final sparsity."
     )
 
 

@@ -56,19 +56,26 @@ def squeeze_figures(record: RunRecord) -> SqueezeFigures | None:
     entry = record.squeeze
     if entry is None:
         return None
-    strips = [(_strip(name, rows), _counts(rows)) for name, rows in entry.raster.items()]
-    fired, kept = (sum(counts[i] for _, counts in strips) for i in (0, 1))
+    strips, said = raster_strips(entry.raster, "squeezed")
     shown = _shown(entry.classes)
     return SqueezeFigures(
         entry=entry,
         layers=_layers(entry),
         neurons=_neurons(entry),
-        raster=[strip for strip, _ in strips],
-        raster_said=f"Of {fired:,} dense spikes shown, the squeezed network fires {kept:,} too." if fired else "",
+        raster=strips,
+        raster_said=said,
         classes=[_class(c) for c in shown],
         classes_said=_said(entry.classes, len(shown)),
         phases=_phases(entry.phases),
     )
+
+
+def raster_strips(raster: Mapping[str, RasterRows], called: str) -> tuple[list[RasterStrip], str]:
+    """A strip a layer, and a sentence on how many of the dense spikes the other network fires too."""
+    strips = [(_strip(name, rows), _counts(rows)) for name, rows in raster.items()]
+    fired, kept = (sum(counts[i] for _, counts in strips) for i in (0, 1))
+    said = f"Of {fired:,} dense spikes shown, the {called} network fires {kept:,} too." if fired else ""
+    return [strip for strip, _ in strips], said
 
 
 def _layers(entry: SqueezeRecord) -> list[Bar]:

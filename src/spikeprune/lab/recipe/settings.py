@@ -150,7 +150,7 @@ class Recipe:
     allocate: str = key("global", "how the sparsity is spread over layers", choices=ALLOCATIONS)
     pattern: str = key("weight", "what is cut: weight, channel, gate, or N:M such as 2:4")
     budget: str = key("weights", "what the sparsity is a share of", choices=BUDGETS)
-    floor: float | None = key(None, "share of each layer that is never cut; null for one weight or channel", rule=share())
+    floor: float | None = key(None, "share of each layer that is never cut; null: one weight or channel", rule=share())
     exclude: str | None = key(
         None, "layers that stay dense, such as `head` or `stem.*`; names or patterns, several with spaces between"
     )

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import textwrap
 from collections.abc import Sequence
 
 from spikeprune.lab.study.compare import COST, MEASURED, Arm, Block, Comparison
@@ -127,13 +128,40 @@ def cost_cells(row: Arm) -> list[str]:
     ]
 
 
-def to_text(comparison: Comparison) -> list[str]:
-    """Plain lines: results and costs of each block, and what the numbers are."""
+# What a narrow terminal is spared, first to last; --csv and --html have it all.
+_SPARED = (
+    "p (Wilcoxon)", "p (t)", "sd", "regrown survive %", "of it pruning s", "search s", "train MACs, as if dense",
+    "sparsity", "seeds", "search epochs", "total s", "SynOps",
+)  # fmt: skip
+
+
+def to_text(comparison: Comparison, width: int | None = None) -> list[str]:
+    """Plain lines: results and costs of each block, and what the numbers are.
+
+    Args:
+        width: of the terminal in characters; tables leave columns out to fit it. None: as wide as it takes.
+    """
     lines: list[str] = []
     for block in comparison.blocks:
-        lines += [block.title, *aligned(main_table(comparison, block.rows)), family(comparison, block), ""]
-        lines += [f"{block.title}: cost", *aligned([COST_HEADS, *map(cost_cells, block.rows)]), ""]
-    return lines + notes(comparison)
+        lines += [block.title, *aligned(_narrowed(main_table(comparison, block.rows), width))]
+        lines += [*wrapped([family(comparison, block)], width), ""]
+        lines += [f"{block.title}: cost", *aligned(_narrowed([COST_HEADS, *map(cost_cells, block.rows)], width)), ""]
+    return lines + wrapped(notes(comparison), width)
+
+
+def wrapped(lines: Sequence[str], width: int | None) -> list[str]:
+    """Sentences within a width."""
+    return [part for line in lines for part in (textwrap.wrap(line, width) if width else [line])]
+
+
+def _narrowed(rows: list[list[str]], width: int | None) -> list[list[str]]:
+    for head in _SPARED:
+        if width is None or max(map(len, aligned(rows))) <= width:
+            break
+        if head in rows[0]:
+            place = rows[0].index(head)
+            rows = [[*row[:place], *row[place + 1 :]] for row in rows]
+    return rows
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -159,12 +187,24 @@ def notes(comparison: Comparison) -> list[str]:
     return found
 
 
+def runs_csv(comparison: Comparison) -> str:
+    """One line a run, numbers unrounded: what each seed gave."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["label", "method", "dataset", "model", "target", "seed", "accuracy", "run"])
+    for row in comparison.rows:
+        named = [row.label, row.method, row.dataset, row.model, row.target]
+        for seed, accuracy, run in zip(row.seeds, row.accuracies, row.runs, strict=True):
+            writer.writerow([*named, seed, accuracy, run])
+    return file.getvalue()
+
+
 def to_csv(comparison: Comparison) -> str:
-    """One line a row, numbers unrounded; what does not exist is empty."""
+    """One line a row, numbers unrounded; what does not exist is empty. What each seed gave stands in `runs_csv`."""
     names = ["sparsity", *MEASURED, *COST]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    heading = ["label", "method", "dataset", "model", "target", "seeds", "accuracies", "survived_mean", "survived_sd"]
+    heading = ["label", "method", "dataset", "model", "target", "seeds", "survived_mean", "survived_sd"]
     heading += [f"{name}_{part}" for name in names for part in ("mean", "sd", "ci95")]
     heading += ["reference", "pairs", "difference", "difference_sd", "difference_ci95"]
     heading += [
@@ -194,25 +234,50 @@ def to_csv(comparison: Comparison) -> str:
                 row.versus.wilcoxon_p,
                 row.versus.within_p,
             ]
-        each = [" ".join(map(str, values)) for values in (row.seeds, row.accuracies)]
         survived = [None, None] if row.survived is None else [row.survived.mean, row.survived.sd]
         named = [row.label, row.method, row.dataset, row.model, row.target]
         grown = row.delivered or (None, None, None)
-        writer.writerow([*named, *each, *survived, *parts, *versus, *grown, row.equal_budget])
+        writer.writerow([*named, len(row.seeds), *survived, *parts, *versus, *grown, row.equal_budget])
     return file.getvalue()
 
 
 def to_latex(comparison: Comparison) -> str:
-    """A tabular for booktabs; a rule between comparisons."""
+    """A tabular for booktabs; a rule between comparisons. A dense network stands once, above its comparisons."""
     lines = [r"% needs \usepackage{booktabs}", r"\begin{tabular}{lrrrrrr}", r"\toprule"]
     head = ["arm", "seeds", "sparsity", r"accuracy (\%)", f"vs {comparison.reference or NONE}", "$p$ (Holm)", "SynOps"]
     lines.append(" & ".join(_tex(text) if "$" not in text and "\\" not in text else text for text in head) + r" \\")
+    shown: set[tuple[str, str]] = set()
     for block in comparison.blocks:
-        lines += [r"\midrule", rf"\multicolumn{{7}}{{l}}{{{_tex(block.title)}}} \\"]
-        for row in block.rows:
-            chosen = [cells(row)[i] for i in (0, 1, 2, 3, 5, 7, 12)]
-            lines.append(" & ".join(map(_tex, chosen)) + r" \\")
+        title = rf"\multicolumn{{7}}{{l}}{{{_tex(block.title)}}} \\"
+        dense = [row for row in block.rows if row.target is None]
+        if dense and (block.dataset, block.model) not in shown:
+            shown.add((block.dataset, block.model))
+            lines += [r"\midrule", *map(_tex_row, dense)]
+        rows = [row for row in block.rows if row.target is not None]
+        lines += [r"\midrule", title, *map(_tex_row, rows)] if rows else []
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _tex_row(row: Arm) -> str:
+    """Accuracy and difference with as many digits as their intervals give sense to, sparsity as far as it differs."""
+    versus = row.versus.difference if row.versus is not None else None
+    chosen = [
+        row.label,
+        str(len(row.seeds)),
+        f"{row.values['sparsity'].mean:.4f}".rstrip("0").rstrip("."),
+        _sensible(row.values["accuracy"]),
+        difference(row) if row.versus is None or row.versus.alike or versus is None else _sensible(versus, sign=True),
+        p_value(row.versus.holm_p if row.versus else None),
+        short(row.values["synops"].mean),
+    ]
+    return " & ".join(map(_tex, chosen)) + r" \\"
+
+
+def _sensible(summary: Summary, sign: bool = False) -> str:
+    """In percent: two decimals, one where the interval is wider than a point."""
+    digits = 1 if summary.half is not None and 100 * summary.half >= 1 else 2
+    mean = f"{100 * summary.mean:{'+' if sign else ''}.{digits}f}"
+    return mean + (f" ± {100 * summary.half:.{digits}f}" if summary.half is not None else "")
 
 
 _TEX = {"\\": r"\textbackslash ", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "<": "$<$"}

@@ -10,8 +10,8 @@ from spikeprune.lab.train.folder import RunFolder
 from spikeprune.lab.train.loop import Phase, Setting
 from spikeprune.lab.train.parts import set_layout
 from spikeprune.lab.train.progress import ProgressBar
+from spikeprune.lab.train.tensorboard import TensorBoard
 from spikeprune.record.checkpoint import BestCheckpoint, LastCheckpoint, PhasesState, SqueezeState
-from spikeprune.record.epoch import Epoch
 from spikeprune.runtime.fuse import unfuse
 
 # Between two checkpoints at most so much work is lost, in seconds.
@@ -33,7 +33,7 @@ class CheckpointedTraining:
     """
 
     def __init__(self, folder: RunFolder, setting: Setting) -> None:
-        self.folder, self.recipe = folder, setting.recipe
+        self.folder, self.recipe, self.setting = folder, setting.recipe, setting
         self.hash, self.checksum = setting.job.hash, setting.data.checksum
         self.metrics = 0
 
@@ -72,7 +72,7 @@ class CheckpointedTraining:
                 self.folder.save_checkpoint("best", best)
             self.save(phase, done)
             if self.recipe.tensorboard:
-                _to_tensorboard(self.folder, line)
+                TensorBoard(self.folder, self.setting).write(line, phase)
 
     def save(self, phase: Phase, done: FinishedPhases) -> None:
         """Write the last checkpoint. Raises: RunFailed rather than keep weights that are not numbers."""
@@ -99,12 +99,3 @@ def settle(folder: RunFolder, phase: Phase) -> None:
             phase.network.model.load_state_dict(best["model"])
     # What is scored is the plain network that model.safetensors holds.
     set_layout(unfuse(phase.network.model), torch.contiguous_format)
-
-
-def _to_tensorboard(folder: RunFolder, line: Epoch) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(folder.path / "tensorboard" / line.phase), purge_step=line.epoch) as writer:
-        for key, value in line.items():
-            if isinstance(value, float):
-                writer.add_scalar(key, value, line.epoch)

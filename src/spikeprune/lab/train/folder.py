@@ -25,6 +25,7 @@ from spikeprune.record.base import Json, whole
 from spikeprune.record.checkpoint import BestCheckpoint, LastCheckpoint
 from spikeprune.record.epoch import Epoch
 from spikeprune.record.run import RunRecord
+from spikeprune.record.spikes import SpikesRecord
 from spikeprune.record.statistics import StatisticsRecord
 from spikeprune.record.whole import write_whole
 
@@ -59,6 +60,7 @@ class RunFolder:
         self.regrown = path / "regrown.safetensors"
         self.dense = path / "dense.safetensors"
         self.statistics = path / "statistics.json"
+        self.spikes = path / "spikes.json"
         self.plan = path / "plan.json"
         self.small = path / "small.safetensors"
         self.bench = path / "bench.json"
@@ -207,6 +209,10 @@ class RunFolder:
     def save_statistics(self, statistics: StatisticsRecord) -> None:
         """Write statistics.json: what the layers do, for the report."""
         write_whole(self.statistics, statistics.as_json(indent=1).encode() + b"\n")
+
+    def save_spikes(self, spikes: SpikesRecord) -> None:
+        """Write spikes.json: one image's spikes, for the report."""
+        write_whole(self.spikes, spikes.as_json().encode() + b"\n")
 
     def read_record(self) -> RunRecord:
         """Raises: UserError if record.json is damaged or not ours."""

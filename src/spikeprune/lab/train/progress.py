@@ -7,7 +7,7 @@ from typing import final
 
 from spikeprune.record.epoch import Epoch
 
-OnEpoch = Callable[[Epoch, int], None]
+OnEpoch = Callable[[Epoch, int], object]
 OnStage = Callable[[str], None]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spikeprune.core.errors import MissingDependency, RunFailed
 from spikeprune.count.counts import Counts
+from spikeprune.data.batches import batches
 from spikeprune.lab.recipe import Recipe, complete
 from spikeprune.lab.recipe.job import DataFacts, PhaseName, resolve
 from spikeprune.lab.recipe.squeeze_settings import SQUEEZE
@@ -21,12 +22,13 @@ from spikeprune.lab.train.checkpointed import CheckpointedTraining, settle
 from spikeprune.lab.train.cost import cost_of_one, cost_of_two
 from spikeprune.lab.train.device import choose_device, choose_precision, environment, repeatable
 from spikeprune.lab.train.done import CutPhase, DensePhase, PhasesDone, network_record
-from spikeprune.lab.train.folder import RunFolder, carry_out
+from spikeprune.lab.train.folder import RunFolder, carry_out, read_safetensors
 from spikeprune.lab.train.loop import Phase, Setting
 from spikeprune.lab.train.measure import counted, data_record, score_test
 from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.lab.train.parts import load_data, make_network, make_pruner, set_layout
 from spikeprune.lab.train.progress import OnEpoch, OnStage, ProgressBar
+from spikeprune.lab.train.raster import save_spikes
 from spikeprune.lab.train.score import Score
 from spikeprune.lab.train.structured import Pruned, cut_out, example_of, latencies, prune_once
 from spikeprune.record.checkpoint import PhasesState
@@ -223,6 +225,8 @@ class _RunInProgress:
         # Without a dense run there is no accuracy of it; its size and operations are those of the same spikes.
         accuracy = result.accuracy if self.recipe.method == "dense" else None
         figures = dense.figures if dense else dataclasses.replace(whole, accuracy=accuracy)
+        if dense is not None and plan is None:
+            self.save_spikes(network)
         stages = None
         if cut is not None:
             stages = Stages(pretrained=cut.pretrained, pruned=cut.cut, finetuned=result.accuracy)
@@ -248,6 +252,14 @@ class _RunInProgress:
             )
         )
         self.folder.drop_older_checkpoints()
+
+    def save_spikes(self, pruned: TimedNetwork) -> None:
+        """One test image's spikes in the dense and in the pruned network, for the report."""
+        data, device = self.setting.data, self.setting.device
+        dense = make_network(self.recipe, data, device)
+        dense.model.load_state_dict(read_safetensors(self.folder.dense))
+        images, _ = next(batches(data, "test", 2, device=device))
+        save_spikes(self.folder, dense, pruned, images, data.time_first)
 
     def count(self, network: TimedNetwork, masks: Mapping[str, Tensor] | None) -> tuple[Counts, NetworkStatistics]:
         """MACs, SynOps, energy and firing rates on the first test images, and what each layer does on them."""

@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -25,12 +25,45 @@ _STYLE = """text { font: 11px system-ui, sans-serif; fill: #66666d; } .middle { 
 @final
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y) of one name, ascending in x where they are `joined`; `spread` is half of each point's interval."""
+    """Points (x, y) of one name, ascending in x where they are `joined`; `spread` is half of each point's interval.
+
+    `seeds` are faint dots, one a run. `style` is the colour and mark; without it the place among the series.
+    """
 
     name: str
     points: tuple[tuple[float, float], ...]
     spread: tuple[float, ...] = ()
     joined: bool = True
+    seeds: tuple[tuple[float, float], ...] = ()
+    style: int | None = None
+
+
+@final
+@dataclass(frozen=True)
+class Level:
+    """A horizontal line across a plot, such as the accuracy of the dense network."""
+
+    name: str
+    y: float
+
+
+# The arms that most comparisons hold have one colour on every page.
+_USUAL = {
+    "dense": 7, "criticality": 0, "magnitude": 1, "random": 2, "gradient": 3, "rigl": 4, "squeeze": 6, "set": 5,
+}  # fmt: skip
+
+
+def styles(names: Sequence[str]) -> dict[str, int]:
+    """Name -> number of its colour and mark, the same whatever other names stand beside it, as far as that can be."""
+    found: dict[str, int] = {}
+    for name in dict.fromkeys(names):
+        usual = _USUAL.get(name.partition(",")[0].strip())
+        if usual is not None and usual not in found.values():
+            found[name] = usual
+    free = (number for number in range(len(names) + MARKS) if number not in set(found.values()))
+    for name in sorted(set(names) - set(found)):
+        found[name] = next(free)
+    return {name: found[name] for name in dict.fromkeys(names)}
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -43,13 +76,24 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def plot(
-    series: Sequence[Series], x_name: str, y_name: str, *, log: bool = False, marked: Sequence[tuple[float, float]] = ()
+    series: Sequence[Series],
+    x_name: str,
+    y_name: str,
+    *,
+    log: bool = False,
+    marked: Sequence[tuple[float, float]] = (),
+    levels: Sequence[Level] = (),
+    within: tuple[float, float] | None = None,
+    at: Mapping[float, str] | None = None,
 ) -> str:
     """An SVG figure, or a sentence if there is no point.
 
     Args:
         log: the x axis is logarithmic; points at 0 or below are left out.
         marked: points of a front, joined by a thin line.
+        levels: horizontal lines.
+        within: the y axis never leaves this range, (0, 100) for percentages.
+        at: the ticks of the x axis with their words; without it round numbers.
     """
     kept = [
         (s, [(p, s.spread[i] if s.spread else 0.0) for i, p in enumerate(s.points) if p[0] > 0 or not log])
@@ -59,13 +103,17 @@ def plot(
     if not every:
         return '<p class="none">not applicable: no point to show</p>'
     x_low, x_high = _range([p[0] for p, _ in every], log)
-    y_low, y_high = _range([y for (_, v), s in every for y in (v - s, v + s)], False)
+    heights = [y for (_, v), s in every for y in (v - s, v + s)] + [level.y for level in levels]
+    y_low, y_high = _range(heights + [y for s in series for _, y in s.seeds], False)
+    if within is not None:
+        y_low, y_high = max(y_low, within[0]), min(y_high, within[1])
 
     def x(value: float) -> float:
         share = (math.log10(value) - x_low) / (x_high - x_low) if log else (value - x_low) / (x_high - x_low)
         return round(_LEFT + share * (_WIDTH - _LEFT - _RIGHT), 2)
 
     def y(value: float) -> float:
+        value = min(max(value, y_low), y_high)
         return round(_HEIGHT - _BOTTOM - (value - y_low) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM), 2)
 
     parts = [
@@ -75,19 +123,28 @@ def plot(
         parts.append(f'<path class="grid" d="M{_LEFT} {y(value)}H{_WIDTH - _RIGHT}"/>')
         parts.append(f'<text class="end" x="{_LEFT - 6}" y="{y(value) + 4}">{value:.4g}</text>')
     whole = all(float(p[0]).is_integer() for p, _ in every)
-    for value in _log_ticks(x_low, x_high) if log else _ticks(x_low, x_high, whole):
-        parts.append(f'<text class="middle" x="{x(value)}" y="{_HEIGHT - _BOTTOM + 16}">{tick(value)}</text>')
+    round_ones = _log_ticks(x_low, x_high) if log else _ticks(x_low, x_high, whole)
+    for value, text in (at or {value: tick(value) for value in round_ones}).items():
+        parts.append(f'<text class="middle" x="{x(value)}" y="{_HEIGHT - _BOTTOM + 16}">{html.escape(text)}</text>')
     parts.append(f'<text class="middle" x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 8}">{html.escape(x_name)}</text>')
     turned = f'transform="translate(13 {(_HEIGHT - _BOTTOM) / 2}) rotate(-90)"'
     parts.append(f'<text class="middle" {turned}>{html.escape(y_name)}</text>')
     if len(marked) > 1:
         parts.append(f'<path class="front" d="M{"L".join(f"{x(a)} {y(b)}" for a, b in marked if a > 0 or not log)}"/>')
-    for number, (s, points) in enumerate(kept):
+    for level in levels:
+        parts.append(f'<path class="level" d="M{_LEFT} {y(level.y)}H{_WIDTH - _RIGHT}"/>')
+        under = y(level.y) + 13 if y(level.y) < _TOP + 16 else y(level.y) - 5
+        parts.append(f'<text class="end" x="{_WIDTH - _RIGHT}" y="{under:g}">{html.escape(level.name)}</text>')
+    for place, (s, points) in enumerate(kept):
+        number = place if s.style is None else s.style
         kind = f"m{number % MARKS}"
+        parts += [
+            f'<circle class="seed {kind}" cx="{x(a)}" cy="{y(b)}" r="2.2"/>' for a, b in s.seeds if a > 0 or not log
+        ]
         if s.joined and len(points) > 1:
             parts.append(f'<path class="line {kind}" d="M{"L".join(f"{x(a)} {y(b)}" for (a, b), _ in points)}"/>')
         # Bars of joined series would cover each other where they share an x.
-        aside = min(4, 24 / len(kept)) * (number - (len(kept) - 1) / 2) if s.joined and not log else 0.0
+        aside = min(4, 24 / len(kept)) * (place - (len(kept) - 1) / 2) if s.joined and not log else 0.0
         for (a, b), spread in points:
             if spread:
                 parts.append(f'<path class="line {kind}" d="M{x(a) + aside:g} {y(b - spread)}V{y(b + spread)}"/>')
@@ -96,10 +153,11 @@ def plot(
     return "".join([*parts, "</svg>"])
 
 
-def legend(names: Sequence[str]) -> str:
-    """The names with their marks, in the order of the series."""
+def legend(names: Sequence[str], style: Mapping[str, int] | None = None) -> str:
+    """The names with their marks, in the order of the series or as `styles` gives them."""
     items = (
-        f'<li><svg viewBox="0 0 10 10">{_mark(n, 5, 5)}</svg>{html.escape(name)}</li>' for n, name in enumerate(names)
+        f'<li><svg viewBox="0 0 10 10">{_mark(n if style is None else style[name], 5, 5)}</svg>{html.escape(name)}</li>'
+        for n, name in enumerate(names)
     )
     return f'<ul class="legend">{"".join(items)}</ul>'
 
@@ -203,7 +261,11 @@ def _log_ticks(low: float, high: float) -> list[float]:
     steps = (1, 2, 5) if high - low < 2 else (1,)
     exponents = range(math.floor(low), math.ceil(high) + 1)
     ticks = [m * 10.0**e for e in exponents for m in steps if low <= math.log10(m * 10.0**e) <= high]
-    return ticks or [float(f"{10 ** ((low + high) / 2):.2g}")]
+    if len(ticks) > 1:
+        return ticks
+    ends = [10 ** (low + share * (high - low)) for share in (0.1, 0.9)]
+    digits = 2 if ends[1] > 1.2 * ends[0] else 3
+    return sorted({*ticks, *(float(f"{end:.{digits}g}") for end in ends)})  # one tick alone gives no scale
 
 
 def _ticks(low: float, high: float, whole: bool = False) -> list[float]:

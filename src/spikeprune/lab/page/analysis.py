@@ -6,8 +6,8 @@ Numbers are those of one run, or spreads over seeds (`seeds.over_seeds`), told a
 from collections.abc import Sequence
 from typing import Any
 
-from spikeprune.lab.study.page import Section, render
-from spikeprune.lab.study.plots import Series, legend, plot
+from spikeprune.lab.page.charts import Series, legend, plot
+from spikeprune.lab.page.kit import Section, render
 from spikeprune.lab.study.seeds import QUANTITIES, at
 from spikeprune.lab.study.tables import p_value
 from spikeprune.record.analysis import (
