@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from spikeprune.lab.study.plots import Series, picture, plot
-
+from spikeprune.lab.page.charts import Series, picture, plot
 from spikeprune.lab.study.compare import Arm, Comparison
 
 WEIGHTS = ("deep", "deep_more")

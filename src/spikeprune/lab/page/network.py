@@ -7,10 +7,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from spikeprune.count.layers import fed_outputs, is_starved
 from spikeprune.lab.page import words
 from spikeprune.lab.page.read import ShownRun
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
-from spikeprune.prune.table import fed_outputs, is_starved
 
 _BINS = 61
 _SILENT = 0.0

@@ -155,7 +155,9 @@ def wrapped(lines: Sequence[str], width: int | None) -> list[str]:
 
 
 def _narrowed(rows: list[list[str]], width: int | None) -> list[list[str]]:
-    for head in _SPARED:
+    always = ("arm", "accuracy %", "p (Holm)", "total epochs", "train MACs, effective")
+    others = [head for head in rows[0] if head not in (*_SPARED, *always) and not head.startswith("vs ")]
+    for head in (*others, *_SPARED):
         if width is None or max(map(len, aligned(rows))) <= width:
             break
         if head in rows[0]:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from spikeprune.count.layers import fed_outputs, is_starved
 from spikeprune.count.table import activity_notes, chip_note
-from spikeprune.prune.table import fed_outputs, is_starved
 from spikeprune.record.run import RunRecord
 from spikeprune.record.statistics import NetworkStatistics
 
