@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from spikeprune.cli.main import commands
+from spikeprune.cli.main import commands, main
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -48,9 +48,23 @@ def command_lines():
                     yield named(page), line
 
 
-def test_commands_exist():
+def help_of(command, capsys):
+    assert main([command, "--help"]) == 0
+    return capsys.readouterr().out
+
+
+def test_commands_and_their_options_exist(capsys):
     lines = list(command_lines())
     assert len(lines) > 20
+    keys = help_of("run", capsys)  # of recipes
     for page, line in lines:
         words = shlex.split(line, comments=True)
         assert words[1] in [*commands(), "--help", "--version", "COMMAND"], f"{page}: {line}"
+        if words[1] not in commands():
+            continue
+        known = help_of(words[1], capsys)
+        for word in words[2:]:
+            option = word.partition("=")[0]
+            if option.startswith("--"):
+                found = any(re.search(rf"{re.escape(option)}(?![\w.-])", text) for text in (known, keys))
+                assert found, f"{page}: {option} in: {line}"
