@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from spikeprune.cli import doctor
+from spikeprune.core import machine
 from spikeprune.core.errors import InvalidValue, RunFailed, UnknownName
 from spikeprune.runtime import native, structs
 
@@ -144,7 +145,7 @@ def test_forced_instruction_set(monkeypatch):
 def test_the_best_instruction_set_is_taken(flags, expected, monkeypatch):
     monkeypatch.delenv("SPIKEPRUNE_ISA", raising=False)
     monkeypatch.setattr(native, "cpu_features", native.cpu_features.__wrapped__)  # not what is remembered
-    monkeypatch.setattr("spikeprune.core.machine._cpuinfo", lambda: ["model name\t: A processor", f"flags\t: {flags}"])
+    monkeypatch.setattr(machine, "_cpuinfo", lambda: ["model name\t: A processor", f"flags\t: {flags}"])
     assert native.isa() == expected
     assert native.cpu_name() == "A processor"
 
