@@ -9,7 +9,9 @@ from torch import nn
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import find_adapter
 from spikeprune.model.groups import channel_groups
+from spikeprune.model.operations import is_gate
 from spikeprune.model.trace import trace
+from spikeprune.zoo.paper import Gate
 from spikeprune.zoo.registry import build
 
 
@@ -200,3 +202,9 @@ def test_torch_pruning_finds_the_same_groups():
         # A BatchNorm has one side only; torch-pruning calls it by either.
         norms = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
         assert {(n, "out" if n in norms else side, i) for n, side, i in wanted} == found
+
+
+def test_a_gate_is_known_by_what_it_has_on_any_python():
+    # From Python 3.12 on `isinstance` with a Protocol does not see buffers, so that gates were taken for other modules.
+    assert is_gate(Gate(4))
+    assert not is_gate(nn.Conv2d(4, 4, 1))

@@ -210,8 +210,8 @@ def names() -> list[str]:
     """The registered datasets, sorted.
 
     Examples:
-        >>> sp.datasets()[:3]
-        ['cifar10', 'cifar100', 'digits']
+        >>> len(sp.datasets()) >= 9
+        True
     """
     _load_all()
     return sorted(_DATASETS)

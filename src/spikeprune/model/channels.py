@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
 
-from spikeprune.model.operations import ChannelGate
+from spikeprune.model.operations import ChannelGate, is_gate
 from spikeprune.model.replay import is_elementwise, replay
 from spikeprune.model.trace import Graph, Node
 from spikeprune.model.weights import is_computed, weight_of
@@ -148,7 +148,7 @@ class ChannelMap:
             return self._channelwise(node, inputs)
         if node.kind == "pool":
             return self._pool(node, inputs)
-        if node.kind == "select" and isinstance(node.module, ChannelGate):
+        if node.kind == "select" and is_gate(node.module):
             return self._gate(node, node.module, inputs)
         if node.kind == "identity" and node.module is not None:
             return inputs[0]

@@ -24,8 +24,8 @@ from spikeprune.upkeep.given import Given
 class Pruner:
     """Prunes and regrows a model during the user's own training.
 
-    Step k is the k-th completed optimizer step. A mask update happens inside its `optimizer.step()`, after the own
-    update, with evidence from that step's forward. After every step pruned weights and their state are exactly 0.
+    Step k is the k-th completed optimizer step. A mask update happens inside its `optimizer.step()`, after the weights
+    were updated, with evidence from that step's forward. After every step dead weights and their state are exactly 0.
 
     Args:
         model: the user's. Its class, state_dict keys and forward stay as they are.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spikeprune.model.adapter import Adapter, NeuronParams
 from spikeprune.model.channels import ChannelMap
-from spikeprune.model.operations import ChannelGate
+from spikeprune.model.operations import is_gate
 from spikeprune.model.replay import is_elementwise, replay, rerun
 from spikeprune.model.trace import Node
 
@@ -69,7 +69,7 @@ class Constants:
             return self._neuron(node, known[0])
         if node.kind == "pool":  # padding mixes in zeros, so only 0 is sure to stay
             return torch.where(known[0] == 0, 0.0, _UNKNOWN)
-        if node.kind == "select" and isinstance(node.module, ChannelGate):
+        if node.kind == "select" and is_gate(node.module):
             return known[0].index_select(known[0].dim() - 3, node.module.index.cpu())
         if node.kind == "identity" and node.module is not None:
             return known[0]
@@ -220,5 +220,5 @@ def removable(table: ChannelMap, constants: Constants) -> Tensor:
 
 def _gate_index(table: ChannelMap, name: str) -> Tensor:
     gate = next(node.module for node in table.graph.nodes if node.name == name)
-    assert isinstance(gate, ChannelGate)
+    assert is_gate(gate)
     return gate.index.cpu()

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import Adapter, find_adapter
-from spikeprune.model.operations import ChannelGate
+from spikeprune.model.operations import is_gate
 
 _SCHEMA = 1
 
@@ -131,7 +131,7 @@ class ChannelPlan:
                     f"the plan cuts {cut.tensor!r} with {cut.size} entries in dimension {cut.dim}, but it is {found}; "
                     "build the model of the original size"
                 )
-        missing = [name for name in self.gates if not isinstance(_module(model, name), ChannelGate)]
+        missing = [name for name in self.gates if not is_gate(_module(model, name))]
         if missing:
             raise InvalidValue(
                 f"the plan sets the gate {missing[0]!r}, which this model lacks; build the original model"
@@ -213,5 +213,5 @@ def _tell_sizes(module: nn.Module) -> None:
     elif isinstance(module, _BatchNorm):
         sized = next((t for t in (module.weight, module.running_mean) if t is not None), None)
         module.num_features = module.num_features if sized is None else len(sized)
-    elif isinstance(module, ChannelGate):
+    elif is_gate(module):
         module.channels = len(module.keep)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikeprune.model.operations import ChannelGate
+from spikeprune.model.operations import is_gate
 from spikeprune.model.trace import Node
 from spikeprune.runtime.compile.network import LoweredLayer
 from spikeprune.runtime.compile.ops import base
@@ -30,7 +30,7 @@ class Select(Operation):
         per_image = to.shape[to.value[source]]
         if node.kind == "select":
             index = getattr(node.module, "index", None)
-            if not isinstance(node.module, ChannelGate) or not isinstance(index, Tensor):
+            if not is_gate(node.module) or not isinstance(index, Tensor):
                 raise to.refuse(node, "only channel gates select")
             if len(index) == per_image[0]:
                 to.same(node)
