@@ -129,7 +129,7 @@ def test_a_run_is_squeezed_further_and_revives_nothing(squeezed, tmp_path, capsy
         (["digits", "--sparsty", "0.9"], "did you mean 'sparsity'"),
         (["digits", "--sparsity", "95"], "for 95 % pass 0.95"),
         (["digits", "--images", "0"], "squeeze.images must be"),
-        (["digits", "--pattern", "channel"], "re-solves single weights"),
+        (["digits", "--pattern", "channels"], "did you mean"),
         (["digits", "--network", "small"], "--network must be pruned or dense"),
         (["digits", "--model", "digits-conv"], "give a run folder or --model"),
         (["nowhere"], "no run folder nowhere"),

@@ -68,10 +68,10 @@ def test_the_page_holds_words_settings_results_costs_and_pictures(root):
         assert second.startswith(
             f"| criticality | 3 | {float(sparsity):.4f} | 83.00 ± 4.30 | 1.73 | +1.00 ± 2.48 | 0.225"
         )
-        assert second.endswith("| 25.0 | 100 |" if sparsity == "0.9" else "| 25.0 | 50 | equal |")
+        assert second.endswith("| 25.0 | 100 |" if sparsity == "0.9" else "| 25.0 | 50.0 | equal |")
         assert third.startswith("| magnitude | 3 |")
         assert "corrected for the 1 test against magnitude in this table" in part
-        assert "| criticality | 2.5 | 4 | 1 G | 200 M | 6.0 | 10.0 | 0.10 |" in part
+        assert "| criticality | 2.5 | 4 | 1.00 G | 200 M | 6.0 | 10.0 | 0.10 |" in part
     assert "11.3 = 2260/200" in text
     assert not re.search(r"\bnan\b|\bNone\b", text)
     pictures = re.findall(r"\(images/(.+?)\)", text)

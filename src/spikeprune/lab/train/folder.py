@@ -106,7 +106,7 @@ class RunFolder:
             return
         try:
             there = read_yaml(self.recipe.read_text(encoding="utf-8"), str(self.recipe))
-            same = deciding(there) == deciding(settings)
+            same = _stated(there) == _stated(settings)
         except (OSError, UnicodeDecodeError, UserError, AttributeError, TypeError) as error:
             raise UserError(f"{self.recipe} is damaged; move the folder away or use another --out") from error
         if not same:
@@ -284,7 +284,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged or not a safetensors file; restore it or run again") from error
 
 
+def _stated(settings: Mapping[str, Json]) -> dict[str, Json]:
+    """The deciding settings that are not null: a recipe of an earlier version lacks the keys that came later."""
+    return {key: value for key, value in deciding(settings).items() if value is not None}
+
+
 def _difference(there: Any, here: Mapping[str, Json]) -> str:
-    old, new = deciding(there), deciding(here)
+    old, new = _stated(there), _stated(here)
     key = next(key for key in {**new, **old} if old.get(key) != new.get(key))
     return f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
