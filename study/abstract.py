@@ -19,7 +19,7 @@ HEADS = ("The abstract says (v1 of 2023, v3 of 2024)", "What was done here", "Wh
 def section(found: Found, root: Path) -> list[str]:
     """The table as Markdown, and what it leaves open."""
     hours = _hours(root / "study" / "results" / "hours.txt")
-    rows = [better(found, hours), structures(found, hours), cheap(found), cost(found, hours), picks(found), alike(root)]
+    rows = [better(found), structures(found), cheap(found), cost(found), picks(found), alike(root)]
     lines = ["## The abstract, sentence by sentence", "", _row(HEADS), "|---|---|---|---|", *map(_row, rows), ""]
     power = ", ".join(f"{seeds_for_equivalence(sd / 100)} seeds at a spread of {sd:g} points" for sd in (0.2, 0.3, 0.5))
     lines += [
@@ -34,13 +34,13 @@ def _row(cells: tuple[str, ...]) -> str:
     return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
 
 
-def better(found: Found, hours: Mapping[str, str]) -> tuple[str, ...]:
+def better(found: Found) -> tuple[str, ...]:
     """The accuracy claim, for weights."""
     told = [_difference(found, name, label, target) for name, label, target in (
         ("fashion", "criticality, constant share", 0.98), ("fashion", "criticality", 0.98),
         ("fashion", "criticality", 0.95), ("cifar10", "criticality", 0.98),
         ("recovery", "criticality, constant share", 0.98), ("recovery", "criticality", 0.98),
-        ("recovery_digits", "criticality, constant share", 0.95), ("recovery_digits", "criticality", 0.95),
+        ("recovery_digits", "criticality, constant share", 0.8), ("recovery_digits", "criticality", 0.8),
         ("deep", "criticality", 0.95),
     )]  # fmt: skip
     return (
@@ -48,11 +48,11 @@ def better(found: Found, hours: Mapping[str, str]) -> tuple[str, ...]:
         "Criticality, random and gradient regrowth against plain magnitude pruning, paired by seed, at equal epochs: "
         "small networks; the two networks of the paper at an eighth of their width as far as the table below has them.",
         "; ".join(filter(None, told)) or "nothing yet",
-        _sure(found, ("fashion", "cifar10"), hours, ("deep", "deep_more", "deep_cifar100", "deep_steps", "recovery")),
+        _sure(found, ("fashion", "cifar10"), ("deep", "deep_more", "deep_cifar100", "deep_steps", "recovery")),
     )
 
 
-def structures(found: Found, hours: Mapping[str, str]) -> tuple[str, ...]:
+def structures(found: Found) -> tuple[str, ...]:
     """Both structures."""
     told = [_difference(found, "deep_channels", "criticality", 0.5)]
     return (
@@ -60,7 +60,7 @@ def structures(found: Found, hours: Mapping[str, str]) -> tuple[str, ...]:
         "Channels of a small network, three seeds ([results](results/channels.md)); the deep networks as below.",
         "; ".join(filter(None, told))
         or "In the small network criticality, random regrowth and none lie within each other's spread.",
-        _sure(found, (), hours, ("deep_channels", "deep_channels_more")),
+        _sure(found, (), ("deep_channels", "deep_channels_more")),
     )
 
 
@@ -83,7 +83,7 @@ def cheap(found: Found) -> tuple[str, ...]:
     )
 
 
-def cost(found: Found, hours: Mapping[str, str]) -> tuple[str, ...]:
+def cost(found: Found) -> tuple[str, ...]:
     """11.3, 15.5 and 95.26 %."""
     first, last = claims.factors()[0], claims.factors()[2]
     return (
@@ -91,7 +91,7 @@ def cost(found: Found, hours: Mapping[str, str]) -> tuple[str, ...]:
         "The factors were taken apart; IMP with whole rounds, Early-Bird, RCMO-SNN and ADMM stand ready in deep_cost.",
         f"{first.value:.1f} and {last.value:.1f} divide the search epochs of IMP by the paper's 200 pruning epochs; "
         "its 300 epochs of training behind them are left out. Total over total it is 5.1 and 6.8.",
-        "The arithmetic is exact; which rival was meant is not stated. " + _sure(found, (), hours, ("deep_cost",)),
+        "The arithmetic is exact; which rival was meant is not stated. " + _sure(found, (), ("deep_cost",)),
     )
 
 
@@ -172,11 +172,23 @@ def _difference(found: Found, name: str, label: str, target: float) -> str:
     return "; ".join(told)
 
 
-def _sure(found: Found, done: tuple[str, ...], hours: Mapping[str, str], wanted: tuple[str, ...]) -> str:
+def _sure(found: Found, done: tuple[str, ...], wanted: tuple[str, ...]) -> str:
+    """What the finished parts decide about criticality against the reference, and which parts are missing."""
+    pairs = [
+        row.versus
+        for name in done
+        for row in (found[name].rows if name in found else ())
+        if row.label == "criticality" and row.versus is not None and row.versus.t_p is not None
+    ]
     missing = [name for name in wanted if name not in found]
-    parts = []
-    if done:
-        parts.append("Small networks: the intervals say it.")
+    parts: list[str] = []
+    if pairs:
+        differ = sum(pair.t_p is not None and pair.t_p < 0.05 for pair in pairs)
+        equal = sum(pair.within_p is not None and pair.within_p < 0.05 for pair in pairs)
+        parts.append(
+            f"Small networks, decaying share, {len(pairs)} comparisons: {differ} significant (p < 0.05, uncorrected), "
+            f"{equal} shown to be within the margin, {len(pairs) - differ - equal} undecided."
+        )
     if missing:
         parts.append(f"Not run: {', '.join(missing)} (hours below).")
     return " ".join(parts) or "As the intervals say."

@@ -21,7 +21,7 @@ ORDER = (
     "fashion", "cifar10", "never_dense", "never_dense_cifar10", "confirm", "confirm_cifar10", "equal_macs", "options",
     "mechanism", "compute", "extremes", "extremes_cifar10", "ablations", "time_steps", "rivals", "lottery",
     "recovery_digits", "recovery", "deep_first", "deep", "deep_channels", "deep_more", "deep_channels_more",
-    "deep_cifar100", "deep_steps", "deep_cost",
+    "deep_cifar100", "deep_steps", "deep_cost", "deep_rules",
 )  # fmt: skip
 HEAD = """# The study
 
