@@ -173,7 +173,7 @@ def test_biases_and_normalisation_are_never_masked():
     assert all(torch.equal(p, untouched[n]) for n, p in model.named_parameters() if n in untouched)
 
 
-def test_finish_zeroes_what_was_written_over():
+def test_finish_refuses_what_was_written_over_and_changes_nothing():
     model = mlp()
     pruner = sp.Pruner(model, "magnitude", sp.OneShot(0.5))
     pruner.step()
@@ -181,6 +181,11 @@ def test_finish_zeroes_what_was_written_over():
     parameter = dict(model.named_parameters())[name]
     with torch.no_grad():
         parameter[~mask] = 3.0
+    with pytest.raises(ValueError, match=r"dead weights are not 0.*pruner\.masks\.apply_\(model\)") as caught:
+        pruner.finish()
+    assert 20 <= len(str(caught.value)) <= 300
+    assert bool((parameter[~mask] == 3.0).all())
+    pruner.masks.apply_(model)
     pruner.finish()
     assert not parameter[~mask].any()
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from spikeprune.model.hooks import OwnHook
+
 
 class Arguments(NamedTuple):
     """The arguments of a call, by position and by name."""
@@ -34,7 +36,7 @@ def on_call(module: nn.Module, see: Callable[[nn.Module, Arguments], None]) -> R
     def hook(called: nn.Module, positional: Any, named: Any) -> None:
         see(called, Arguments(positional, named))
 
-    return module.register_forward_pre_hook(hook, with_kwargs=True)
+    return module.register_forward_pre_hook(OwnHook(hook), with_kwargs=True)
 
 
 def on_result(module: nn.Module, see: Callable[[nn.Module, Arguments, Any], None]) -> RemovableHandle:
@@ -43,4 +45,4 @@ def on_result(module: nn.Module, see: Callable[[nn.Module, Arguments, Any], None
     def hook(called: nn.Module, positional: Any, named: Any, result: Any) -> None:
         see(called, Arguments(positional, named), result)
 
-    return module.register_forward_hook(hook, with_kwargs=True)
+    return module.register_forward_hook(OwnHook(hook), with_kwargs=True)

@@ -23,7 +23,7 @@ Reduce = Callable[[Tensor], Tensor]
 
 _NOT_CALLED = (
     "the model was not called between two optimizer steps, so no membrane potential was seen; "
-    "call the very object that was given to the Pruner"
+    "call the very object that was given to the Pruner, or pruner.trace(example) once before"
 )
 
 

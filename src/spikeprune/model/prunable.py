@@ -17,7 +17,8 @@ def prunable(
 ) -> dict[str, nn.Parameter]:
     """Name -> parameter of what may be pruned: every Conv and Linear weight that is trained, less what is excluded.
 
-    Shared parameters appear once, under their first name. Layers that an n:m pattern does not divide stay dense.
+    Shared parameters, and views of one memory such as tied transposed weights, appear once, under their first name.
+    Layers that an n:m pattern does not divide stay dense.
 
     Args:
         include, exclude: names or patterns (`*`) of parameters or of their modules.
@@ -25,9 +26,10 @@ def prunable(
     Raises: InvalidValue if nothing is left, or a name matches nothing, or naming a layer whose weight is computed so
         that zeros do not stay.
     """
+    check_there(model)
     layers = layer_modules(model)
     held = {id(p) for p in weights_of_neurons(model).values()} | {id(stored_weight(m)) for m in layers.values()}
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    trained = _one_each({n: p for n, p in model.named_parameters() if p.requires_grad})
     computed = _computed(model, layers)
     candidates = {n: p for n, p in trained.items() if id(p) in held and n not in computed}
     if not candidates:
@@ -39,7 +41,7 @@ def prunable(
     chosen = set(candidates) if include is None else matching(candidates, include, "include", asked)
     candidates = {n: p for n, p in trained.items() if n in candidates or n in chosen}
     if exclude is not None:
-        chosen -= matching(candidates | computed, exclude, "exclude")
+        chosen -= matching(candidates | computed | frozen(model), exclude, "exclude")
         computed = {n: m for n, m in computed.items() if not _hits(n, exclude)}
     if include is not None:
         computed = {n: m for n, m in computed.items() if n in chosen}
@@ -63,6 +65,36 @@ def normed_by_row(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> s
     own = {id(p): n for n, p in parameters.items()}
     layers = [m for m in layer_modules(model).values() if is_computed(m) and id(stored_weight(m)) in own]
     return {own[id(stored_weight(m))] for m in layers if not keeps_zeros(m)}
+
+
+def frozen(model: nn.Module, include: Names = None, exclude: Names = None) -> dict[str, nn.Parameter]:
+    """Name -> weights of Conv and Linear layers that are not trained now, less what is left out on purpose."""
+    held = {id(stored_weight(m)) for m in layer_modules(model).values()}
+    resting = {n: p for n, p in model.named_parameters() if id(p) in held and not p.requires_grad}
+    wanted = resting if include is None else {n: p for n, p in resting.items() if _hits(n, include)}
+    return {n: p for n, p in wanted.items() if exclude is None or not _hits(n, exclude)}
+
+
+def check_there(model: nn.Module) -> None:
+    """Raises: InvalidValue if a parameter has no values yet (lazy modules, the meta device)."""
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise InvalidValue(
+                f"{name!r} is a lazy parameter without a shape; call the model once on a batch before this"
+            )
+        if parameter.is_meta:
+            raise InvalidValue(
+                f"{name!r} is on the meta device and has no values; move the model with to_empty(device=...) and load "
+                "its weights before this"
+            )
+
+
+def _one_each(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """The first parameter of those that are views of one memory: their zeros are the same."""
+    found: dict[tuple[object, ...], str] = {}
+    for name, p in parameters.items():
+        found.setdefault((p.untyped_storage().data_ptr() or name, p.storage_offset(), p.numel()), name)
+    return {name: parameters[name] for name in found.values()}
 
 
 def _computed(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

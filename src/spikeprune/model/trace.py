@@ -18,6 +18,7 @@ from spikeprune.model.adapter import Adapter
 from spikeprune.model.arguments import NONE, Arguments, on_call
 from spikeprune.model.discover import SpikeNeuron, functions_watched
 from spikeprune.model.examples import undisturbed
+from spikeprune.model.hooks import OwnHook
 from spikeprune.model.operations import leaf_kind
 from spikeprune.model.watch import Listener, Watch
 from spikeprune.model.weights import Use, stored_weight
@@ -130,7 +131,7 @@ class Tracer:
         self._running = False
         self.handles.append(on_call(model, self.enter))
         # always_call: if the user's forward raises, the mode must still be left.
-        self.handles.append(model.register_forward_hook(self._leave, always_call=True))
+        self.handles.append(model.register_forward_hook(OwnHook(self._leave), always_call=True))
         for name, module in model.named_modules():
             kind = leaf_kind(module, adapter)
             if kind is not None and module is not model:
@@ -166,7 +167,7 @@ class Tracer:
                     watch.add(kind, name, module, inputs, result, weight)
 
         self.handles.append(on_call(module, before))
-        self.handles.append(module.register_forward_hook(after, always_call=True))
+        self.handles.append(module.register_forward_hook(OwnHook(after), always_call=True))
 
     def enter(self, _: nn.Module, given: Arguments) -> None:
         """A forward begins. Called by a hook, or by who installs the tracer inside of the model's own first hook."""

@@ -9,7 +9,7 @@ from spikeprune.methods.registry import name_of
 from spikeprune.model.adapter import find_adapter
 from spikeprune.model.discover import spiking_adapter
 from spikeprune.model.observer import Observer
-from spikeprune.model.prunable import Names, matching, prunable
+from spikeprune.model.prunable import Names, frozen, matching, prunable
 from spikeprune.model.wrappers import eager
 from spikeprune.prune.choices import Choices
 from spikeprune.prune.history import History
@@ -42,7 +42,8 @@ def assemble(
     inner = eager(model)
     parameters = prunable(inner, include, exclude, choices.nm)
     upkeep = Upkeep(dict(inner.named_parameters()))
-    parts = Parts(inner, parameters, upkeep, choices.budget, choices.allocate, choices.floor)
+    resting = frozen(inner, include, exclude)
+    parts = Parts(inner, parameters, upkeep, choices.budget, choices.allocate, choices.floor, resting)
     space = Channels(parts, choices.pattern) if choices.by_channel else Weights(parts, choices.nm)
     if isinstance(space, Weights) and space.normed and method.acts:
         raise InvalidValue(

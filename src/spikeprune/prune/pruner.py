@@ -1,5 +1,6 @@
 """The Pruner: the one stateful object, between a model and its optimizer; the training loop stays the user's."""
 
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -179,12 +180,15 @@ class Pruner:
             f"sparsity {self.sparsity:.4f}{', ' if (left := self._steps.missing) else ''}{left})"
         )
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> "Pruner":
+    def attach(self, *optimizers: torch.optim.Optimizer) -> "Pruner":
         """Hooks into `optimizer.step()`. Attaching again, or to a new optimizer, replaces the old hooks.
 
-        Raises: InvalidValue if the optimizer does not hold a prunable parameter.
+        Args:
+            optimizers: one, or several that share the model's parameters (such as Muon and AdamW). With several, a
+                step is complete when the last of them has stepped. An optimizer inside another one counts with it.
+        Raises: InvalidValue if the optimizers do not hold a prunable parameter; on every rank, if ranks differ.
         """
-        self._steps.attach(optimizer)
+        self._steps.attach(optimizers, self.settings(), weakref.ref(self))
         return self
 
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -194,7 +198,7 @@ class Pruner:
         `mask_grads` before the update to keep gradients of dead weights out of it.
         """
         if optimizer is not None:
-            self._space.parts.upkeep.optimizer = optimizer
+            self._space.parts.upkeep.optimizers = (optimizer,)
         self._steps.advance(closure=True)
 
     def mask_grads(self) -> None:
@@ -217,7 +221,8 @@ class Pruner:
     def finish(self) -> None:
         """Takes every hook off. The model is an ordinary module whose pruned weights are exactly 0.
 
-        Raises: InvalidValue if parameters of the model were replaced since the Pruner was made.
+        Raises: InvalidValue if parameters of the model were replaced since the Pruner was made, or dead weights were
+            written over since the last step; then nothing is changed.
         """
         self._steps.finish()
 

@@ -1,13 +1,14 @@
 """What `pruner.state_dict()` holds, and how it is read again: every part is checked before any is taken up."""
 
 import ast
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import cast, final
 
+import torch
 from torch import Tensor, nn
 
-from spikeprune.core.errors import InvalidValue
+from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.core.mask import pack
 from spikeprune.core.schedule import Schedule
 from spikeprune.methods.base import Memory, Method
@@ -36,6 +37,7 @@ class Saved:
     memory: Memory
     rewind: RewindState | None
     began: float | None
+    other_schedule: bool
 
 
 def settings_of(
@@ -75,14 +77,39 @@ def _packed(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_state(steps: Steps, saved: Saved) -> None:
-    """Takes up a state that was read; weights outside its masks become 0.
+    """Takes up a state that was read; weights outside its masks become 0. If that fails, nothing is changed.
 
-    Raises: InvalidValue if only one of the two began from given masks.
+    Raises: InvalidValue if only one of the two began from given masks, if a part of the state is of another network, or
+        if all mask updates of the schedule lie before the step of a state with another schedule.
     """
+    parts = (steps, steps.history, steps.updater, steps.space, steps.upkeep, *[r for r in (steps.rewind,) if r])
+    before = [(part, dict(vars(part))) for part in parts]
+    try:
+        _take_up(steps, saved)
+    except (UserError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        for part, values in before:
+            vars(part).clear()
+            vars(part).update(values)
+        if isinstance(error, UserError):
+            raise
+        raise InvalidValue(_DAMAGED.format(f"{error!r:.120}")) from error
+    steps.upkeep.hold()
+    steps.hold_state()
+    steps.guard.note()
+    if steps.attached:
+        steps.prepare()
+
+
+def _take_up(steps: Steps, saved: Saved) -> None:
     if (saved.began is None) != (steps.began is None):
         raise InvalidValue("only one of the Pruner and the saved pruner state began from masks=; make them alike")
     if saved.began is not None:
         steps.run_from(saved.began)
+    if saved.other_schedule and steps.plan.updates and saved.step >= steps.plan.last_step:
+        raise InvalidValue(
+            f"the saved pruner state is at step {saved.step}, behind the last mask update of this schedule (step "
+            f"{steps.plan.last_step}), so none would come; let the schedule begin after step {saved.step}"
+        )
     if steps.rewind is not None:
         steps.rewind.load_state_dict(saved.rewind)
     steps.done = saved.step
@@ -90,11 +117,7 @@ def load_state(steps: Steps, saved: Saved) -> None:
     steps.updater.memory = saved.memory
     steps.space.hold(saved.masks)
     steps.space.load_state_dict(saved.space)
-    steps.upkeep.hold()
-    steps.hold_state()
     steps.updater.observer.load_totals(saved.totals)
-    if steps.attached:
-        steps.prepare()
 
 
 def read_state(state: PrunerState, settings: PrunerSettings, space: Space, *, strict: bool) -> Saved:
@@ -109,15 +132,13 @@ def read_state(state: PrunerState, settings: PrunerSettings, space: Space, *, st
             raise InvalidValue(f"pruner state has version {state['version']}, this library reads {VERSION}")
         if strict:
             _check_settings(settings, state["settings"])
-        step, own, began = state["step"], state["space"], state.get("began")
-        if (
-            not isinstance(cast(object, step), int)
-            or isinstance(step, bool)
-            or step < 0
-            or not isinstance(cast(object, own), Mapping)
-        ):
-            raise TypeError("step or space is of another kind")
+        step, own = cast(object, state["step"]), state["space"]
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            raise TypeError(f"step is {step!r}")
+        for key in ("masks", "regrown", "ever_regrown", "totals", "memory", "space", "rewind"):
+            _check_kind(key, state.get(key))
         device = next(iter(space.parts.parameters.values())).device
+        began = state.get("began")
         return Saved(
             step=step,
             masks=space.held(state["masks"]),
@@ -128,12 +149,56 @@ def read_state(state: PrunerState, settings: PrunerSettings, space: Space, *, st
             space=own,
             memory={kind: {n: v.to(device) for n, v in kept.items()} for kind, kept in state["memory"].items()},
             rewind=state["rewind"],
-            began=None if began is None else float(began),
+            began=None if began is None else _share(began),
+            other_schedule=not _same_call(settings["schedule"], state["settings"].get("schedule")),
         )
     except InvalidValue:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise InvalidValue(f"this is not a saved pruner.state_dict(), or it is damaged ({error!r:.120})") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
+        raise InvalidValue(_DAMAGED.format(f"{error!r:.120}")) from error
+
+
+_DAMAGED = "this is not a saved pruner.state_dict(), or it is damaged ({})"
+
+
+def _share(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise TypeError(f"began is {value!r:.40}")
+    return float(value)
+
+
+def _check_kind(key: str, value: object) -> None:
+    """Raises: TypeError if a part of a state has another shape than `state_of` gives it."""
+    if value is None and key in ("regrown", "ever_regrown", "rewind"):
+        return
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"{key} is no mapping of names but {type(value).__name__}")
+    entries = cast(Mapping[str, object], value)
+    if key in ("masks", "regrown", "ever_regrown"):
+        wrong = next((n for n, bits in entries.items() if not _is_bits(bits)), None)
+    elif key == "totals":
+        wrong = next((n for n, total in entries.items() if not _is_total(total)), None)
+    elif key in ("memory", "space"):
+        wrong = next((n for n, kept in entries.items() if not _all_tensors(kept)), None)
+    else:
+        wrong = None if _all_tensors(entries.get("point")) and type(entries.get("since")) is int else "point or since"
+    if wrong is not None:
+        raise TypeError(f"{key} holds another kind of value under {wrong[:40]!r}")
+
+
+def _is_bits(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dtype is torch.uint8 and value.dim() == 1
+
+
+def _is_total(value: object) -> bool:
+    if not isinstance(value, (tuple, list)) or len(cast(Sequence[object], value)) != 2:
+        return False
+    total, number = cast(tuple[object, object], value)
+    return (total is None or isinstance(total, Tensor)) and type(number) in (int, float)
+
+
+def _all_tensors(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(v, Tensor) for v in cast(Mapping[str, object], value).values())
 
 
 def _check_settings(mine: PrunerSettings, theirs: PrunerSettings) -> None:

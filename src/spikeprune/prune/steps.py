@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
 import torch
@@ -14,12 +14,14 @@ from spikeprune.core.mask import count, unchanged
 from spikeprune.core.schedule import MaskUpdate, Schedule
 from spikeprune.methods.registry import name_of
 from spikeprune.model.trace import Graph
+from spikeprune.prune import ranks
 from spikeprune.prune.choices import Choices
 from spikeprune.prune.history import History
 from spikeprune.prune.plan import UpdatePlan
 from spikeprune.prune.updater import Updater
+from spikeprune.upkeep.attachment import Attachment, check_alone
 from spikeprune.upkeep.follow import Follower
-from spikeprune.upkeep.guard import Guard, check_alone, hooked, missing
+from spikeprune.upkeep.guard import Guard, missing
 from spikeprune.upkeep.rewind import Rewind
 
 _log = logging.getLogger("spikeprune")
@@ -43,18 +45,18 @@ class Steps:
         self.updater, self.history, self.rewind = updater, history, rewind
         self.schedule, self.choices, self.budget = schedule, choices, choices.budget
         self.plan, self.space, self.upkeep = updater.plan, updater.space, updater.space.parts.upkeep
-        self.guard = Guard(self.space.parts.model, self.space.parts.parameters)
+        self.guard = Guard(self.space.parts.model, self.space.parts.parameters, self.space.parts.frozen)
         self.began: float | None = None
         self.done = 0
         self.seconds = 0.0
         self.full_gradients = 0
         self.followers: list[Follower] = []
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._attachment: Attachment | None = None
 
     @property
     def attached(self) -> bool:
         """Whether hooks are on an optimizer."""
-        return bool(self._handles)
+        return self._attachment is not None
 
     @property
     def clean(self) -> bool:
@@ -108,38 +110,47 @@ class Steps:
 
     # ---- hooks ------------------------------------------------------------------------------------------------
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Puts hooks on an optimizer; those on another one are taken off.
+    def attach(self, optimizers: Sequence[Any], settings: dict[str, Any], owner: Callable[[], object | None]) -> None:
+        """Puts hooks on optimizers; those on others are taken off.
 
-        Raises: InvalidValue if the optimizer does not hold a prunable parameter, takes no hooks, or has another
-            Pruner of the same parameters; if the model has other parameters by now.
+        Args:
+            settings: what all ranks must have alike.
+            owner: the user's Pruner, or None if the user holds it no longer.
+        Raises: InvalidValue if no optimizer holds some prunable parameter, one takes no hooks or has another Pruner of
+            the same parameters; if the model has other parameters by now; if ranks differ in their settings.
         """
-        parameters, optimizer = self.space.parts.parameters, hooked(optimizer)
+        parameters = self.space.parts.parameters
         self.guard.check()
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        missing = [n for n, p in parameters.items() if id(p) not in held]
-        if missing:
-            raise InvalidValue(
-                f"the optimizer does not hold {missing[0]!r} ({len(missing)} of {len(parameters)} prunable "
-                "parameters); build it from the parameters of the model given to the Pruner"
-            )
-        check_alone(optimizer, parameters.values(), self)
+        attachment = Attachment(self, optimizers, parameters, owner)
+        try:
+            held = {id(p) for o in attachment.optimizers for group in o.param_groups for p in group["params"]}
+            absent = [n for n, p in parameters.items() if id(p) not in held]
+            if absent:
+                raise InvalidValue(
+                    f"the optimizer does not hold {absent[0]!r} ({len(absent)} of {len(parameters)} prunable "
+                    "parameters); build it from the parameters of the model given to the Pruner"
+                )
+            check_alone(attachment.optimizers, parameters.values(), self)
+            ranks.check_alike(settings, self._device)
+        except InvalidValue:
+            attachment.remove()
+            raise
         self.detach()
-        self.upkeep.optimizer = optimizer
+        self._attachment, self.upkeep.optimizers = attachment, attachment.optimizers
         if self.rewind is not None:
             self.rewind.keep(self.done)  # again: since the Pruner was made, weights may have been loaded
         self.hold_state()
-        self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
         self.prepare()
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.space.parts.parameters.values())).device
 
     def detach(self) -> None:
         """Takes every hook off optimizer and model."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        if self._attachment is not None:
+            self._attachment.remove()
+        self._attachment = None
         self.updater.observer.remove()
 
     @property
@@ -150,14 +161,17 @@ class Steps:
     def finish(self) -> None:
         """Takes off all that was put on the model, and holds the weights. Mask updates that never came are logged.
 
-        Raises: InvalidValue if the model has other parameters by now, whose zeros nobody held.
+        Raises: InvalidValue if the model has other parameters by now, whose zeros nobody held, or if somebody has
+            written into dead weights; then nothing is changed.
         """
+        self.guard.check()
+        self.guard.check_zeros(self.upkeep.masks)
         self.detach()
         self.upkeep.hold()
         while self.followers:
             self.followers.pop().finish()
-        self.guard.check()
         if self.missing:
+            ranks.meet(ranks.ENDS, self.done, self._device)
             _log.warning("the schedule was not carried out: at step %d, %s", self.done, self.missing)
 
     def hold_state(self) -> None:
@@ -165,24 +179,47 @@ class Steps:
         if self.clean and not self.upkeep.dense:
             self.upkeep.hold_state(self.upkeep.masks)
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def before_step(self, optimizer: torch.optim.Optimizer, *, closure: bool) -> None:
+        """Before an update: the model is still the same, and gradients are kept and masked."""
         started = time.perf_counter()
         self.guard.check()
-        if not _closure(args, kwargs):  # a closure computes the gradients inside the step, so these are old ones
-            if self.updater.gradients.empty:  # else the user has called mask_grads, and those of dead weights are gone
-                self.keep_grads()
-            self.hold_grads()
+        self.guard.check_frozen()
+        update = self.plan.at(self.done + 1)
+        if update is not None:
+            self.guard.check_trained()
+        if update is not None or self.guard.written:
+            self.guard.check_zeros(self.upkeep.masks)
+        if not closure:  # a closure computes the gradients inside the step, so these are old ones
+            self.gradients_computed()
         self.seconds += time.perf_counter() - started
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def gradients_computed(self) -> None:
+        """The gradients of this step are there."""
+        if self.updater.gradients.empty:  # else the user has called mask_grads, and those of dead weights are gone
+            self.keep_grads()
+        self.hold_grads()
+
+    def after_step(self, optimizer: torch.optim.Optimizer, *, closure: bool, last: bool) -> None:
+        """After an update; the step is complete with the `last` of several optimizers."""
         found = getattr(optimizer, "found_inf", None)  # a fused optimizer has it, and skips the step inside its kernel
         if isinstance(found, Tensor) and bool(found > 0):
             self.updater.gradients.forget()
             self.updater.acted = False
             return
         started = time.perf_counter()
-        self.advance(closure=_closure(args, kwargs))
+        if last:
+            self.advance(closure=closure)
+        else:
+            self.upkeep.after_step(closure=closure, clean=self.clean)
+            self.guard.note()
         self.seconds += time.perf_counter() - started
+
+    def after_others(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer around ours, or one that is not attached, has written: the zeros are held."""
+        self.upkeep.hold_others(optimizer)
+        for follower in self.followers:
+            follower.hold()
+        self.guard.note()
 
     def keep_grads(self) -> None:
         """Before a mask update, keeps the gradients of all weights for a method that looks at them."""
@@ -211,7 +248,9 @@ class Steps:
             self.upkeep.after_step(closure=closure, clean=self.clean)
         else:
             self.upkeep.hold()  # warm momentum moves dead weights, which must not compete in the ranking
+            ranks.meet(ranks.UPDATES, self.done, self._device)
             self.make(update)
+        self.guard.note()
         for follower in self.followers:
             follower.hold()
         self.prepare()
@@ -259,6 +298,8 @@ class Steps:
         if updater.method.within_layers and start_value == "kept":
             start_value = "exchanged"
         self.space.apply(outcome, start_value, self.clean)
+        if cuts:
+            self.upkeep.forget_history()
         if cuts and self.rewind is not None:
             self.rewind.go(self.done, self.upkeep)
         if update is self.plan.updates[-1]:
@@ -292,8 +333,3 @@ class Steps:
             data, loss if differentiates else None, membrane=membrane, rates=rates, graph=graph
         )
         self.updater.gradients.take({n: g for n, g in found.items() if n in self.space.tracked})
-
-
-def _closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a step was given a closure. The arguments that torch hands to step hooks begin with the optimizer."""
-    return any(value is not None for value in (*args[1:], kwargs.get("closure")))

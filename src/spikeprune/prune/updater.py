@@ -194,8 +194,8 @@ class Updater:
         """
         if closure and not self.acted and self.method.sees_gradients:
             raise InvalidValue(
-                f"{name_of(self.method)} takes part in every step, before the update too: use attach(optimizer) and "
-                "steps without a closure, or call mask_grads() before each step"
+                f"{name_of(self.method)} takes part in every step, before the update too: use attach(optimizer), "
+                "or call mask_grads() before each step"
             )
         self.acted = False
         masks = self.method.after_update(self.training(step))
@@ -206,7 +206,7 @@ class Updater:
         """What the method sees of the step that is being made."""
         parameters, upkeep = self.space.parts.parameters, self.space.parts.upkeep
         passed = update or self.plan.passed(step)
-        groups = upkeep.optimizer.param_groups if upkeep.optimizer is not None else []
+        groups = [group for optimizer in upkeep.optimizers for group in optimizer.param_groups]
         rate_of = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
         decay_of = {id(p): float(group.get("weight_decay", 0.0)) for group in groups for p in group["params"]}
         decoupled = isinstance(upkeep.optimizer, torch.optim.AdamW)

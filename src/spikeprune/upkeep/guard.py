@@ -1,32 +1,70 @@
-"""The guard of a Pruner: it sees when model, optimizer or training are no longer those that the Pruner works on."""
+"""The guard of a Pruner: it sees when model or training are no longer those that the Pruner works on."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, final
+from collections.abc import Mapping, Sequence
+from typing import final
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
+from spikeprune.core.mask import count
 from spikeprune.core.schedule import MaskUpdate
 
 
 @final
 class Guard:
-    """Compares the parameters that a Pruner holds with those that the model has now. No tensor is read."""
+    """Compares the parameters that a Pruner holds with those that the model has now.
 
-    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-        self._model, self._parameters = model, parameters
+    Args:
+        frozen: layers' weights that were not trained when the Pruner was made, so that it leaves them alone.
+    """
+
+    def __init__(
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], frozen: Mapping[str, nn.Parameter]
+    ) -> None:
+        self._model, self._parameters, self._frozen = model, parameters, frozen
         self._paths = {name: name.split(".") for name in parameters}
+        self._versions: dict[str, int] = {}
 
     def check(self) -> None:
-        """Raises: InvalidValue if the model has another parameter of that name, or none, in place of a held one."""
+        """Reads no tensor.
+
+        Raises: InvalidValue if the model has another parameter of that name, or none, in place of a held one.
+        """
         for name, path in self._paths.items():
             if self._found(path) is not self._parameters[name]:
+                raise InvalidValue(self._replaced(name))
+
+    def check_frozen(self) -> None:
+        """Raises: InvalidValue if a weight that was frozen when the Pruner was made is trained now."""
+        for name, parameter in self._frozen.items():
+            if parameter.requires_grad:
                 raise InvalidValue(
-                    f"the model's {name!r} is no longer the parameter that the Pruner holds (it was assigned, loaded "
-                    "with assign=True, or its layer was replaced); copy values into it with load_state_dict, or make "
-                    "a new Pruner and optimizer"
+                    f"{name!r} was frozen when the Pruner was made and is trained now, so it would stay dense; make a "
+                    f"new Pruner after unfreezing (masks=pruner.masks keeps the zeros), or pass exclude=[{name!r}]"
                 )
+
+    def check_trained(self) -> None:
+        """Before a mask update. Raises: InvalidValue if a weight that it may cut is frozen by now."""
+        name = next((name for name, p in self._parameters.items() if not p.requires_grad), None)
+        if name is not None:
+            raise InvalidValue(
+                f"{name!r} is frozen now, and the mask update of this step would still cut it; unfreeze it, or make a "
+                f"new Pruner with masks=pruner.masks and exclude=[{name!r}]"
+            )
+
+    def _replaced(self, name: str) -> str:
+        mine = self._parameters[name]
+        other = next((n for n, p in self._model.named_parameters() if p is mine), None)
+        if other is not None:
+            return (
+                f"the parameter {name!r} of the model is now called {other!r} (a parametrisation was registered?), so "
+                "its mask would have a wrong name; register it before the Pruner is made"
+            )
+        return (
+            f"the model's {name!r} is no longer the parameter that the Pruner holds (it was assigned, loaded "
+            "with assign=True, or its layer was replaced); copy values into it with load_state_dict, or make "
+            "a new Pruner and optimizer"
+        )
 
     def _found(self, path: Sequence[str]) -> nn.Parameter | None:
         module: nn.Module | None = self._model
@@ -34,36 +72,26 @@ class Guard:
             module = None if module is None else module._modules.get(part)
         return None if module is None else module._parameters.get(path[-1])
 
+    # ---- zeros ----------------------------------------------------------------------------------------------------
 
-def hooked(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer that takes step hooks: the given one, or the one inside of a wrapper such as accelerate's.
+    def note(self) -> None:
+        """The dead weights are 0 now: what is written into a weight from here on is seen by its version."""
+        self._versions = {name: p._version for name, p in self._parameters.items()}
 
-    Raises: InvalidValue if there is none.
-    """
-    inner, seen = optimizer, set[int]()
-    while not hasattr(inner, "_optimizer_step_pre_hooks") and id(inner) not in seen:
-        seen.add(id(inner))
-        inner = vars(inner).get("optimizer", inner) if hasattr(inner, "__dict__") else inner
-    if not hasattr(inner, "_optimizer_step_pre_hooks"):
-        raise InvalidValue(
-            f"{type(optimizer).__name__} takes no step hooks; attach the Pruner to the torch optimizer inside of it, "
-            "or call pruner.step(optimizer) after every step"
-        )
-    return inner
+    @property
+    def written(self) -> bool:
+        """Whether somebody else has written into a weight. Writes through `.data` do not show."""
+        return any(self._parameters[name]._version != version for name, version in self._versions.items())
 
-
-def check_alone(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], mine: Any) -> None:
-    """Raises: InvalidValue if another Pruner that is attached to the optimizer holds one of the parameters too."""
-    held = {id(p) for p in parameters}
-    for hook in optimizer._optimizer_step_post_hooks.values():  # pyright: ignore[reportPrivateUsage]
-        other: Any = getattr(hook, "__self__", None)
-        if type(other) is not type(mine) or other is mine:
-            continue
-        shared = next((n for n, p in other.space.parts.parameters.items() if id(p) in held), None)
-        if shared is not None:
+    def check_zeros(self, masks: Mapping[str, Tensor]) -> None:
+        """Raises: InvalidValue if a dead weight is not 0."""
+        revived = {n: (p.detach() != 0) & ~masks[n] for n, p in self._parameters.items() if n in masks}
+        name = next((n for n, r in revived.items() if bool(r.any())), None)
+        if name is not None:
             raise InvalidValue(
-                f"another Pruner is attached to this optimizer and prunes {shared!r} too; call its finish(), "
-                "or make a new optimizer"
+                f"{count(revived)} dead weights are not 0, the first in {name!r}: somebody wrote them since the last "
+                "step (a checkpoint of before a mask update?); load that moment's pruner state too, or call "
+                "pruner.masks.apply_(model)"
             )
 
 

@@ -40,8 +40,8 @@ class Rewind:
         for name, value in self._model.state_dict().items():
             value.copy_(self._point[name])
         upkeep.hold()
-        if upkeep.optimizer is not None:
-            upkeep.optimizer.state.clear()
+        for optimizer in upkeep.optimizers:
+            optimizer.state.clear()
         self.since = step
 
     def state_dict(self) -> RewindState:

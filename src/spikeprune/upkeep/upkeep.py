@@ -1,6 +1,6 @@
 """What happens in every step: dead weights, their gradients and their optimizer state stay exactly 0."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,13 @@ class Upkeep:
     Attributes:
         masks: parameter name -> bool, True = alive.
         dense: no weight is dead, so there is nothing to do.
-        optimizer: whose state is masked, if known.
+        optimizers: whose state is masked, if known.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """`parameters`: all parameters that may get a mask. Only those with a mask are kept at it."""
         self.parameters = parameters
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizers: Sequence[torch.optim.Optimizer] = ()
         self.masks: dict[str, Tensor] = {}
         self.dense = True
         self._bits: dict[torch.dtype, dict[str, Tensor]] = {}
@@ -59,7 +59,7 @@ class Upkeep:
             clean: whether the state of dead weights is to be empty at all.
         """
         self.hold()
-        if not self.dense and clean and (closure or type(self.optimizer) not in _KEEPS_ZERO):
+        if not self.dense and clean and (closure or not all(map(_keeps_zero, self.optimizers))):
             self.hold_state(self.masks)
 
     def _clear(self, tensors: Mapping[str, Tensor]) -> None:
@@ -77,20 +77,78 @@ class Upkeep:
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Parameter name -> the optimizer's state tensors of the parameter's shape (momentum and the like)."""
-        state = {} if self.optimizer is None else self.optimizer.state
-        return {
-            n: {k: v for k, v in state[p].items() if isinstance(v, Tensor) and v.shape == p.shape}
-            for n in self.masks
-            if (p := self.parameters[n]) in state
-        }
+        found: dict[str, dict[str, Tensor]] = {}
+        for optimizer in self.optimizers:
+            for n in self.masks:
+                if (p := self.parameters[n]) in optimizer.state:
+                    state = optimizer.state[p].items()
+                    found.setdefault(n, {}).update({k: v for k, v in state if _is_like(v, p)})
+        return found
 
     @torch.no_grad()
     def hold_state(self, masks: Mapping[str, Tensor]) -> None:
-        """Zeroes the optimizer state outside of `masks`."""
+        """Zeroes the optimizers' state outside of `masks`."""
         for name, tensors in self.state().items():
-            for tensor in tensors.values():
-                bits = _bits_of(masks[name], tensor.dtype)
-                tensor.view(bits.dtype).bitwise_and_(bits)
+            _clear_all(tensors.values(), masks[name])
+        names = {id(p): n for n, p in self.parameters.items() if n in masks}
+        for optimizer in self.optimizers:
+            for p, tensor in _copies(optimizer):
+                if id(p) in names and tensor is not p:
+                    _clear_all([tensor], masks[names[id(p)]])
+
+    def hold_others(self, optimizer: torch.optim.Optimizer) -> None:
+        """Zeroes dead weights after an optimizer that is not attached has written, and what it keeps of them."""
+        self.hold()
+        if not self.dense:
+            mine, self.optimizers = self.optimizers, (optimizer,)
+            self.hold_state(self.masks)
+            self.optimizers = mine
+
+    def forget_history(self) -> None:
+        """Empties the state of optimizers that keep all parameters in one vector: it belongs to other weights now."""
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, torch.optim.LBFGS):
+                optimizer.state.clear()
+
+
+# What the optimizers of _KEEPS_ZERO keep by themselves. A wrapper may add entries of its own, such as slow weights.
+_OWN_STATE = {
+    "step", "momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "mu_product", "sum", "square_avg",
+    "acc_delta", "grad_avg",
+}  # fmt: skip
+
+
+def _keeps_zero(optimizer: torch.optim.Optimizer) -> bool:
+    plain = type(optimizer) in _KEEPS_ZERO
+    return plain and all(_OWN_STATE.issuperset(state) for state in optimizer.state.values())
+
+
+def _is_like(value: object, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape
+
+
+def _copies(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each parameter with what an attribute of the optimizer keeps of it, such as a list of slow weights."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for value in vars(optimizer).values():
+        if isinstance(value, (list, tuple)) and value is not optimizer.param_groups:
+            kept = list(_tensors(value))
+            if len(kept) == len(parameters) and all(map(_is_like, kept, parameters)):
+                yield from zip(parameters, kept, strict=True)
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from _tensors(entry)
+
+
+def _clear_all(tensors: Iterable[Tensor], mask: Tensor) -> None:
+    for tensor in tensors:
+        bits = _bits_of(mask, tensor.dtype)
+        tensor.detach().view(bits.dtype).bitwise_and_(bits)
 
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

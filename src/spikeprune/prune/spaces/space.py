@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Unpack, final
 
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ class Parts:
         parameters: name -> the weights that may be pruned.
         upkeep: holds the masks of the parameters.
         budget, allocate, floor: as for the Pruner.
+        frozen: name -> weights that would be prunable, but were not trained when the Pruner was made.
     """
 
     model: nn.Module
@@ -38,6 +39,7 @@ class Parts:
     budget: str = "weights"
     allocate: str = "global"
     floor: float | None = 1
+    frozen: Mapping[str, nn.Parameter] = field(default_factory=dict[str, nn.Parameter])
 
 
 class Space(abc.ABC):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from spikeprune.core import allocate as allocation
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.evidence import Scores
-from spikeprune.core.mask import Outcome, unpack
+from spikeprune.core.mask import Outcome, check_fit, unpack
 from spikeprune.core.select import best_of_rows
 from spikeprune.core.update import Bools, Rules, Target, prune_and_regrow
 from spikeprune.count.costs import weight_budget
@@ -150,7 +150,9 @@ class Weights(Space):
         return {"last": dict(self._last)}
 
     def load_state_dict(self, state: SpaceState) -> None:
-        self._last = {n: v.to(self.parts.parameters[n]) for n, v in cast(WeightsState, state)["last"].items()}
+        last = cast(WeightsState, state)["last"]
+        check_fit(last, self.parts.parameters)
+        self._last = {n: v.to(self.parts.parameters[n]) for n, v in last.items()}
 
     def unpacked(self, bits: Tensors, state: SpaceState) -> dict[str, Tensor]:
         device = next(iter(self.parts.parameters.values())).device
