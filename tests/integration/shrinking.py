@@ -6,6 +6,7 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
+from spikeprune.core.mask import Masks
 from spikeprune.model.adapter import find_adapter
 from spikeprune.model.channel_values import channel_masks
 from spikeprune.model.groups import channel_groups
@@ -27,13 +28,15 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def half(model: nn.Module, x: Tensor, pattern: str = "channel", seed: int = 0) -> dict[str, Tensor]:
-    """Masks that cut every other channel at random, one in each group left at least."""
+    """Masks that cut every other channel at random, one in each group left at least; the model obeys them."""
     generator = torch.Generator().manual_seed(seed)
     groups = channel_groups(trace(model, x, adapter=find_adapter(model)), model, pattern)
     keep = {g.name: torch.rand(g.channels, generator=generator) < 0.5 for g in groups}
     for alive in keep.values():
         alive[0] = True
-    return channel_masks(groups, keep, model)
+    masks = channel_masks(groups, keep, model)
+    Masks(masks).apply_(model)
+    return masks
 
 
 def masked_copy(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:

@@ -8,6 +8,7 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from spikeprune.core.errors import InvalidValue
+from spikeprune.core.mask import Masks
 from spikeprune.core.schedule import Constant
 from spikeprune.prune.pruner import Pruner
 from spikeprune.shrink.plan import ChannelPlan
@@ -125,6 +126,7 @@ def test_the_optimizer_goes_on_as_if_nothing_had_happened(kind):
     if kind == "adafactor":
         return
     fresh = small_net().train()
+    half(fresh, X)
     other = make[kind](fresh.parameters())
     step(fresh, other, masks)
     step(fresh, other, masks)
@@ -189,7 +191,7 @@ def test_a_leftover_shift_keeps_a_channel_firing():
     assert small[0].out_channels == 6
     assert small[3].out_channels < 8
     assert "'1' may still fire" in plan.blocked[0]
-    assert shrink(model, whole, X)[1].blocked == ()
+    assert shrink(masked_copy(model, whole), whole, X)[1].blocked == ()
     only = {"0.weight": masks["0.weight"]}
     with pytest.raises(InvalidValue, match="nothing can be cut"):
         shrink(model, only, X)
@@ -202,7 +204,7 @@ def test_unstructured_masks_lose_channels_that_cannot_fire_or_are_not_read():
     with torch.no_grad():
         model[1].bias[1] = -9.0
     masks["3.weight"][:, 4] = False  # nobody reads channel 4
-    small, plan = shrink(model, masks, X)
+    small, plan = shrink(masked_copy(model, masks), masks, X)
     assert plan.layers["0"] == (6, 4)
     assert (run(small, X) - run(masked_copy(model, masks), X)).abs().max() < 1e-9
 
@@ -212,7 +214,7 @@ def test_a_layer_whose_mask_is_empty_keeps_one_channel():
     masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in model.named_parameters()}
     for name in ("0.weight", "0.bias", "1.weight", "1.bias"):
         masks[name][:] = False
-    small, plan = shrink(model, masks, X)
+    small, plan = shrink(masked_copy(model, masks), masks, X)
     assert plan.layers["0"] == (6, 1)
     assert torch.equal(run(small, X), run(masked_copy(model, masks), X))
 
@@ -249,6 +251,21 @@ def test_what_cannot_be_followed_is_refused_by_name(module, named):
         shrink(model, mask, torch.rand(1, 1, 6, 6))
     assert named in str(error.value)
     assert 20 <= len(str(error.value)) <= 300
+
+
+def test_masks_that_the_weights_do_not_obey_are_refused():
+    model = small_net()
+    masks = half(model, X)
+    small, _ = shrink(model, masks, X)
+    with torch.no_grad():
+        model[0].weight[~masks["0.weight"]] = 1.0
+    with pytest.raises(
+        InvalidValue, match=r"weights that the masks cut are not 0 .*'0\.weight'.*masks\.apply_"
+    ) as caught:
+        shrink(model, masks, X)
+    assert 20 <= len(str(caught.value)) <= 300
+    Masks(masks).apply_(model)
+    assert torch.equal(run(shrink(model, masks, X)[0], X), run(small, X))
 
 
 def test_wrong_input_is_named():

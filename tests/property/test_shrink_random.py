@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import Tensor, nn
 
+from spikeprune.core.mask import Masks
 from spikeprune.model.adapter import find_adapter
 from spikeprune.model.channel_values import channel_masks
 from spikeprune.model.groups import channel_groups
@@ -84,6 +85,7 @@ def test_masked_and_shrunk_agree(network, pattern, share, seed):
     for alive in keep.values():
         alive[0] = True
     masks = channel_masks(groups, keep, model)
+    Masks(masks).apply_(model)
     small, plan = shrink(model, masks, x)
     if pattern == "channel":  # to the channel: nothing of a cut group is left, nothing of a kept one is gone
         cut = {layer: after for layer, (_, after) in plan.layers.items()}

@@ -95,6 +95,7 @@ def test_a_duration_in_the_library_is_refused_by_type(value, said):
 def test_shrink_that_cuts_nothing_says_so(caplog):
     net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     with caplog.at_level(logging.WARNING, "spikeprune"):
+        net[0].weight.data.mul_(torch.eye(3, 4))
         _, plan = sp.shrink(net, {"0.weight": torch.eye(3, 4).bool()}, torch.ones(1, 4))
     assert plan.cuts == ()
     assert all(word in caplog.text for word in ("shrink cut nothing", "sp.compile", "pattern='channel'"))
@@ -104,6 +105,8 @@ def test_shrink_that_cuts_nothing_says_so(caplog):
             "0.weight": torch.tensor([[True] * 4, [False] * 4, [True] * 4]),
             "0.bias": torch.tensor([1, 0, 1]).bool(),
         }
+        net[0].bias.data[1] = 0
+        net[0].weight.data[1] = 0
         assert sp.shrink(net, dead, torch.ones(1, 4))[1].cuts
     assert caplog.text == ""
 

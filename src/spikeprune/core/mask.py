@@ -120,6 +120,27 @@ def check_fit(masks: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> 
             )
 
 
+def disobeying(masks: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, int]:
+    """Name -> how many values are not 0 where their mask is False; names without any are left out."""
+    found = {
+        name: int(torch.count_nonzero(values[name].detach()[~mask.to(values[name].device)]))
+        for name, mask in masks.items()
+        if name in values and values[name].shape == mask.shape
+    }
+    return {name: number for name, number in found.items() if number}
+
+
+def check_obeyed(masks: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Raises: InvalidValue if a value is not 0 where its mask is False."""
+    found = disobeying(masks, values)
+    if found:
+        name = next(iter(found))
+        raise InvalidValue(
+            f"{sum(found.values())} weights that the masks cut are not 0 ({found[name]} of {name!r}), so these masks "
+            "are not this network's; call masks.apply_(model) first, or give the masks it was trained with"
+        )
+
+
 def pack(mask: Bool[Tensor, "*shape"]) -> UInt8[Tensor, "bytes"]:
     """A bool tensor as bits, eight to a byte, in a flat uint8 tensor of ceil(numel / 8)."""
     flat = mask.reshape(-1).to(torch.uint8)

@@ -3,6 +3,7 @@
 Hooks on the Conv and Linear layers see each input as it passes; nothing of it is kept.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from spikeprune.core.errors import InvalidValue, MissingEvidence
-from spikeprune.core.mask import check_fit
+from spikeprune.core.mask import check_fit, disobeying
 from spikeprune.count import formulas
 from spikeprune.count.figures import Counts, Figures, Sides
 from spikeprune.count.uses import UsedWeight, Uses
@@ -25,6 +26,7 @@ from spikeprune.model.trace import Tracer
 from spikeprune.model.weights import layer_modules, stored_weight, weight_of
 from spikeprune.model.wrappers import eager
 
+_log = logging.getLogger("spikeprune")
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {
     1: F.conv_transpose1d,
     2: F.conv_transpose2d,
@@ -52,7 +54,8 @@ def count(
     Args:
         data: batches, each an input or an (input, target) pair, on the model's device, fed as they are.
         masks: parameter name -> bool tensor of its shape, True = alive, as in `pruner.masks`. Without masks a weight
-            that is exactly 0 counts as pruned, which overlooks regrown weights that have not moved yet.
+            that is exactly 0 counts as pruned, which overlooks regrown weights that have not moved yet. If weights do
+            not obey the masks, the figures are those of the masks, and a warning says so.
         time: where the time steps of an input are: "first" [T, N, ...], "batch-first" [N, T, ...], "last" [N, ..., T];
             "outside" for a model of one step, which is then called for each x[t] of [T, N, ...]. By default N is read
             from the targets, the neurons or the output.
@@ -70,6 +73,7 @@ def count(
         raise InvalidValue(f"time must be 'first', 'batch-first', 'last' or 'outside', got {time!r}")
     model = eager(model)
     check_fit(masks or {}, dict(model.named_parameters()))
+    _warn_of_disobeyed(masks or {}, model)
     adapter = find_adapter(model)
     modules = layer_modules(model)
     weights = {_name(model, stored_weight(m), name): weight_of(m).detach() for name, m in modules.items()}
@@ -120,6 +124,17 @@ def count(
         samples=samples,
         products=uses.products / samples,
     )
+
+
+def _warn_of_disobeyed(masks: Mapping[str, Tensor], model: nn.Module) -> None:
+    found = disobeying(masks, dict(model.named_parameters()))
+    if found:
+        _log.warning(
+            "spikeprune: %d weights that the masks cut are not 0 (first in %r), so count tells of the masks and not of "
+            "this model; masks.apply_(model) zeroes them",
+            sum(found.values()),
+            next(iter(found)),
+        )
 
 
 def _sides_of_use(used: UsedWeight, samples: int, size: tuple[int, int]) -> Sides:

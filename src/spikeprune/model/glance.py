@@ -9,6 +9,7 @@ from torch import nn
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.discover import Discovered
+from spikeprune.model.hooks import OwnHook
 from spikeprune.model.trace import Graph, trace
 from spikeprune.model.weights import layer_modules, stored_weight
 
@@ -47,8 +48,8 @@ class Glance:
         own = {id(p) for p in parameters.values()}
         layers = [m for m in layer_modules(model).values() if id(stored_weight(m)) in own]
         self._uncalled = {id(layer) for layer in layers}
-        self._handles: list[Any] = [layer.register_forward_pre_hook(self._called) for layer in layers]
-        self._handles.append(model.register_forward_hook(self._ended, with_kwargs=True))
+        self._handles: list[Any] = [layer.register_forward_pre_hook(OwnHook(self._called)) for layer in layers]
+        self._handles.append(model.register_forward_hook(OwnHook(self._ended), with_kwargs=True))
 
     def _called(self, layer: nn.Module, _: tuple[Any, ...]) -> None:
         self._uncalled.discard(id(layer))

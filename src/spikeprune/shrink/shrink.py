@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
+from spikeprune.core.mask import check_obeyed
 from spikeprune.model.adapter import Adapter, find_adapter
 from spikeprune.model.channels import ChannelMap
 from spikeprune.model.trace import trace
@@ -40,11 +41,11 @@ def shrink(
         example: an input, or a tuple of inputs, as in training; a small batch will do.
         optimizer: is pointed at the small model, with the state of the entries that stay.
     Returns: the small model (in the model's train or eval mode and step mode, no membrane state), and the plan.
-    Raises: InvalidValue if a mask does not fit; if the example does not; naming the module, if the network holds one
-        whose channels cannot be followed; naming the group, if the small network's output on the example differs by
-        more than 1e-5 in float64 and eval mode. In float32 a sum in another order may move a membrane potential that
-        lies within rounding of its threshold, and one spike more or less changes everything after it: such ties are
-        no error, and float64 leaves none.
+    Raises: InvalidValue if a mask does not fit, or a weight that it cuts is not 0; if the example does not fit; naming
+        the module, if the network holds one whose channels cannot be followed; naming the group, if the small network's
+        output on the example differs by more than 1e-5 in float64 and eval mode. In float32 a sum in another order may
+        move a membrane potential that lies within rounding of its threshold, and one spike more or less changes
+        everything after it: such ties are no error, and float64 leaves none.
 
     Examples:
         >>> masks = sp.prune(model, "weight-norm", 0.5, data=data, pattern="channel")
@@ -54,6 +55,7 @@ def shrink(
     """
     model = eager(model)
     _check_masks(model, masks)
+    check_obeyed(masks, dict(model.named_parameters()))
     example = example if isinstance(example, tuple) else (example,)
     adapter = find_adapter(model)
     masked = copy_without_state(model, adapter)

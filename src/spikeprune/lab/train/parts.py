@@ -1,6 +1,7 @@
 """What a run is made of: its data, its network, its Pruner, and the network of a finished run."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from spikeprune import data as datasets
 from spikeprune.core.errors import UserError
+from spikeprune.core.mask import disobeying
 from spikeprune.lab.recipe import Recipe
 from spikeprune.lab.recipe.job import Job
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
@@ -86,6 +88,19 @@ def restore(
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(f"{path} does not fit the network {recipe.model}; restore it or run again") from error
+    if path == folder.model:
+        _check_masks(folder, tensors)
     model.to(device)
     example = next(datasets.batches(data, "train", 2 * recipe.T + 2, device=device))[0]
     return connect(model, example, recipe.T, len(data.classes), recipe.loss, data.time_first)
+
+
+def _check_masks(folder: RunFolder, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises: UserError if the folder's masks are missing, or are not those of its network."""
+    masks = {n: m for n, m in read_safetensors(folder.masks).items() if n in tensors and tensors[n].shape == m.shape}
+    found = disobeying(masks, tensors)
+    if found:
+        raise UserError(
+            f"{sum(found.values())} weights of {folder.model} are not 0 although {folder.masks.name} cuts them (first "
+            f"in {next(iter(found))!r}); restore both files, or run again"
+        )
