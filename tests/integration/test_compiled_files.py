@@ -7,6 +7,7 @@ import pytest
 import torch
 from compiled_nets import good_file
 from fuzz_compiled import MAGIC, batch, parts
+from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 import spikeprune as sp
@@ -117,3 +118,54 @@ def test_a_layer_behind_the_readout_has_no_time_axis():
     compiled = CompiledSNN(sp.compile(model, x).network, engine="real")
     functional.reset_net(model)
     torch.testing.assert_close(compiled(x), model(x).detach())
+
+
+# ---- packed ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int16"])
+def test_a_file_becomes_smaller_with_sparsity(precision, tmp_path):
+    """Within a fifth of a bit for each weight and the weights that are left (4 bytes, or 2 of int16)."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        layer.Linear(512, 512), neuron.LIFNode(), layer.Linear(512, 512), neuron.LIFNode(), layer.Linear(512, 10)
+    )
+    functional.set_step_mode(net, "m")
+    x = torch.rand(2, 2, 512) * 3
+    sizes = {}
+    for sparsity in (0.0, 0.8, 0.95, 0.99):
+        if sparsity:
+            sp.prune(net, "magnitude", sparsity)
+        path = tmp_path / f"{sparsity}.snn"
+        compiled = sp.compile(net.eval(), x, precision)
+        compiled.save(path)
+        weights = [p for p in net.parameters() if p.dim() == 2]
+        total, alive = sum(p.numel() for p in weights), sum(int((p != 0).sum()) for p in weights)
+        sizes[sparsity] = path.stat().st_size, total / 8 + alive * (4 if precision == "fp32" else 2)
+        assert torch.equal(sp.load(path)(x), compiled(x))
+    assert all(size < 1.2 * bound for sparsity, (size, bound) in sizes.items() if sparsity), sizes
+    assert sizes[0.99][0] < sizes[0.95][0] < sizes[0.8][0] < sizes[0.0][0]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda said, name: said.pop(name),
+        lambda said, name: said.update({name: ["float32", [3]]}),
+        lambda said, name: said.update({name: ["float32", [2**40, 2**40]]}),
+        lambda said, name: said.update({name: ["float64", said[name][1]]}),
+        lambda said, name: said.update({name: ["float32", -1]}),
+        lambda said, name: said.update({name: 3}),
+        lambda said, name: said.update({"other": said[name]}),
+    ],
+)
+def test_packed_tensors_that_do_not_fit_are_refused(good, tmp_path, spoil):
+    _, _, header, data = good
+    name = next(iter(json.loads(header["__metadata__"]["network"])["packed"]))
+    bad = written(tmp_path / "bad.snn", header, data, lambda network: spoil(network["packed"], name))
+    with pytest.raises(UserError) as caught:
+        sp.load(bad)
+    assert len(str(caught.value)) < 400
+    nothing = written(tmp_path / "none.snn", header, data, lambda network: network.update(packed=None))
+    with pytest.raises(UserError):
+        sp.load(nothing)

@@ -214,7 +214,7 @@ def _read(path: Path) -> Certificate:
 
 def _metadata(content: bytes) -> dict[str, str]:
     """The metadata of a safetensors file, also inside a compiled one."""
-    if content.startswith(store.MAGIC):
+    if store.is_compiled(content):
         content = content[len(store.MAGIC) + 32 :]
     try:
         length = int.from_bytes(content[:8], "little")

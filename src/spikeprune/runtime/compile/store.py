@@ -1,4 +1,7 @@
-"""One file for a compiled network: a magic word, a SHA-256 of the rest, then safetensors. No pickle."""
+"""One file for a compiled network: a magic word, a SHA-256 of the rest, then safetensors. No pickle.
+
+The tensors are packed (see `packed.py`); in files of version 1 they lie as they are.
+"""
 
 import hashlib
 import json
@@ -14,9 +17,11 @@ from safetensors.torch import save as save_tensors
 
 from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.runtime.compile.network import LoweredNetwork
+from spikeprune.runtime.compile.packed import packed, unpacked
 from spikeprune.runtime.compile.validate import network_of
 
-MAGIC = b"spikeprune compiled 1\n"
+MAGIC = b"spikeprune compiled 2\n"
+_UNPACKED = b"spikeprune compiled 1\n"  # of the same length
 
 
 def save(
@@ -34,13 +39,15 @@ def save(
             {"kind": layer.kind, "name": layer.name, "inputs": layer.inputs, "output": layer.output,
              "shape": layer.shape, "options": layer.options, "tensors": sorted(layer.tensors)}
         )  # fmt: skip
-        tensors |= {f"{place}.{name}": tensor.contiguous().clone() for name, tensor in layer.tensors.items()}
+        tensors |= {f"{place}.{name}": tensor for name, tensor in layer.tensors.items()}
+    stored, said = packed(tensors)
     head = {
         "precision": precision, "layers": layers, "output": network.output, "input_shape": network.input_shape,
         "T": network.T, "still": network.still,
         "busy": [[value, *shares] for value, shares in network.busy.items()],
+        "packed": said,
     }  # fmt: skip
-    body = save_tensors(tensors, {**(facts or {}), "network": json.dumps(head)})
+    body = save_tensors(stored, {**(facts or {}), "network": json.dumps(head)})
     target = Path(path)
     try:
         handle, scratch = tempfile.mkstemp(prefix=target.name, dir=target.parent)
@@ -57,6 +64,11 @@ def save(
         Path(scratch).unlink(missing_ok=True)
 
 
+def is_compiled(content: bytes) -> bool:
+    """Whether the content of a file begins as that of a compiled network."""
+    return content.startswith((MAGIC, _UNPACKED))
+
+
 def load(path: str | os.PathLike[str]) -> tuple[LoweredNetwork, str]:
     """The network and precision that `save` wrote.
 
@@ -69,7 +81,7 @@ def load(path: str | os.PathLike[str]) -> tuple[LoweredNetwork, str]:
         raise InvalidValue(
             f"cannot read the compiled model {name!r}: {error.strerror}; write one with .save(path)"
         ) from None
-    if not data.startswith(MAGIC):
+    if not is_compiled(data):
         raise InvalidValue(f"{name!r} is not a compiled spikeprune model of this version; write one with .save(path)")
     start = len(MAGIC) + 32
     body = data[start:]
@@ -78,7 +90,10 @@ def load(path: str | os.PathLike[str]) -> tuple[LoweredNetwork, str]:
     try:
         tensors = load_tensors(body)
         said = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]["network"]
-        return network_of(json.loads(said), tensors)
+        head = json.loads(said)
+        if data.startswith(MAGIC):
+            tensors = unpacked(tensors, head.pop("packed"))
+        return network_of(head, tensors)
     except UserError as error:
         raise InvalidValue(f"cannot load {name!r}: {error}"[:380]) from None
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:

@@ -1,0 +1,77 @@
+"""How tensors lie in a compiled file: a bit for each entry of a sparse one, and the entries that are not 0.
+
+A tensor of n entries of s bytes with k of them not 0 takes n / 8 + k s bytes. Whole numbers below 2^15, as in int16
+networks, take 2 bytes each. A tensor that would not become smaller is stored as it is.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.core.mask import pack, unpack
+
+_BITS, _VALUES = ".bits", ".values"
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.int16, torch.int32)}
+
+
+def packed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors to store, and what `unpacked` must know of them: name -> [dtype, shape]."""
+    stored: dict[str, Tensor] = {}
+    said: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        alive = tensor != 0
+        values = _short(tensor[alive])
+        size = math.ceil(tensor.numel() / 8) + values.numel() * values.element_size()
+        if kind not in _DTYPES or size >= tensor.numel() * tensor.element_size():
+            stored[name] = tensor.contiguous().clone()
+            continue
+        said[name] = [kind, list(tensor.shape)]
+        stored |= {name + _BITS: pack(alive), name + _VALUES: values.contiguous()}
+    return stored, said
+
+
+def _short(values: Tensor) -> Tensor:
+    """The values as int16 if they are whole numbers of that size."""
+    if values.dtype is torch.int16 or not bool(values.isfinite().all()):
+        return values
+    whole = values.clamp(-32768, 32767).to(torch.int16)
+    return whole if torch.equal(whole.to(values.dtype), values) else values
+
+
+def unpacked(stored: Mapping[str, Tensor], said: object) -> dict[str, Tensor]:
+    """The tensors that `packed` was given; 0 where it was -0.
+
+    Raises: InvalidValue if the stored tensors are not what `said` tells; no tensor is larger than 32 times its bits.
+    """
+    if not isinstance(said, dict):
+        raise InvalidValue("its table of packed tensors is none; compile the model again and .save(path)")
+    table: dict[str, Any] = said
+    tensors = {n: t for n, t in stored.items() if n.removesuffix(_BITS) not in table and _owner(n) not in table}
+    for name, entry in table.items():
+        kind, shape = _checked(name, entry)
+        bits, values = stored.get(name + _BITS), stored.get(name + _VALUES)
+        if bits is None or values is None or bits.dtype is not torch.uint8 or bits.dim() != 1 or values.dim() != 1:
+            raise InvalidValue(f"the packed tensor {name[:60]!r} lacks its bits or values")
+        alive = unpack(bits, shape)
+        if int(alive.sum()) != values.numel() or values.dtype not in (kind, torch.int16):
+            raise InvalidValue(f"the packed tensor {name[:60]!r} has {values.numel()} values, not those of its bits")
+        tensors[name] = torch.zeros(shape, dtype=kind)
+        tensors[name][alive] = values.to(kind)
+    return tensors
+
+
+def _owner(name: str) -> str:
+    return name.removesuffix(_VALUES)
+
+
+def _checked(name: str, entry: object) -> tuple[torch.dtype, tuple[int, ...]]:
+    kind, shape = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+    sizes = shape if isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape) else None
+    if kind not in _DTYPES or sizes is None or len(sizes) > 8 or math.prod(sizes) >= 2**40:
+        raise InvalidValue(f"the packed tensor {name[:60]!r} has no known dtype and shape")
+    return _DTYPES[kind], tuple(sizes)
