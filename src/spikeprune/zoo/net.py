@@ -3,6 +3,8 @@
 T time steps, N batch, C channels, H/W space.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Literal
 
 from spikingjelly.activation_based import base, functional
@@ -58,17 +60,37 @@ class SpikingNet(nn.Module, base.StepModule):
             wanted = f"[N, {c}, {h}, {w}]" + ("" if self.step_mode == "s" else f" or [T, N, {c}, {h}, {w}]")
             raise InvalidValue(f"this network takes {wanted}, got {list(x.shape)}; build it with another size for that")
         if self.step_mode == "s":
-            return self.head(self.body(self.stem(x)))
+            with _one_value(self, len(x)):
+                return self.head(self.body(self.stem(x)))
         still = x.dim() == 4
         if still:
             # A sequence of one step, so that the stem needs no second path for images.
             x = x.unsqueeze(0)
         if still and self.repeat == "image":
             x = x.expand(self.T, *x.shape[1:])
-        x = self.stem(x)
+        with _one_value(self.stem, len(x) * x.shape[1]):
+            x = self.stem(x)
         if still and self.repeat == "stem":
             x = x.expand(self.T, *x.shape[1:])
-        return self.head(self.body(x))
+        with _one_value(self.body, len(x) * x.shape[1]):
+            return self.head(self.body(x))
 
     def extra_repr(self) -> str:
         return f"T={self.T}, image_shape={self.image_shape}, repeat={self.repeat!r}, readout={self.readout!r}"
+
+
+@contextlib.contextmanager
+def _one_value(part: nn.Module, samples: int) -> Iterator[None]:
+    """In training, one sample alone has no variance over features: it is normalised by the running statistics.
+
+    An epoch whose last batch holds one image would end in an error of PyTorch otherwise. Maps of more than one position
+    have a variance and are left alone.
+    """
+    norms = [m for m in part.modules() if isinstance(m, nn.BatchNorm1d) and m.training] if samples == 1 else []
+    for norm in norms:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training = True
