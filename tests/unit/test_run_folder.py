@@ -1,13 +1,17 @@
 """The run folder: files appear whole or not at all, damage is seen, foreign folders are left alone."""
 
 import dataclasses
+import errno
+import hashlib
+import io
 import json
+import os
 
 import pytest
 import torch
 
 from spikeprune.core.errors import UserError
-from spikeprune.lab.train.folder import RunFolder, read_safetensors
+from spikeprune.lab.train.folder import _MAGIC, RunFolder, read_safetensors
 from spikeprune.record.epoch import Epoch
 from spikeprune.record.whole import write_whole
 
@@ -165,3 +169,81 @@ def test_what_is_no_finished_run_is_refused(tmp_path, files, words):
             (path / name).write_text(text)
     with pytest.raises(UserError, match=words):
         RunFolder.existing(path)
+
+
+# ---- power cuts, full disks, things in the place of files -----------------------------------------------------------
+
+
+def test_a_line_of_metrics_is_on_the_disk_before_a_checkpoint_knows_it(folder, monkeypatch):
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_size), fsync(handle)))
+    assert folder.add_metrics(line(1)) in synced
+
+
+def test_metrics_that_are_shorter_than_the_checkpoint_knows_are_refused_and_not_padded(folder):
+    known = folder.add_metrics(line(1))
+    with folder.metrics.open("r+b") as file:
+        file.truncate(known - 3)
+    before = folder.metrics.read_bytes()
+    with pytest.raises(UserError, match=f"has {known - 3} bytes, but the checkpoint knows {known}: lines are lost"):
+        folder.cut_metrics(known)
+    assert folder.metrics.read_bytes() == before
+    folder.metrics.unlink()
+    with pytest.raises(UserError, match="has 0 bytes"):
+        folder.cut_metrics(known)
+
+
+def test_the_checkpoint_before_counts_where_the_last_one_does_not_fit(folder):
+    folder.save_checkpoint("last", {"hash": "a", "metrics": 10})
+    folder.save_checkpoint("last", {"hash": "a", "metrics": 20})
+    found = folder.load_checkpoint("last", lambda state: state["metrics"] <= 15, hash="a")
+    assert found == {"hash": "a", "metrics": 10}
+    with pytest.raises(UserError, match="damaged or of another run"):
+        folder.load_checkpoint("last", lambda state: False, hash="a")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {1: 2}, "text", torch.ones(2), {"other": 1}])
+def test_a_checkpoint_with_a_right_checksum_and_other_contents_is_refused(folder, content):
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    folder.checkpoints.mkdir()
+    payload = buffer.getvalue()
+    (folder.checkpoints / "last.pt").write_bytes(_MAGIC + hashlib.sha256(payload).digest() + payload)
+    with pytest.raises(UserError, match="damaged or of another run"):
+        folder.load_checkpoint("last", hash="a")
+
+
+def test_folders_in_the_place_of_files_are_named(folder):
+    (folder.path / ".lock").mkdir()
+    with pytest.raises(UserError, match=r"cannot open .*\.lock"), folder.locked():
+        pass
+    (folder.checkpoints / "last.pt").mkdir(parents=True)
+    with pytest.raises(UserError, match="damaged or of another run"):
+        folder.load_checkpoint("last")
+    (folder.checkpoints / "last.pt").rmdir()
+    folder.checkpoints.rmdir()
+    folder.checkpoints.write_text("a file")
+    with pytest.raises(UserError, match="checkpoint is a file"):
+        folder.save_checkpoint("last", {})
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (errno.ENOSPC, 1, "the disk is full"), (errno.EROFS, 2, "cannot write"), (errno.EACCES, 2, "cannot write"),
+        (errno.EIO, 1, "OSError"),
+    ],
+)  # fmt: skip
+def test_a_full_or_read_only_disk_is_told_in_one_line(tmp_path, monkeypatch, capsys, number, status, said):
+    from spikeprune.cli import main as cli
+    from spikeprune.lab.train import run
+
+    def fails(*_):
+        raise OSError(number, os.strerror(number), str(tmp_path / "model.safetensors"))
+
+    monkeypatch.setattr(run, "run", fails)
+    assert cli.main(["run", "digits", "--out", str(tmp_path)]) == status
+    lines = capsys.readouterr().err.splitlines()
+    assert said in lines[0]
+    assert len(lines) == (2 if number == errno.EIO else 1)

@@ -1,6 +1,7 @@
 """spikeprune: small, fast spiking neural networks."""
 
 import contextlib
+import errno
 import importlib
 import logging
 import os
@@ -50,12 +51,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left, as in `spikeprune list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno in _FULL:
+            said = f"the disk is full{_place(error)}; free some space, and the same command continues"
+            return _fail(RunFailed(said), 1, debug)
+        if error.errno in _READ_ONLY:
+            return _fail(UserError(f"cannot write{_place(error)}: {error.strerror}; use another --out"), 2, debug)
+        return _fault(error, debug)
     except Exception as error:
-        print(f"spikeprune: {type(error).__name__}: {_one_line(error)}", file=sys.stderr)
-        print("This is a fault of spikeprune or of a model of yours; --debug shows where.", file=sys.stderr)
-        if debug:
-            traceback.print_exc()
-        return 1
+        return _fault(error, debug)
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def _place(error: OSError) -> str:
+    return "" if error.filename is None else f" {str(error.filename)[-200:]}"
+
+
+def _fault(error: Exception, debug: bool) -> int:
+    print(f"spikeprune: {type(error).__name__}: {_one_line(error)}", file=sys.stderr)
+    print("This is a fault of spikeprune or of a model of yours; --debug shows where.", file=sys.stderr)
+    if debug:
+        traceback.print_exc()
+    return 1
 
 
 def _dispatch(words: list[str]) -> int:

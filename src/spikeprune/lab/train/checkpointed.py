@@ -14,6 +14,7 @@ from spikeprune.lab.train.tensorboard import TensorBoard
 from spikeprune.record.checkpoint import BestCheckpoint, LastCheckpoint, PhasesState, SqueezeState
 from spikeprune.runtime.fuse import unfuse
 
+_ENTRIES = {"hash", "checksum", "precision", "threads", "metrics", "done", "phase"}
 # Between two checkpoints at most so much work is lost, in seconds.
 _CHECKPOINT_EVERY = 60.0
 
@@ -40,9 +41,10 @@ class CheckpointedTraining:
     def resume(self) -> LastCheckpoint | None:
         """The last checkpoint, if there is one; metrics.jsonl is cut back to it.
 
-        Raises: UserError if the data is not the same any more.
+        After a power cut metrics.jsonl may lack lines that the last checkpoint knows of; then the one before counts.
+        Raises: UserError if the data is not the same any more, or lines of metrics.jsonl are lost.
         """
-        state = self.folder.load_checkpoint("last", hash=self.hash)
+        state = self.folder.load_checkpoint("last", self._fits, hash=self.hash)
         if state is not None:
             if state["checksum"] != self.checksum:
                 raise UserError(
@@ -52,6 +54,26 @@ class CheckpointedTraining:
             self.metrics = state["metrics"]
         self.folder.cut_metrics(self.metrics)
         return state
+
+    def _fits(self, state: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint has all entries, and metrics.jsonl all lines that it knows of."""
+        length = state.get("metrics")
+        return set(state) >= _ENTRIES and type(length) is int and 0 <= length <= self.folder.metrics_length
+
+    def begin(self, phase: Phase, state: Mapping[str, Any] | None) -> Phase:
+        """The phase as it was in a checkpoint, or at its start.
+
+        Raises: UserError if the checkpoint holds something else than this phase.
+        """
+        try:
+            return phase.begin(None if state is None else state["phase"])
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            if state is None or isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"the checkpoint in {self.folder.checkpoints} does not hold this run ({type(error).__name__}); remove "
+                "that folder to start the run anew"
+            ) from error
 
     def train(self, phase: Phase, done: FinishedPhases, epochs: int, bar: ProgressBar) -> None:
         """The rest of a phase, with a checkpoint after every epoch and every minute."""

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, final, overload
+from typing import Any, Literal, Protocol, cast, final, overload
 
 import torch
 import yaml
@@ -40,6 +40,7 @@ class Busy(UserError):
 
 
 _MAGIC = b"spikeprune checkpoint 1\n"
+Fits = Callable[[Mapping[str, Any]], bool]
 
 
 @final
@@ -121,7 +122,12 @@ class RunFolder:
 
         Raises: UserError if another process holds it.
         """
-        with (self.path / ".lock").open("w") as file:
+        lock = self.path / ".lock"
+        try:
+            opened = lock.open("w")
+        except OSError as error:
+            raise UserError(f"cannot open {lock}: {error.strerror}; remove it, or use another --out") from error
+        with opened as file:
             if fcntl is not None:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,34 +141,45 @@ class RunFolder:
         torch.save(dict(state), buffer)
         payload = buffer.getbuffer()
         content = b"".join((_MAGIC, hashlib.sha256(payload).digest(), payload))
-        self.checkpoints.mkdir(exist_ok=True)
+        try:
+            self.checkpoints.mkdir(exist_ok=True)
+        except FileExistsError as error:
+            raise UserError(f"{self.checkpoints} is a file; remove it, or use another --out") from error
         target = self.checkpoints / f"{name}.pt"
         if target.exists():
             os.replace(target, self.checkpoints / f"{name}-before.pt")
         write_whole(target, content)
 
     @overload
-    def load_checkpoint(self, name: Literal["last"], **wanted: str | int) -> LastCheckpoint | None: ...
+    def load_checkpoint(
+        self, name: Literal["last"], fits: Fits | None = None, **wanted: str | int
+    ) -> LastCheckpoint | None: ...
 
     @overload
-    def load_checkpoint(self, name: Literal["best"], **wanted: str | int) -> BestCheckpoint | None: ...
+    def load_checkpoint(
+        self, name: Literal["best"], fits: Fits | None = None, **wanted: str | int
+    ) -> BestCheckpoint | None: ...
 
-    def load_checkpoint(self, name: str, **wanted: str | int) -> LastCheckpoint | BestCheckpoint | None:
+    def load_checkpoint(
+        self, name: str, fits: Fits | None = None, **wanted: str | int
+    ) -> LastCheckpoint | BestCheckpoint | None:
         """The newest whole checkpoint of that name whose entries equal `wanted`, on the CPU; None if there is no file.
 
+        Args: fits: says of the entries whether the rest of the folder fits to them.
         Raises: UserError if files are there but none of them will do.
         """
         paths = [self.checkpoints / f"{name}.pt", self.checkpoints / f"{name}-before.pt"]
-        there = [path for path in paths if path.is_file()]
+        there = [path for path in paths if path.exists()]
         for path in there:
-            content = path.read_bytes()
+            content = b"" if path.is_dir() else path.read_bytes()
             payload = content[len(_MAGIC) + 32 :]
             digest = content[len(_MAGIC) : len(_MAGIC) + 32]
             # zip files, which torch.save writes, may open although bytes in the middle are wrong
             if content.startswith(_MAGIC) and hashlib.sha256(payload).digest() == digest:
-                state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-                if all(state[key] == value for key, value in wanted.items()):
-                    return state
+                state = _loaded(payload)
+                same = state is not None and all(key in state and state[key] == value for key, value in wanted.items())
+                if state is not None and same and (fits is None or fits(state)):
+                    return cast(Any, state)
         if there:
             raise UserError(
                 f"the checkpoints in {self.checkpoints} are damaged or of another run; "
@@ -176,15 +193,33 @@ class RunFolder:
             older.unlink()
 
     def cut_metrics(self, length: int) -> None:
-        """Forget the lines that were written after the checkpoint that knows `length` bytes."""
+        """Forget the lines that were written after the checkpoint that knows `length` bytes.
+
+        Raises: UserError if the file is shorter than that, so that lines are lost.
+        """
+        if self.metrics_length < length:
+            raise UserError(
+                f"{self.metrics} has {self.metrics_length} bytes, but the checkpoint knows {length}: lines are lost; "
+                f"bring the file back, or remove {self.checkpoints} to start the run anew"
+            )
         if self.metrics.exists():
             with self.metrics.open("r+b") as file:
                 file.truncate(length)
 
+    @property
+    def metrics_length(self) -> int:
+        """Bytes of metrics.jsonl; 0 if there is none."""
+        return self.metrics.stat().st_size if self.metrics.is_file() else 0
+
     def add_metrics(self, line: Epoch) -> int:
-        """Append one line; returns the length of the file in bytes, which the next checkpoint keeps."""
+        """Append one line; returns the length of the file in bytes, which the next checkpoint keeps.
+
+        The line is on the disk when this returns: a checkpoint that knows of it never comes before it.
+        """
         with self.metrics.open("ab") as file:
             file.write(line.as_json().encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
             return file.tell()
 
     def save_tensors(self, path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> None:
@@ -224,6 +259,15 @@ class RunFolder:
             raise UserError(f"{self.record} is not a record of spikeprune; give a folder that `spikeprune run` made")
         with whole(self.record):
             return RunRecord.read(record)
+
+
+def _loaded(payload: bytes) -> dict[str, Any] | None:
+    """The entries of a checkpoint, None if it holds something else."""
+    try:
+        state: object = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception:  # torch raises nearly anything over contents that are no checkpoint
+        return None
+    return state if isinstance(state, dict) and all(isinstance(key, str) for key in state) else None
 
 
 def folder_of(recipe: Recipe, digest: str | None = None) -> RunFolder:

@@ -121,7 +121,7 @@ class _RunInProgress:
         self.bar = bar
         with repeatable(threads), bar:
             for name in remaining:
-                phase = self.make_phase(name, done).begin(state["phase"] if state else None)
+                phase = self.training.begin(self.make_phase(name, done), state)
                 if state is None:
                     self.training.save(phase, done)
                 state = None

@@ -124,7 +124,7 @@ class _SqueezeRun:
             return network, Trained(0, 0.0, 0.0)
         setting = dataclasses.replace(self.setting, job=self.setting.job.of("pretrain"))
         self._fuse(network)
-        phase = Phase("pretrain", setting, network, None).begin(None if state is None else state["phase"])
+        phase = self.training.begin(Phase("pretrain", setting, network, None), state)
         with ProgressBar(steps, phase.step, self.on_epoch) as bar:
             self.training.train(phase, NOTHING_DONE, setting.plan.epochs, bar)
         settle(self.folder, phase)
@@ -170,7 +170,7 @@ class _SqueezeRun:
         teacher = self._teacher() if self.recipe.squeeze.targets == "dense" else None
         self._fuse(network)
         phase = Phase("pruned", setting, network, pruner, done.trained.epochs, pruner.sparsity, teacher)
-        phase.begin(None if state is None else state["phase"])
+        self.training.begin(phase, state)
         if state is None:
             self.training.save(phase, done)
         with ProgressBar(steps, phase.step, self.on_epoch) as bar:
