@@ -183,10 +183,8 @@ class Pruner:
     def attach(self, *optimizers: torch.optim.Optimizer) -> "Pruner":
         """Hooks into `optimizer.step()`. Attaching again, or to a new optimizer, replaces the old hooks.
 
-        Args:
-            optimizers: one, or several that share the model's parameters (such as Muon and AdamW). With several, a
-                step is complete when the last of them has stepped. An optimizer inside another one counts with it.
-        Raises: InvalidValue if the optimizers do not hold a prunable parameter; on every rank, if ranks differ.
+        Args: optimizers: one, or several that share the parameters (Muon, AdamW): a step ends with the last one's.
+        Raises: InvalidValue if they do not hold a prunable parameter; on every rank, if ranks differ.
         """
         self._steps.attach(optimizers, self.settings(), weakref.ref(self))
         return self
@@ -221,8 +219,7 @@ class Pruner:
     def finish(self) -> None:
         """Takes every hook off. The model is an ordinary module whose pruned weights are exactly 0.
 
-        Raises: InvalidValue if parameters of the model were replaced since the Pruner was made, or dead weights were
-            written over since the last step; then nothing is changed.
+        Raises: InvalidValue if parameters were replaced or dead weights written over; then nothing is changed.
         """
         self._steps.finish()
 

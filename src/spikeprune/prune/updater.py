@@ -209,7 +209,7 @@ class Updater:
         groups = [group for optimizer in upkeep.optimizers for group in optimizer.param_groups]
         rate_of = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
         decay_of = {id(p): float(group.get("weight_decay", 0.0)) for group in groups for p in group["params"]}
-        decoupled = isinstance(upkeep.optimizer, torch.optim.AdamW)
+        decoupled = any(isinstance(optimizer, torch.optim.AdamW) for optimizer in upkeep.optimizers)
 
         def select(scores: Scores) -> Mapping[str, Tensor]:
             return self.select(passed, scores, {}, 0.0, self.space.target(passed.target, {}, self.observer)).alive
