@@ -6,7 +6,7 @@ KERNELS = $(wildcard src/spikeprune/runtime/kernels/*.cpp src/spikeprune/runtime
 # uv does not read pip's settings: hand it pip's find-links (empty is fine).
 export UV_FIND_LINKS ?= $(shell $(PY) -m pip config get global.find-links 2>/dev/null || true)
 
-.PHONY: setup demo test lint sanitize types format wheel test-wheel bench test-compat test-oldest test-newest docs clean
+.PHONY: setup demo test torture mutants lint sanitize types format wheel test-wheel bench test-compat test-oldest test-newest docs clean
 
 setup: $(VENV)/.ok
 
@@ -43,6 +43,15 @@ sanitize: setup
 KERNEL_TESTS := tests/integration/test_kernel_edges.py tests/integration/test_compile.py \
 	tests/property/test_compile_property.py tests/integration/test_fuse_kernel.py tests/integration/test_fuse_events.py \
 	tests/integration/test_sparse_train.py
+
+# Hours: kills at random moments, changed files, long training, mutants. It goes on where it was stopped (build/torture).
+torture: setup
+	$(BIN)/python tests/torture.py
+
+# Breaks core, prune, record and upkeep in 300 places, one at a time, and asks the tests (build/mutants).
+mutants: setup
+	$(BIN)/python tests/mutants.py named
+	$(BIN)/python tests/mutants.py run --count 300 --seed 0
 
 types: setup
 	$(BIN)/pyright

@@ -118,19 +118,24 @@ def batch(header, data, x, seed, size, folder):
 
 def separately(header, data, x, seed, size, folder):
     """`batch` in a process of its own."""
+    return apart(lambda: batch(header, data, x, seed, size, folder), size, f"the batch of seed {seed}")
+
+
+def apart(function, size, what="a batch"):
+    """The counted outcomes that a function returns, in a process of its own with limits on memory and time."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
         resource.setrlimit(resource.RLIMIT_CPU, (60 + size // 10, 70 + size // 10))  # a hang ends by SIGXCPU
-        os.write(write, json.dumps(batch(header, data, x, seed, size, folder)).encode()[:60_000])
+        os.write(write, json.dumps(function()).encode()[:60_000])
         os._exit(0)
     os.close(write)
     with os.fdopen(read, "rb") as pipe:
         said = pipe.read()
     _, status = os.waitpid(child, 0)
     if status & 127:
-        return Counter({f"KILLED by {signal.Signals(status & 127).name} in the batch of seed {seed}": 1})
+        return Counter({f"KILLED by {signal.Signals(status & 127).name} in {what}": 1})
     return Counter(json.loads(said))
 
 

@@ -192,8 +192,7 @@ class Pruner:
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Complete one step, as the hook of `attach` does; call it after each update if there are no step hooks.
 
-        Call it right after the update. Pass the optimizer so that the state of dead weights is cleared too; call
-        `mask_grads` before the update to keep gradients of dead weights out of it.
+        With the optimizer the state of dead weights is cleared too. `mask_grads` before the update masks gradients.
         """
         if optimizer is not None:
             self._space.parts.upkeep.optimizers = (optimizer,)

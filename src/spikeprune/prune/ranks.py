@@ -1,7 +1,7 @@
 """What the processes of a distributed training must have alike, and an end of one that the others see."""
 
 import hashlib
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ def _gathered(values: list[int], device: torch.device) -> list[list[int]]:
     return [[int(value) for value in found] for found in all_ranks]
 
 
-def check_alike(settings: dict[str, Any], device: torch.device) -> None:
+def check_alike(settings: Mapping[str, object], device: torch.device) -> None:
     """Raises: InvalidValue on every rank if the settings of a Pruner differ between ranks, such as its seed."""
     if _size() == 1:
         return

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -110,7 +110,9 @@ class Steps:
 
     # ---- hooks ------------------------------------------------------------------------------------------------
 
-    def attach(self, optimizers: Sequence[Any], settings: dict[str, Any], owner: Callable[[], object | None]) -> None:
+    def attach(
+        self, optimizers: Sequence[Any], settings: Mapping[str, object], owner: Callable[[], object | None]
+    ) -> None:
         """Puts hooks on optimizers; those on others are taken off.
 
         Args:

@@ -1,7 +1,8 @@
 """A training that a kill at any moment does not harm: checkpoints, the lines of metrics.jsonl, the chosen epoch."""
 
 import time
-from typing import Protocol, final
+from collections.abc import Mapping
+from typing import Any, Protocol, final
 
 import torch
 
@@ -60,7 +61,7 @@ class CheckpointedTraining:
         length = state.get("metrics")
         return set(state) >= _ENTRIES and type(length) is int and 0 <= length <= self.folder.metrics_length
 
-    def begin(self, phase: Phase, state: Mapping[str, Any] | None) -> Phase:
+    def begin(self, phase: Phase, state: LastCheckpoint | None) -> Phase:
         """The phase as it was in a checkpoint, or at its start.
 
         Raises: UserError if the checkpoint holds something else than this phase.
