@@ -218,6 +218,8 @@ def _scalar(kind: type) -> Read:
         right = isinstance(value, int | float if kind is float else kind)
         if (isinstance(value, bool) and kind is not bool) or (isinstance(value, float) and not math.isfinite(value)):
             right = False
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:  # nothing that is counted or measured is so large
+            right = False
         if not right:
             raise Impossible(f"{key} is {_shown(value)}, must be {words[kind]}")
         return value
