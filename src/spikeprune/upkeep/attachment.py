@@ -13,7 +13,7 @@ from spikeprune.core.errors import InvalidValue
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-class Listener(Protocol):
+class StepListener(Protocol):
     """Is told of the optimizers' steps."""
 
     def before_step(self, optimizer: torch.optim.Optimizer, *, closure: bool) -> None:
@@ -44,7 +44,7 @@ class Attachment:
 
     def __init__(
         self,
-        listener: Listener,
+        listener: StepListener,
         optimizers: Sequence[Any],
         parameters: Mapping[str, nn.Parameter],
         owner: Callable[[], object | None],
@@ -84,7 +84,7 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         for wrapper in self._wrapped:
-            if isinstance(vars(wrapper).get("step"), _Step):
+            if isinstance(vars(wrapper).get("step"), _WatchedStep):
                 del wrapper.step
         self._handles, self._wrapped = [], []
 
@@ -142,7 +142,7 @@ class Attachment:
 
 
 @final
-class _Step:
+class _WatchedStep:
     """The `step` of a wrapper that takes no hooks: what it writes after the inner step is held too."""
 
     def __init__(self, wrapper: Any, attachment: Attachment) -> None:
@@ -159,7 +159,7 @@ class _Step:
 
 def _wrap(wrapper: Any, attachment: Attachment) -> bool:
     try:
-        wrapper.step = _Step(wrapper, attachment)
+        wrapper.step = _WatchedStep(wrapper, attachment)
     except AttributeError:
         return False
     return True
