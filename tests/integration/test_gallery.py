@@ -8,7 +8,7 @@ from gallery.run import DOORS, cell, table
 pytest.importorskip("norse")
 
 SHORT = [
-    "local membrane", "time last", "norm per step", "recurrent layer", "straight through", "time folded",
+    "weight_norm", "local membrane", "time last", "norm per step", "recurrent layer", "straight through", "time folded",
     "direct coding", "ms-resnet", "parallel neuron", "einsum", "u-net", "attention", "snntorch recurrent",
     "norse recurrent", "two frameworks",
 ]  # fmt: skip
@@ -27,9 +27,25 @@ def test_networks_are_pruned_and_counted_without_an_adapter(name):
     }
 
 
-@pytest.mark.parametrize("name", ["weight_norm", "standardised conv"])
-def test_what_cannot_be_pruned_is_refused_by_the_layers_names(name):
-    assert "'a', 'b', 'c'" in cell(ENTRIES[name], "neuron")
+def test_what_cannot_be_pruned_is_refused_by_the_layers_names():
+    assert "'a', 'b', 'c'" in cell(ENTRIES["standardised conv"], "neuron")
+
+
+CUT = [
+    "recurrent layer", "straight through", "masked conv", "spectral_norm", "depthwise", "parallel neuron", "delays",
+    "einsum", "dense", "attention", "grouped conv1d", "snntorch recurrent", "snntorch conv lstm", "norse recurrent",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_channels_are_cut_around_what_cannot_be_followed(name):
+    assert cell(ENTRIES[name], "channels") == "ok"
+
+
+def test_a_width_that_the_forward_states_is_told():
+    said = cell(ENTRIES["repeated image"], "channels")
+    assert said.startswith("nothing can be cut: the channels of 'b'")
+    assert "write shapes in the forward from x.shape" in said
 
 
 def test_the_table_gives_the_words_of_every_refusal_once():

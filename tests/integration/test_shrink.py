@@ -7,6 +7,7 @@ from shrinking import assert_shrinks, half, lively, masked_copy, run
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
+import spikeprune as sp
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import Masks
 from spikeprune.core.schedule import Constant
@@ -235,7 +236,7 @@ class Unknown(nn.Module):
 @pytest.mark.parametrize(
     ("module", "named"),
     [
-        (nn.Conv2d(6, 6, 3, padding=1, groups=6), "'3' (Conv2d) has groups=6"),
+        (nn.ConvTranspose2d(6, 6, 3, padding=1, groups=6), "'3' (ConvTranspose2d) has groups=6"),
         (nn.GroupNorm(2, 6), "'3' (GroupNorm)"),
         (Unknown(), "'cumsum'"),
         (snn.RLeaky(0.5, conv2d_channels=6, kernel_size=3, init_hidden=True), "holds a layer of its own"),
@@ -278,3 +279,70 @@ def test_wrong_input_is_named():
         shrink(model, {"0.weight": torch.ones(6, 1, 3, 3)}, X)
     with pytest.raises(InvalidValue, match="holds no parameter of the model"):
         shrink(model, half(model, X), X, torch.optim.SGD(small_net().parameters(), lr=0.1))
+
+
+class Stated(nn.Module):
+    """The width of the second layer stands in the forward as a number."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.n1, self.n2 = neuron.IFNode(), neuron.IFNode()
+
+    def forward(self, x):
+        return self.c(self.n2(self.b(self.n1(self.a(x))).view(-1, 8)))
+
+
+def test_a_group_that_cannot_be_cut_stays_and_the_others_go(caplog):
+    model, x = Stated().eval(), torch.rand(5, 3) * 4
+    masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in model.named_parameters()}
+    for name in ("a.weight", "a.bias", "b.weight", "b.bias"):
+        masks[name][:3] = False
+    small, plan = shrink(model, masks, x)
+    assert (small.a.out_features, small.b.in_features, small.b.out_features) == (5, 5, 8)
+    assert "the channels of 'b' stay, as without them the network fails with" in plan.blocked[0]
+    assert "the channels of 'b' stay" in caplog.text
+    torch.testing.assert_close(run(small, x), run(masked_copy(model, masks), x))
+
+
+class Mixer(nn.Module):
+    """Self-attention and an MLP, with a residual stream, as in spiking transformers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.q, self.k = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.wide, self.back, self.out = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 2)
+        self.n1, self.n2, self.n3, self.n4 = (neuron.IFNode() for _ in range(4))
+
+    def forward(self, x):
+        x = self.n1(self.stem(x))
+        x = x + self.n2(self.q(x)) @ self.n3(self.k(x)).transpose(-1, -2) @ x
+        return self.out(x + self.back(self.n4(self.wide(x))))
+
+
+def test_the_width_of_an_mlp_is_cut_beside_attention():
+    model, x = Mixer().eval(), torch.rand(5, 4, 3) * 4
+    masks = sp.prune(model, "magnitude", 0.3, data=[x], pattern="channel")
+    small, plan = shrink(model, masks, x)
+    assert small.wide.out_features < 16
+    assert small.q.out_features == small.k.out_features == 8
+    assert plan.layers["wide"] == (16, small.wide.out_features)
+    torch.testing.assert_close(run(small, x), run(masked_copy(model, masks), x))
+
+
+def test_grouped_convolutions_are_cut_by_group():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 12, 3), neuron.IFNode(), nn.Conv2d(12, 12, 3, groups=12), neuron.IFNode(),
+        nn.Conv2d(12, 8, 1), neuron.IFNode(), nn.Conv2d(8, 8, 3, groups=4), neuron.IFNode(), nn.Flatten(),
+        nn.Linear(8 * 4, 3),
+    ).eval()  # fmt: skip
+    x = torch.rand(3, 2, 8, 8) * 4
+    masks = sp.prune(model, "magnitude", 0.5, data=[x], pattern="channel", allocate="uniform")
+    small, _ = shrink(model, masks, x)
+    assert small[2].groups == small[2].in_channels == small[0].out_channels < 12
+    assert small[6].groups < 4
+    assert small[6].in_channels == small[4].out_channels == 2 * small[6].groups
+    torch.testing.assert_close(run(small, x), run(masked_copy(model, masks), x))

@@ -115,7 +115,11 @@ class Written(nn.Module):
 @pytest.mark.parametrize(
     ("model", "shape", "named"),
     [
-        (nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 2, 1)), (1, 2, 3, 3), "groups=2"),
+        (
+            nn.Sequential(nn.Conv2d(2, 4, 1), nn.ConvTranspose2d(4, 4, 1, groups=2), nn.Conv2d(4, 2, 1)),
+            (1, 2, 3, 3),
+            "groups=2",
+        ),
         (Written(), (1, 2, 3, 3), "joins channels with the model's input"),
         (nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4), nn.Linear(4, 2)), (1, 2), "(LayerNorm)"),
         (nn.Sequential(nn.Linear(3, 4), nn.AvgPool1d(2), nn.Linear(2, 2)), (2, 3), "pools over channels"),
@@ -208,3 +212,50 @@ def test_a_gate_is_known_by_what_it_has_on_any_python():
     # From Python 3.12 on `isinstance` with a Protocol does not see buffers, so that gates were taken for other modules.
     assert is_gate(Gate(4))
     assert not is_gate(nn.Conv2d(4, 4, 1))
+
+
+def test_a_grouped_convolution_is_cut_by_group():
+    model = nn.Sequential(
+        nn.Conv2d(2, 8, 1), neuron.LIFNode(), nn.Conv2d(8, 4, 3, groups=4), neuron.LIFNode(), nn.Conv2d(4, 2, 1)
+    )
+    (group,) = groups_of(model, torch.rand(2, 2, 5, 5))
+    assert group.channels == 4  # a channel of the group stands for two of the first layer and one of the second
+    assert {(s.tensor, s.dim): s.channels.tolist() for s in group.slices} == {
+        ("0.weight", 0): [0, 0, 1, 1, 2, 2, 3, 3],
+        ("0.bias", 0): [0, 0, 1, 1, 2, 2, 3, 3],
+        ("2.weight", 0): [0, 1, 2, 3],
+        ("2.bias", 0): [0, 1, 2, 3],
+        ("4.weight", 1): [0, 1, 2, 3],
+    }
+
+
+def test_a_depthwise_convolution_of_the_input_stays_whole():
+    model = nn.Sequential(nn.Conv2d(2, 2, 1, groups=2), nn.Conv2d(2, 4, 1), neuron.LIFNode(), nn.Conv2d(4, 2, 1))
+    assert [g.name for g in groups_of(model, torch.rand(1, 2, 3, 3))] == ["1"]
+
+
+def test_what_cannot_be_followed_stays_whole_and_the_others_are_cut():
+    model = nn.Sequential(
+        nn.Linear(3, 6), neuron.LIFNode(), nn.Linear(6, 6), nn.LayerNorm(6), neuron.LIFNode(), nn.Linear(6, 4),
+        neuron.LIFNode(), nn.Linear(4, 2),
+    )  # fmt: skip
+    assert [g.name for g in groups_of(model, torch.rand(2, 3))] == ["0", "5"]
+
+
+class Einsums(nn.Module):
+    """Weights used by functions; the second one has its inputs along the first dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 6), nn.Linear(6, 6, bias=False), nn.Linear(6, 2)
+        self.n1, self.n2 = neuron.LIFNode(), neuron.LIFNode()
+
+    def forward(self, x):
+        x = self.n1(torch.einsum("ni,oi->no", x, self.a.weight) + 0)
+        return self.c(self.n2(x @ self.b.weight))
+
+
+def test_weights_used_by_functions_have_channels_too():
+    one, two = groups_of(Einsums(), torch.rand(2, 3))
+    assert members(one) == {("a.weight", 0), ("a.bias", 0), ("b.weight", 0)}
+    assert members(two) == {("b.weight", 1), ("c.weight", 1)}

@@ -131,9 +131,11 @@ def network_cost(
             if part.tensor in table:
                 owners.setdefault(part.tensor, []).append((part.dim, group.name, part.channels))
     positions: dict[str, float] = dict.fromkeys(table, 1.0) if budget == "parameters" else {}
+    outputs: dict[str, int] = {}
     for node in graph.nodes if budget != "parameters" else ():
         if node.weight is not None:
-            made = torch.Size(node.shape).numel() / table[node.weight][0]
+            outputs[node.weight] = 0 if node.use is None else node.use.outputs
+            made = torch.Size(node.shape).numel() / table[node.weight][outputs[node.weight]]
             positions[node.weight] = positions.get(node.weight, 0.0) + made
 
     def cost(keep: Mapping[str, Tensor]) -> float:
@@ -141,7 +143,12 @@ def network_cost(
         for name, each in positions.items():
             sizes = [torch.ones(size, dtype=torch.float64) for size in table[name]]
             if budget == "synops" and rates is not None:
-                sizes[1] = rates[name].double().cpu().clone()
+                if name not in rates:
+                    raise MissingEvidence(
+                        f"budget='synops' needs the input rate of {name!r}, which no layer of its own multiplies with; "
+                        "take budget='macs'"
+                    )
+                sizes[1 - outputs[name]] = rates[name].double().cpu().clone()
             for dim, group, channels in owners.get(name, []):
                 alive = keep[group].cpu()[channels.clamp_min(0)] | (channels < 0)
                 sizes[dim] = sizes[dim] * alive

@@ -37,7 +37,7 @@ class ChannelSpace:
         self.model = model
         found = channel_groups(graph, model, pattern)
         parameters = dict(model.named_parameters())
-        filters = {g.name: [n for n in g.tensors("out") if parameters[n].dim() > 1] for g in found}
+        filters = {g.name: [n for n in g.tensors("out") if n in parameters and parameters[n].dim() > 1] for g in found}
         self.groups = [g for g in found if all(name in weights for name in filters[g.name])]
         if not self.groups:
             raise InvalidValue(f"pattern={pattern!r} finds no group of channels that may be cut; widen include=")

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
 from spikeprune.model.operations import ChannelGate, is_gate
 from spikeprune.model.replay import is_elementwise, replay
 from spikeprune.model.trace import Graph, Node
-from spikeprune.model.weights import is_computed, weight_of
+from spikeprune.model.weight_axes import WeightAxes, by_group, keeps_channels, weight_axes
 
 Role = Literal["out", "in", "norm", "neuron", "gate"]
 
@@ -36,6 +36,8 @@ class ChannelMap:
         self.graph = graph
         self.split = gates == "split"
         self.names: dict[int, str] = {}
+        self._tensors: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+        self.axes: dict[int, WeightAxes | str] = {}  # node -> where it has its channels, or why that is unknown
         stored = model.state_dict(keep_vars=True)  # a buffer that is not stored holds state, not structure
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name in stored:
@@ -128,6 +130,11 @@ class ChannelMap:
         """The roots that belong to the model's own input or output."""
         return set(self.roots(torch.tensor(sorted(self.fixed), dtype=torch.long)).tolist())
 
+    def whole(self) -> set[int]:
+        """The roots that stay whole: those of the model's input and output, and those that cannot be cut."""
+        refused = self.roots(torch.tensor(sorted(self.refused), dtype=torch.long))
+        return self.fixed_roots() | set(refused.tolist())
+
     def refusals(self) -> dict[int, str]:
         """Root -> why it cannot be cut, for all but the model's own input and output."""
         fixed = self.fixed_roots()
@@ -158,49 +165,71 @@ class ChannelMap:
             return self._write(node, inputs)
         if node.kind in ("reshape", "select", "stack", "cat", "reduce"):
             return self._moved(node, inputs)
-        self._refuse(node, inputs, "is not known to keep channels apart")
-        return None
+        kept = keeps_channels(node, inputs[0]) if len(inputs) == 1 and inputs[0] is not None else None
+        if kept is None:
+            self._refuse(node, inputs, "is not known to keep channels apart")
+        return kept
 
     def _layer(self, node: Node, source: Tensor | None) -> Tensor | None:
-        module = node.module
-        known = isinstance(module, (_ConvNd, nn.Linear)) and not (isinstance(module, _ConvNd) and module.groups != 1)
-        computed = module is not None and known and is_computed(module)
-        if not known or computed or node.weight is None:
-            kind = f"has groups={module.groups}" if isinstance(module, _ConvNd) else "is no plain Conv or Linear module"
-            kind = "computes its weight from what is stored" if computed else kind
-            width = node.shape[1] if len(node.shape) > 1 else 1
-            if isinstance(module, _ConvNd):
-                width = module.out_channels
-            self._refuse(node, [source], kind)
-            out = self._new(f"{node.name}({node.weight})", 0, width)
-            self._refuse(node, [out], kind)
-            return _along(out, _axis(module), len(node.shape)) if isinstance(module, _ConvNd) else None
-        assert isinstance(module, (_ConvNd, nn.Linear))
-        axis, weight = _axis(module), weight_of(module)
-        transposed = isinstance(module, _ConvTransposeNd)
-        out_dim, in_dim = (1, 0) if transposed else (0, 1)
-        self._read(node, source, axis, weight.shape[in_dim], in_dim)
-        out = self._new(node.weight, out_dim, weight.shape[out_dim])
-        self.dims[node.weight, out_dim] = ("out", out)
-        if module.bias is not None:
-            self.dims[self.names[id(module.bias)], 0] = ("out", out)
-        return _along(out, axis, len(node.shape))
-
-    def _read(self, node: Node, source: Tensor | None, axis: int, width: int, dim: int) -> None:
-        assert node.weight is not None
-        known = self.dims.get((node.weight, dim))
-        if source is None:
-            columns = self._new(f"input of {node.weight}", dim, width)
-            self.fixed.update(columns.tolist())
+        axes = self.axes.setdefault(node.index, weight_axes(node, self.names, self._tensors))
+        if isinstance(axes, str):
+            return self._unfollowed(node, source, axes)
+        weight = self._tensors[axes.weight]
+        out = self._new(axes.weight, axes.outputs, weight.shape[axes.outputs])
+        if axes.groups != 1:
+            if not self._by_group(node, source, axes, out):
+                return self._unfollowed(node, source, f"has groups={axes.groups} and reads several channels as one")
         else:
-            spread = source.movedim(axis, -1)
-            if spread.numel() != spread.shape[-1] or spread.shape[-1] not in (1, width):
-                self._refuse(node, [source], "reads several channels as one")
-                return
-            columns = spread.reshape(-1).expand(width)
+            self._read(node, source, axes, weight.shape[axes.inputs])
+        for name in (axes.weight, *axes.companions):
+            self.dims[name, axes.outputs] = ("out", out)
+        if axes.bias is not None:
+            self.dims[axes.bias, 0] = ("out", out)
+        return _along(out, axes.axis, len(node.shape))
+
+    def _unfollowed(self, node: Node, source: Tensor | None, reason: str) -> Tensor | None:
+        """A layer whose weight cannot be cut: what it reads and what it puts out stays whole."""
+        self._refuse(node, [source], reason)
+        module = node.module
+        width = module.out_channels if isinstance(module, _ConvNd) else node.shape[-1] if node.shape else 1
+        out = self._new(f"{node.name}({node.weight})", 0, width)
+        self._refuse(node, [out], reason)
+        axis = -(len(module.kernel_size) + 1) if isinstance(module, _ConvNd) else -1
+        return _along(out, axis, len(node.shape)) if isinstance(module, (_ConvNd, nn.Linear)) else None
+
+    def _by_group(self, node: Node, source: Tensor | None, axes: WeightAxes, out: Tensor) -> bool:
+        """Unites all channels that a group of a grouped convolution reads and writes: it is cut as a whole."""
+        width = self._tensors[axes.weight].shape[1] * axes.groups
+        columns = self._columns(source, axes, width, f"input of {axes.weight}")
+        if columns is None:
+            return False
+        inside, outside = by_group(columns, axes.groups), by_group(out, axes.groups)
+        self._unite(inside, inside[:, :1])
+        self._unite(outside, inside[:, :1])
+        return True
+
+    def _columns(self, source: Tensor | None, axes: WeightAxes, width: int, title: str) -> Tensor | None:
+        """The atoms that a layer reads, one for each of its inputs; None if it reads several channels as one."""
+        if source is None:
+            columns = self._new(title, axes.inputs, width)
+            self.fixed.update(columns.tolist())
+            return columns
+        spread = source.movedim(axes.source, -1)
+        if spread.numel() != spread.shape[-1] or spread.shape[-1] not in (1, width):
+            return None
+        return spread.reshape(-1).expand(width)
+
+    def _read(self, node: Node, source: Tensor | None, axes: WeightAxes, width: int) -> None:
+        columns = self._columns(source, axes, width, f"input of {axes.weight}")
+        if columns is None:
+            self._refuse(node, [source], "reads several channels as one")
+            columns = self._new(f"input of {axes.weight}", axes.inputs, width)
+            self.fixed.update(columns.tolist())
+        known = self.dims.get((axes.weight, axes.inputs))
         if known is not None:
             self._unite(known[1], columns)
-        self.dims[node.weight, dim] = ("in", columns)
+        for name in (axes.weight, *axes.companions):
+            self.dims[name, axes.inputs] = ("in", columns)
 
     def _channelwise(self, node: Node, inputs: Sequence[Tensor | None]) -> Tensor | None:
         layout = self._united(node, inputs)
@@ -223,7 +252,8 @@ class ChannelMap:
             if tensor.numel() < 2 or axis is None:
                 continue
             if "." in local and local in dict(node.module.named_parameters()):
-                self._refuse(node, [layout], f"holds a layer of its own, {local!r}")
+                if not self._recurrent(node, tensor, atoms):
+                    self._refuse(node, [layout], f"holds a layer of its own, {local!r}")
                 continue
             dim = _channel_dim(tensor, atoms.numel(), axis, node.kind)
             if dim is not None:
@@ -231,6 +261,17 @@ class ChannelMap:
                 if name is not None:
                     self.dims[name, dim] = ("norm" if node.kind == "norm" else "neuron", atoms)
         return layout
+
+    def _recurrent(self, node: Node, tensor: Tensor, atoms: Tensor) -> bool:
+        """A matrix of a neuron's own from its spikes to its input: both of its dimensions are the neuron's channels."""
+        name, size = self.names.get(id(tensor), ""), atoms.numel()
+        known = self.graph.inner.get(name.removesuffix("bias") + "weight" if name.endswith("bias") else name)
+        if known is None or known[0] != node.name or tuple(tensor.shape) != (size,) * tensor.dim() or tensor.dim() > 2:
+            return False
+        self.dims[name, 0] = ("out", atoms)
+        if tensor.dim() == 2:
+            self.dims[name, 1] = ("in", atoms)
+        return True
 
     def _pool(self, node: Node, inputs: Sequence[Tensor | None]) -> Tensor | None:
         layout = inputs[0]
@@ -298,14 +339,14 @@ class ChannelMap:
         return layout
 
     def _moved(self, node: Node, inputs: Sequence[Tensor | None]) -> Tensor | None:
-        result = None
-        if all(layout is not None for layout in inputs):
-            filled = [
-                self.roots(layout).expand(self.graph.nodes[i].shape)
-                for i, layout in zip(node.inputs, inputs, strict=True)
-                if layout is not None
-            ]
-            result = replay(node, filled)
+        # What is not known, such as the model's input, stays whole.
+        unknown = self._new("what is not known", 0, 1)
+        self.fixed.update(unknown.tolist())
+        filled = [
+            self.roots(unknown if layout is None else layout).expand(self.graph.nodes[i].shape)
+            for i, layout in zip(node.inputs, inputs, strict=True)
+        ]
+        result = replay(node, filled)
         if result is None:
             self._refuse(node, inputs, "rearranges channels in a way that cannot be followed")
         return result
@@ -330,11 +371,6 @@ def _along(values: Tensor, axis: int, rank: int) -> Tensor:
     shape = [1] * rank
     shape[axis] = values.numel()
     return values.view(shape)
-
-
-def _axis(module: nn.Module | None) -> int:
-    """The dimension of a layer's result that counts channels, from the end."""
-    return -(len(module.kernel_size) + 1) if isinstance(module, _ConvNd) else -1
 
 
 def _channel_dim(tensor: Tensor, channels: int, axis: int, kind: str) -> int | None:

@@ -1,6 +1,6 @@
 """What a forward computes from parameters alone before it multiplies with the result, and whether zeros stay in it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,16 @@ def _run(value: Any, others: Mapping[int, Tensor]) -> Any:
     return value
 
 
+def _leaves(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Computed):
+        yield from _leaves(value.given.positional)
+    elif isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for each in value:  # pyright: ignore
+            yield from _leaves(each)
+
+
 class Derived:
     """What was computed from which parameter alone, and which of the parameter's values went where."""
 
@@ -50,6 +60,7 @@ class Derived:
         self.names = {id(p): n for n, p in parameters}
         self.shapes = {n: tuple(p.shape) for n, p in parameters}
         self._parameters = dict(parameters)
+        self._stored = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
         self._made: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensor -> Computed
         self._keeps: dict[str, bool] = {}  # parameter -> whether zeros stay where something derived is used
         self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensor -> (parameter, place of each value or None)
@@ -100,7 +111,9 @@ class Derived:
             if origin is not None and operand.dim() >= 2 and not (mixes and operand.shape[-1] == operand.shape[-2]):
                 direct = id(operand) in self.names
                 dim = outputs % operand.dim() if direct else self._dimension(operand, outputs, origin)
-                return Use(origin, dim, axis, direct, direct or self._keeps_zeros(origin, operand))
+                if direct:
+                    return Use(origin, dim, axis, True)
+                return Use(origin, dim, axis, False, self._keeps_zeros(origin, operand), self._beside(origin, operand))
         return None
 
     def operation(self, function: Callable[..., Any], name: str, given: Arguments) -> Multiplication | None:
@@ -112,6 +125,12 @@ class Derived:
         flat = [t for v in values for t in (v if isinstance(v, (tuple, list)) else (v,)) if isinstance(t, Tensor)]
         x = next((t for t in flat if t is not operand), None)
         return None if x is None else Multiplication(x, operand, outputs, function, given)
+
+    def _beside(self, origin: str, operand: Tensor) -> tuple[str, ...]:
+        """Parameters and buffers of a parameter's shape that were combined with it on the way to `operand`."""
+        found = list(_leaves(self._made[operand]))
+        names = [self._stored.get(id(t), origin) for t in found if tuple(t.shape) == self.shapes[origin]]
+        return tuple(dict.fromkeys(name for name in names if name != origin))
 
     def _keeps_zeros(self, origin: str, operand: Tensor) -> bool:
         """Whether a 0 of a parameter adds nothing to what was computed from it; told by computing it anew.

@@ -51,6 +51,7 @@ class SpikeNeuron(nn.Module):
         calls: how often it was called in the traced forward.
         call: the call that is being recorded, None outside of a recorded forward.
         function: u of any shape -> spikes, None where the function depends on more than numbers.
+        ends: of a straight-through sum, the function that it ends with.
     """
 
     def __init__(self, title: str) -> None:
@@ -59,6 +60,7 @@ class SpikeNeuron(nn.Module):
         self.calls = 0
         self.call: SpikeCall | None = None
         self.function: SpikeCall | None = None
+        self.ends: str | None = None
 
     def forward(self, u: Tensor) -> Tensor:
         """The spikes that the present call's function gives at u."""

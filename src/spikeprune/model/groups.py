@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.channels import ChannelMap, Role
-from spikeprune.model.trace import Graph
+from spikeprune.model.trace import Graph, Node
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,18 @@ def channel_groups(
     shortcuts, is one. With "gate", every normalisation that a `ChannelGate` follows is a group of its own, and the
     stream before it stays wide; beside them, the groups that hold just one normalisation.
 
-    Raises: InvalidValue naming the module or function that stands in the way: grouped convolutions, functions that
-        may mix channels, recurrent neurons.
+    A group that holds a channel which cannot be followed, through attention for example, is left out: it stays whole.
+
+    Raises: InvalidValue naming the module or function that stands in the way, if no group is left.
     """
     table = ChannelMap(graph, model, gates="split" if pattern == "gate" else "through")
+    whole = _components(table)
     refused = table.refusals()
-    if refused:
+    if refused and not whole:
         raise InvalidValue(
             f"channels of this network cannot be cut: {next(iter(refused.values()))}; "
             "prune its weights instead (pattern='weight')"
         )
-    whole = _components(table)
     if pattern == "channel":
         return tuple(whole)
     gated = _gated(table)
@@ -72,12 +73,12 @@ def channel_groups(
         if len({name.rpartition(".")[0] for name in group.tensors("norm")}) == 1
         and not taken & set(group.tensors("norm"))
     ]
-    first = {node.name: node.index for node in reversed(graph.nodes)}
+    first = {name: node.index for node in reversed(graph.nodes) for name in (node.name, title_of_layer(node))}
     return tuple(sorted([*gated, *private], key=lambda group: first[group.name]))
 
 
 def _components(table: ChannelMap) -> list[ChannelGroup]:
-    fixed = table.fixed_roots()
+    fixed = table.whole()
     rows = {
         key: table.roots(atoms) for key, (role, atoms) in table.dims.items() if role == "out" and _is_weight(key, table)
     }
@@ -136,6 +137,11 @@ def _group(table: ChannelMap, name: str, order: Tensor) -> ChannelGroup:
     return ChannelGroup(name, order.numel(), tuple(slices), tuple(neurons))
 
 
+def title_of_layer(node: Node) -> str:
+    """The module's name; of a function that multiplies with a weight, that of the weight's module."""
+    return node.name if node.module is not None else (node.weight or node.name).removesuffix(".weight")
+
+
 def _in_order(atoms: Tensor) -> Tensor:
     """Each atom once, in the order of its first appearance."""
     return torch.tensor(list(dict.fromkeys(atoms.tolist())), dtype=torch.long)
@@ -146,4 +152,5 @@ def _is_weight(key: tuple[str, int], table: ChannelMap) -> bool:
 
 
 def _layer_name(weight: str, table: ChannelMap) -> str:
-    return next(node.name for node in table.graph.nodes if node.weight == weight)
+    node = next(node for node in table.graph.nodes if node.weight == weight)
+    return title_of_layer(node)

@@ -43,7 +43,8 @@ ELEMENTWISE = {
     "mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "__truediv__", "__itruediv__", "neg", "__neg__",
     "relu", "relu_", "sigmoid", "tanh", "clamp", "clamp_", "abs", "square", "pow", "__pow__", "maximum", "minimum",
     "clone", "detach", "to", "float", "double", "type_as", "contiguous", "dropout", "logical_and", "logical_or",
-    "zeros_like", "exp", "__and__", "__or__", "__gt__", "__ge__", "__lt__", "__le__", "gt", "ge", "lt", "le",
+    "zeros_like", "ones_like", "data", "exp", "__and__", "__or__", "__gt__", "__ge__", "__lt__", "__le__", "gt", "ge",
+    "lt", "le",
 }  # fmt: skip
 REDUCTIONS = {"mean", "sum", "amax", "amin"}
 

@@ -38,6 +38,7 @@ class Node:
         shape: shape of the (first) result.
         arguments: positional and keyword arguments of a function, with tensors replaced by None.
         use: how a function multiplied with the weight; None for modules.
+        traced: which positional arguments of a function are tensors that come from the model's input.
     """
 
     index: int
@@ -49,6 +50,7 @@ class Node:
     weight: str | None = None
     arguments: Arguments = NONE
     use: Use | None = None
+    traced: tuple[int, ...] = ()
 
 
 @dataclass
@@ -79,10 +81,11 @@ class Graph:
         weight: str | None = None,
         arguments: Arguments = NONE,
         use: Use | None = None,
+        traced: tuple[int, ...] = (),
     ) -> int:
         """Adds a node; returns its index."""
         shape = tuple(results[0].shape) if results else ()
-        self.nodes.append(Node(len(self.nodes), kind, name, module, inputs, shape, weight, arguments, use))
+        self.nodes.append(Node(len(self.nodes), kind, name, module, inputs, shape, weight, arguments, use, traced))
         return len(self.nodes) - 1
 
     def cut(self, length: int) -> None:
@@ -230,17 +233,21 @@ def unite_first_steps(graph: Graph) -> None:
 
 
 def trace(
-    model: nn.Module, *example: Any, adapter: Adapter | None = None, keywords: Mapping[str, Any] | None = None
+    model: nn.Module,
+    *example: Any,
+    adapter: Adapter | None = None,
+    keywords: Mapping[str, Any] | None = None,
+    constants: bool = False,
 ) -> Graph:
     """The graph of one forward, `model(*example, **keywords)`.
 
     Runs without gradient in the model's own train or eval mode; BatchNorm's running statistics and the membrane
-    state are put back afterwards.
+    state are put back afterwards. `constants`: whether the graph keeps what functions read beside the traced tensors.
 
     Raises: InvalidValue if what the model returns does not depend on the example.
     """
     graphs: list[Graph] = []
-    tracer = Tracer(model, adapter, graphs.append)
+    tracer = Tracer(model, adapter, graphs.append, constants)
     try:
         with torch.no_grad(), undisturbed(model, adapter):
             model(*example, **(keywords or {}))

@@ -81,6 +81,7 @@ class Watch(TorchFunctionMode):
         numbers = self._numbers(args) if looks else {}  # before the call, which may write
         fed = self.feeding(given) if use is None else frozenset({use.weight})
         # Looked up before the call: an in-place function's result is one of its arguments.
+        traced = tuple(i for i, value in enumerate(args) if isinstance(value, Tensor) and value in self.source)
         constants = [t for t in tensors(given) if t not in self.source] if self.constants and inputs else []
         result = func(*args, **kwargs)
         written = _written(short, args)
@@ -100,7 +101,7 @@ class Watch(TorchFunctionMode):
         if numbers:
             known = tuple(numbers.get(id(v), kept) for v, kept in zip(args, plain.positional, strict=True))
             plain = Arguments(known, plain.named)
-        self.add(kind, short, None, inputs, results, None if use is None else use.weight, plain, use)
+        self.add(kind, short, None, inputs, results, None if use is None else use.weight, plain, use, traced)
         if written is not None and written._base is not None:
             self.source[written._base] = len(self.graph.nodes) - 1
             self._mark([written._base], fed | self.feeding(written._base))
@@ -167,10 +168,11 @@ class Watch(TorchFunctionMode):
         weight: str | None = None,
         arguments: Arguments = NONE,
         use: Use | None = None,
+        traced: tuple[int, ...] = (),
     ) -> None:
         """Adds a node whose results are the tensors in `result`."""
         found = list(tensors(result))
-        index = self.graph.append(kind, name, module, inputs, found, weight, arguments, use)
+        index = self.graph.append(kind, name, module, inputs, found, weight, arguments, use, traced)
         for tensor in found:
             self.source[tensor] = index
 
@@ -211,14 +213,17 @@ class Watch(TorchFunctionMode):
     def _straight_through(self, step: Step) -> None:
         call = self._unwatched(lambda: self.straight.see(step))
         if call is not None:
-            self._spike("straight-through", call, step.result, self.feeding(call.u))
+            self._spike("straight-through", call, step.result, self.feeding(call.u), step.name)
 
-    def _spike(self, function: str, call: SpikeCall, result: Tensor, fed: frozenset[str]) -> None:
+    def _spike(
+        self, function: str, call: SpikeCall, result: Tensor, fed: frozenset[str], ends: str | None = None
+    ) -> None:
         """Makes the node of `result`, the last one, a neuron."""
         title = self._title(function, fed)
         neuron = self.graph.spikes.setdefault(title, SpikeNeuron(title))
         self.graph.relabel_last("neuron", title)
         neuron.calls += self.first
+        neuron.ends = ends
         if self.first and neuron.function is None and function != "straight-through":
             numbers = tuple(float(v) if isinstance(v, Tensor) and v.numel() == 1 else v for v in call.rest)
             if not any(True for _ in tensors(numbers)):

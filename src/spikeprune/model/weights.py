@@ -145,6 +145,7 @@ class Use:
         outputs: dimension of the parameter that counts the outputs.
         axis: dimension of the result that counts them, from the end.
         direct: whether the call got the parameter itself, not something computed from it.
+        companions: tensors of the parameter's shape that it was combined with before, such as a fixed mask.
         keeps: whether a 0 in the parameter adds nothing to what the call got; a standardised weight does not keep it.
     """
 
@@ -153,6 +154,7 @@ class Use:
     axis: int
     direct: bool
     keeps: bool = True
+    companions: tuple[str, ...] = ()
 
 
 def along_outputs(channel: Tensor, weight: Tensor, layer: nn.Module | None, use: Use | None) -> Tensor:

@@ -6,6 +6,7 @@ unmasked weight for is not read. A channel goes when nobody reads anything but 0
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from spikeprune.model.channels import ChannelMap
 from spikeprune.model.operations import is_gate
 from spikeprune.model.replay import is_elementwise, replay, rerun
 from spikeprune.model.trace import Node
+from spikeprune.model.weight_axes import WeightAxes, by_group
 
 _UNKNOWN = float("nan")
 _MARK = 1e300  # stands for nan while values are moved around: nan does not equal itself
@@ -58,7 +60,7 @@ class Constants:
         if layout is None:
             return None
         unknown = torch.full(layout.shape, _UNKNOWN, dtype=torch.float64)
-        known = [unknown if value is None else value for value in inputs]
+        known = [self._not_known(i, unknown) if v is None else v for i, v in zip(node.inputs, inputs, strict=True)]
         if node.kind in ("norm", "neuron", "select") and node.module is not None:
             before = self.table.layouts[node.inputs[0]]
             assert before is not None
@@ -81,28 +83,53 @@ class Constants:
             torch.nan_to_num(value, nan=_MARK).expand(self.table.graph.nodes[i].shape)
             for i, value in zip(node.inputs, known, strict=True)
         ]
-        moved = replay(node, filled)
+        moved = self._mixed(node, known, layout) if node.kind == "other" else replay(node, filled)
         if moved is None:
             return unknown
         moved = torch.where(moved == _MARK, _UNKNOWN, moved).double()
         return torch.where(moved == 0, 0.0, _UNKNOWN) if node.name == "sum" else moved
 
+    def _mixed(self, node: Node, known: list[Tensor], layout: Tensor) -> Tensor | None:
+        """What a function that keeps channels apart makes of values: see `keeps_channels`."""
+        value = known[0]
+        if node.name == "pad":
+            zeros = node.arguments[1].get("value") in (None, 0)
+            return torch.zeros_like(value, dtype=torch.float64).masked_fill(value != 0, _MARK) if zeros else None
+        others = iter(self.table.graph.constants.get(node.index, ()))
+        try:
+            whole = value.expand(self.table.graph.nodes[node.inputs[0]].shape)
+            places = enumerate(node.arguments[0])
+            args = [whole if i in node.traced else next(others).double().cpu() if a is None else a for i, a in places]
+            mixed = getattr(torch, node.name.strip("_"))(*args)
+        except (StopIteration, RuntimeError, TypeError, AttributeError):
+            return None
+        return torch.nan_to_num(mixed, nan=_MARK)
+
+    def _not_known(self, index: int, whole: Tensor) -> Tensor:
+        layout, shape = self.table.layouts[index], self.table.graph.nodes[index].shape
+        return whole if layout is not None else torch.full((1,) * len(shape), _UNKNOWN, dtype=torch.float64)
+
     def _layer(self, node: Node, source: Tensor | None, layout: Tensor) -> Tensor:
-        assert node.weight is not None
-        weight, transposed = self.alive(node.weight), node.name and "Transpose" in type(node.module).__name__
-        if transposed:
-            weight = weight.movedim(1, 0)
-        nonzero = torch.ones(weight.shape[1], dtype=torch.bool)
-        if source is not None:
-            nonzero = (source.reshape(-1) != 0).expand(weight.shape[1])
-        key = (node.weight, 0 if transposed else 1)
-        self.nonzero_columns[key] = self.nonzero_columns.get(key, torch.zeros_like(nonzero)) | nonzero
-        varies = (weight.flatten(2).any(-1) if weight.dim() > 2 else weight)[:, nonzero].any(1)
-        bias = getattr(node.module, "bias", None)
+        axes = self.table.axes.get(node.index)
+        if not isinstance(axes, WeightAxes):
+            return torch.full(layout.shape, _UNKNOWN, dtype=torch.float64)
+        weight = self.alive(axes.weight)
+        weight = weight if axes.outputs == 0 else weight.movedim(1, 0)
+        joined = weight.flatten(2).any(-1) if weight.dim() > 2 else weight  # [outputs, inputs of a group]
+        width = joined.shape[1] * axes.groups
+        nonzero = torch.ones(width, dtype=torch.bool)
+        if source is not None and source.numel() in (1, width):
+            nonzero = (source.reshape(-1) != 0).expand(width)
+        if axes.groups == 1:  # what a grouped convolution reads goes with what it writes
+            key = (axes.weight, axes.inputs)
+            self.nonzero_columns[key] = self.nonzero_columns.get(key, torch.zeros_like(nonzero)) | nonzero
+        meets = by_group(joined.flatten(), axes.groups).view(axes.groups, -1, joined.shape[1])
+        varies = (meets & by_group(nonzero, axes.groups).unsqueeze(1)).any(-1).flatten()
         constant = torch.zeros(len(varies), dtype=torch.float64)
-        if bias is not None:
-            name = self.names[id(bias)]
-            constant = bias.detach().double().cpu() * self.alive(name)
+        if axes.bias is not None:
+            constant = self.parameters[axes.bias].detach().double().cpu() * self.alive(axes.bias)
+            if node.module is None:  # whether the function adds the bias is not known
+                constant = torch.where(constant == 0, 0.0, _UNKNOWN)
         return torch.where(varies, _UNKNOWN, constant).view(layout.shape)
 
     def _norm(self, node: Node, source: Tensor) -> Tensor:
@@ -125,19 +152,55 @@ class Constants:
     def _neuron(self, node: Node, source: Tensor) -> Tensor:
         if node.module is None:
             return self._found(node, source)
-        silent = source == 0
+        silent = (source == 0) & ~self._excited(node, source)
         params = self.adapter.describe(node.module) if self.adapter is not None and node.module is not None else None
         if params is not None:
-            silent |= stays_silent(params, source)
+            silent |= stays_silent(params, source) & ~self._excited(node, source)
+        self._heard(node, ~silent)
         return torch.where(silent, 0.0, _UNKNOWN)
+
+    def _heard(self, node: Node, fired: Tensor) -> None:
+        """What a neuron's own recurrent weights read: its spikes."""
+        for weight, (neuron, _) in self.table.graph.inner.items():
+            if neuron == node.name and (weight, 1) in self.table.dims:
+                known = self.nonzero_columns.get((weight, 1))
+                self.nonzero_columns[weight, 1] = fired.flatten() if known is None else known | fired.flatten()
+
+    def _excited(self, node: Node, source: Tensor) -> Tensor:
+        """Where a neuron's own recurrent weights, or their bias, may add something to its input."""
+        excited = torch.zeros_like(source, dtype=torch.bool)
+        for weight, (neuron, _) in self.table.graph.inner.items():
+            if neuron != node.name or (weight, 1) not in self.table.dims:
+                continue
+            rows = self.alive(weight).any(1)
+            bias = self.parameters.get(weight.removesuffix("weight") + "bias")
+            if bias is not None:
+                rows = rows | (bias.detach().cpu() * self.alive(self.names[id(bias)]) != 0)
+            excited |= rows.view(source.shape) if rows.numel() == source.numel() else bool(rows.any())
+        return excited
 
     def _found(self, node: Node, u: Tensor) -> Tensor:
         """A neuron that was found by its spike function: silent where the function gives 0 at a known u."""
         neuron = self.table.graph.spikes.get(node.name)
+        if neuron is not None and neuron.ends is not None:
+            return self._straight(node, neuron.ends, u)
         if neuron is None or neuron.function is None:
             return torch.full_like(u, _UNKNOWN)
         spikes = neuron.function(torch.nan_to_num(u, nan=0.0)).double().cpu()
-        return torch.where(u.isnan() | (spikes != 0), _UNKNOWN, 0.0)
+        fires, shape = u.isnan() | (spikes != 0), self.table.layouts[node.index]
+        for dim, size in enumerate(() if shape is None else shape.shape):
+            if size == 1:  # silent is silent at every time step
+                fires = fires.any(dim, keepdim=True)
+        return torch.where(fires, _UNKNOWN, 0.0)
+
+    def _straight(self, node: Node, function: str, u: Tensor) -> Tensor:
+        """A straight-through sum of spikes and their smooth form, which is known wherever both are."""
+        values = [self.values[i] for i in node.inputs]
+        known = [torch.full_like(u, _UNKNOWN) if value is None else value for value in values]
+        result = rerun(replace(node, name=function), known)
+        if not isinstance(result, Tensor):
+            return torch.full_like(u, _UNKNOWN)
+        return torch.where(result.abs() < 1e-4, 0.0, _UNKNOWN).double()  # nan compares false
 
     def _write(self, node: Node, known: list[Tensor], layout: Tensor) -> Tensor:
         """What a tensor holds after a write, where it held one number before or what is known of it."""
@@ -178,18 +241,20 @@ def stays_silent(params: NeuronParams, drive: Tensor) -> Tensor:
     return torch.broadcast_to((end < threshold) & (start < threshold) & (decay >= 0), drive.shape)
 
 
-def removable(table: ChannelMap, constants: Constants) -> Tensor:
-    """For each atom, whether it can be removed.
+def removable(table: ChannelMap, constants: Constants, stay: Tensor | None = None) -> Tensor:
+    """For each atom, whether it can be removed; `stay` holds atoms that must not be.
 
     A layer, and what leaves a gate, keeps at least one channel. What stands before a gate stays as wide as it is
     written: the gate, not the stream, is where such networks are cut.
     """
     roots = table.roots(torch.arange(table.size))
     gone = torch.ones(table.size, dtype=torch.bool)
-    gone[sorted(table.fixed_roots())] = False
+    gone[sorted(table.whole())] = False
+    if stay is not None:
+        gone[roots[stay]] = False
     written = torch.zeros(table.size, dtype=torch.bool)
     for (tensor, dim), (role, atoms) in table.dims.items():
-        if role == "out" and constants.parameters[tensor].dim() > 1:
+        if role == "out" and tensor in constants.parameters and constants.parameters[tensor].dim() > 1:
             written[roots[atoms[constants.alive(tensor).movedim(dim, 0).flatten(1).any(1)]]] = True
     for source, _ in table.gates.values():
         gone[roots[source]] &= ~written[roots[source]]

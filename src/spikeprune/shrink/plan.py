@@ -204,7 +204,11 @@ def _module(model: nn.Module, name: str) -> nn.Module | None:
 
 def _tell_sizes(module: nn.Module) -> None:
     """Correct the sizes that a module states, such as `out_channels`, after its tensors were cut."""
-    if isinstance(module, _ConvNd) and module.groups == 1:
+    if isinstance(module, _ConvNd) and module.groups != 1:
+        if not isinstance(module, _ConvTransposeNd):  # whole groups go
+            module.groups = len(module.weight) * module.groups // module.out_channels
+            module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
+    elif isinstance(module, _ConvNd):
         first, second = module.weight.shape[:2]
         transposed = isinstance(module, _ConvTransposeNd)
         module.out_channels, module.in_channels = (second, first) if transposed else (first, second)

@@ -2,16 +2,19 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import check_obeyed
 from spikeprune.model.adapter import Adapter, find_adapter
 from spikeprune.model.channels import ChannelMap
+from spikeprune.model.groups import title_of_layer
+from spikeprune.model.operations import multiplied, short_name
 from spikeprune.model.trace import trace
 from spikeprune.model.wrappers import eager
 from spikeprune.shrink.dead import Constants, removable
@@ -41,11 +44,14 @@ def shrink(
         example: an input, or a tuple of inputs, as in training; a small batch will do.
         optimizer: is pointed at the small model, with the state of the entries that stay.
     Returns: the small model (in the model's train or eval mode and step mode, no membrane state), and the plan.
+    Channels that cannot be followed, through attention for example, stay whole, and so does a group without which the
+    network fails, such as one whose width the forward states as a number, or the output on the example differs by more
+    than 1e-5 in float64 and eval mode; all others are cut. In float32 a sum in another order may move a membrane
+    potential that lies within rounding of its threshold, and one spike more or less changes everything after it: such
+    ties are no error, and float64 leaves none.
+
     Raises: InvalidValue if a mask does not fit, or a weight that it cuts is not 0; if the example does not fit; naming
-        the module, if the network holds one whose channels cannot be followed; naming the group, if the small network's
-        output on the example differs by more than 1e-5 in float64 and eval mode. In float32 a sum in another order may
-        move a membrane potential that lies within rounding of its threshold, and one spike more or less changes
-        everything after it: such ties are no error, and float64 leaves none.
+        the module or the layer in the way, if nothing can be cut.
 
     Examples:
         >>> masks = sp.prune(model, "weight-norm", 0.5, data=data, pattern="channel")
@@ -64,24 +70,68 @@ def shrink(
     masked.eval()
     table = _channels(masked, example, adapter)
     constants = Constants(table, masked, masks, adapter)
-    gone = removable(table, constants)
-    blocked = _blocked(table, constants, gone, masks)
-    if blocked and not bool(gone[[a for _, atoms in table.dims.values() for a in atoms.tolist()]].any()):
-        raise InvalidValue(f"nothing can be cut: {blocked[0]}")
-    plan = _plan(table, masked, gone, blocked)
-    small = copy.deepcopy(masked)
-    plan.apply(small)
-    _verify(masked, small, plan, table, gone, example, adapter)
+    small, plan = _cut(masked, table, constants, masks, example, adapter)
     for name, module in small.named_modules():
         module.training = modes[name]
     if optimizer is not None:
         repoint(optimizer, model, small, plan)
+    refused = table.refusals()
+    if not plan.cuts and not plan.gates and refused:
+        raise InvalidValue(f"{type(model).__name__} cannot be shrunk: {next(iter(refused.values()))}")
     if not plan.cuts:
         _log.warning(
             "spikeprune: shrink cut nothing, since no channel is dead as a whole; scattered zeros pay off in "
             "sp.compile (CPU) and exports, and sp.Pruner(..., pattern='channel') makes channels that can be cut"
         )
     return small, plan
+
+
+def _cut(
+    masked: nn.Module,
+    table: ChannelMap,
+    constants: Constants,
+    masks: Mapping[str, Tensor],
+    example: tuple[Any, ...],
+    adapter: Adapter | None,
+) -> tuple[nn.Module, ChannelPlan]:
+    """Cuts all that can go. A group without which the outputs would differ, or the model fails, stays whole."""
+    wanted: list[Tensor] | None = None
+    stay, why = torch.empty(0, dtype=torch.long), dict[str, str]()
+    while True:
+        gone = removable(table, constants, stay)
+        blocked = (*_whole(why), *_blocked(table, constants, gone, masks))
+        if blocked and not bool(gone[[a for _, atoms in table.dims.values() for a in atoms.tolist()]].any()):
+            raise InvalidValue(f"nothing can be cut: {blocked[0]}")
+        plan = _plan(table, masked, gone, blocked)
+        small = copy.deepcopy(masked)
+        plan.apply(small)
+        count = sum(p.numel() for p in small.parameters())
+        if count != plan.parameters[1]:
+            raise InvalidValue(f"the small network has {count:,} parameters where {plan.parameters[1]:,} were planned")
+        wanted = _run(masked, example, adapter) if wanted is None else wanted
+        difference, problem = _difference(wanted, small, example, adapter)
+        if difference <= _TOLERANCE:
+            if why:
+                _log.warning("spikeprune: %s", "; ".join(_whole(why)))
+            return small, plan
+        found = dict(_in_the_way(masked, table, gone, wanted, example, adapter))
+        if not found:
+            raise InvalidValue(
+                f"the cut network {problem}, though no group of channels does it alone; nothing was changed"
+            )
+        why |= {name: text for name, (text, _) in found.items()}
+        stay = torch.cat([stay, *(atoms for _, atoms in found.values())])
+
+
+def _whole(why: Mapping[str, str]) -> list[str]:
+    first = next(iter(why.items()), None)
+    if first is None:
+        return []
+    others = f" (and {len(why) - 1} more)" if len(why) > 1 else ""
+    return [
+        f"the channels of {first[0]!r}{others} stay, as without them the network {first[1]}; write shapes in the "
+        "forward from x.shape, or exclude these layers when pruning"
+    ]
 
 
 def _check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -107,7 +157,7 @@ def _apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 def _channels(model: nn.Module, example: tuple[Any, ...], adapter: Adapter | None) -> ChannelMap:
     try:
-        graph = trace(model, *example, adapter=adapter)
+        graph = trace(model, *example, adapter=adapter, constants=True)
     except InvalidValue:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -116,16 +166,13 @@ def _channels(model: nn.Module, example: tuple[Any, ...], adapter: Adapter | Non
             f"the model cannot run on an example of shape {shapes}: {str(error).splitlines()[0][:120]}; "
             "give one batch as in training"
         ) from error
-    table = ChannelMap(graph, model, gates="split")
-    refused = table.refusals()
-    if refused:
-        raise InvalidValue(f"{type(model).__name__} cannot be shrunk: {next(iter(refused.values()))}")
-    return table
+    return ChannelMap(graph, model, gates="split")
 
 
 def _blocked(table: ChannelMap, constants: Constants, gone: Tensor, masks: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Layers that keep filters whose mask is all False, and the reason."""
     reasons: list[str] = []
+    refused = table.refusals()
     norms = {int(root): name for name, atoms in table.norms.items() for root in table.roots(atoms)}
     for (tensor, dim), (role, atoms) in table.dims.items():
         if role != "out" or tensor not in masks or masks[tensor].dim() < 2:
@@ -136,13 +183,16 @@ def _blocked(table: ChannelMap, constants: Constants, gone: Tensor, masks: Mappi
         if bool(gone[atoms].any()) and int((~gone[atoms]).sum()) == 1:
             continue
         if bool(stuck.any()):
+            reason = next((refused[int(r)] for r in table.roots(atoms[stuck]) if int(r) in refused), None)
             norm = next((norms[int(r)] for r in table.roots(atoms[stuck]) if int(r) in norms), None)
             why = (
-                "other layers write to them, or they are the output"
+                reason
+                if reason is not None
+                else "other layers write to them, or they are the output"
                 if norm is None
                 else f"{norm!r} may still fire them"
             )
-            hint = "" if norm is None else "; mask its weight and bias too"
+            hint = "" if norm is None or reason is not None else "; mask its weight and bias too"
             reasons.append(f"{int(stuck.sum())} masked filters of {tensor!r} stay, as {why}{hint}")
     return tuple(reasons)
 
@@ -164,7 +214,7 @@ def _plan(table: ChannelMap, model: nn.Module, gone: Tensor, blocked: tuple[str,
     for node in table.graph.nodes:
         for (tensor, dim), (role, atoms) in table.dims.items():
             if node.weight == tensor and role == "out" and dim in (0, 1):
-                layers[node.name] = (len(atoms), int((~gone[atoms]).sum()))
+                layers[title_of_layer(node)] = (len(atoms), int((~gone[atoms]).sum()))
     before = sum(p.numel() for p in model.parameters())
     after = before
     for name, parameter in model.named_parameters():
@@ -176,33 +226,23 @@ def _plan(table: ChannelMap, model: nn.Module, gone: Tensor, blocked: tuple[str,
     return ChannelPlan(tuple(cuts), gates, layers, (before, after), blocked)
 
 
-def _verify(
+def _in_the_way(
     masked: nn.Module,
-    small: nn.Module,
-    plan: ChannelPlan,
     table: ChannelMap,
     gone: Tensor,
+    wanted: list[Tensor],
     example: tuple[Any, ...],
     adapter: Adapter | None,
-) -> None:
-    count = sum(p.numel() for p in small.parameters())
-    if count != plan.parameters[1]:
-        raise InvalidValue(f"the small network has {count:,} parameters where {plan.parameters[1]:,} were planned")
-    wanted = _run(masked, example, adapter)
-    difference, problem = _difference(wanted, small, example, adapter)
-    if difference <= _TOLERANCE:
-        return
+) -> Iterator[tuple[str, tuple[str, Tensor]]]:
+    """Layer -> (what goes wrong, atoms) of each group of channels without which alone the outputs are not equal."""
     for name, atoms in _groups_cut(table, gone):
         alone = torch.zeros_like(gone)
         alone[atoms] = True
         part = copy.deepcopy(masked)
         _plan(table, masked, alone & gone).apply(part)
-        if _difference(wanted, part, example, adapter)[0] > _TOLERANCE:
-            raise InvalidValue(
-                f"the channels of {name!r} cannot be cut: the network then {problem}; "
-                "exclude this layer when pruning, or prune its weights instead"
-            )
-    raise InvalidValue(f"the cut network {problem}, though no group of channels does it alone; nothing was changed")
+        difference, problem = _difference(wanted, part, example, adapter)
+        if difference > _TOLERANCE:
+            yield name, (problem, atoms)
 
 
 def _groups_cut(table: ChannelMap, gone: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -211,7 +251,7 @@ def _groups_cut(table: ChannelMap, gone: Tensor) -> Iterator[tuple[str, Tensor]]
     for node in table.graph.nodes:
         for (tensor, _), (role, atoms) in table.dims.items():
             if role == "out" and tensor == node.weight and bool(gone[atoms].any()):
-                yield node.name, torch.isin(roots, table.roots(atoms)).nonzero().flatten()
+                yield title_of_layer(node), torch.isin(roots, table.roots(atoms)).nonzero().flatten()
     for name, (_, behind) in table.gates.items():
         yield name, torch.isin(roots, table.roots(behind)).nonzero().flatten()
 
@@ -235,10 +275,27 @@ def _run(model: nn.Module, example: tuple[Any, ...], adapter: Adapter | None) ->
     for module in double.modules():
         if not any(True for _ in module.children()):
             module.register_forward_pre_hook(_widen)  # snnTorch's spikes are float32 whatever came in
-    with torch.no_grad():
+    with torch.no_grad(), _Widening():
         if adapter is not None:
             adapter.reset(double)
         return [t.detach() for t in _tensors(double(*_widen(double, example)))]
+
+
+class _Widening(TorchFunctionMode):
+    """Functions that multiply get float64 too: spikes of a user's own function may be float32 whatever went in."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if multiplied(short_name(func), args, kwargs or {}):
+            args = tuple(_double(value) for value in args)
+        return func(*args, **(kwargs or {}))
+
+
+def _double(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return tuple(_double(v) for v in value)  # pyright: ignore[reportUnknownVariableType]
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _widen(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
