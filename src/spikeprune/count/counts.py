@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from spikeprune.core.errors import InvalidValue, MissingEvidence
+from spikeprune.core.errors import MissingEvidence
 from spikeprune.core.mask import check_fit, disobeying
 from spikeprune.count import formulas
 from spikeprune.count.figures import Counts, Figures, Sides
 from spikeprune.count.uses import UsedWeight, Uses
 from spikeprune.model.adapter import Adapter, find_adapter, weights_of_neurons
 from spikeprune.model.arguments import Arguments, on_result
-from spikeprune.model.operations import leaf_kind
+from spikeprune.model.axes import check_time, not_told, samples_axis, samples_of, unknown_parts
 from spikeprune.model.trace import Tracer
 from spikeprune.model.weights import layer_modules, stored_weight, weight_of
 from spikeprune.model.wrappers import eager
@@ -69,8 +69,7 @@ def count(
         >>> counts.dense.alive, counts.pruned.alive
         (768, 192)
     """
-    if time not in (None, "first", "batch-first", "last", "outside"):
-        raise InvalidValue(f"time must be 'first', 'batch-first', 'last' or 'outside', got {time!r}")
+    check_time(time)
     model = eager(model)
     check_fit(masks or {}, dict(model.named_parameters()))
     _warn_of_disobeyed(masks or {}, model)
@@ -274,7 +273,7 @@ def _run(
     modes = [(module, module.training) for module in model.modules()]
     hooks = [on_result(layer.module, layer.hook) for layer in layers.values()]
     hooks += [on_result(neuron.module, neuron.hook) for neuron in neurons.values()]
-    samples, plain = 0, not _unknown_parts(model, adapter)
+    samples, plain = 0, not unknown_parts(model, adapter)
     try:
         model.eval()
         with torch.no_grad():
@@ -304,36 +303,15 @@ def _run(
     return samples
 
 
-def _unknown_parts(model: nn.Module, adapter: Adapter | None) -> bool:
-    """Whether some module without children is of an unknown class, which may hold a loop over time."""
-    return any(
-        not list(module.children())
-        and not type(module).__module__.startswith("torch.")
-        and leaf_kind(module, adapter) is None
-        for module in model.modules()
-    )
-
-
 def _batch_size(x: Any, target: Any, seen: set[int], output: Any, time: str | None, plain: bool) -> int:
-    """N of a batch [N, ...], [T, N, ...] or [N, T, ...]: as told, as the target has it, or as reached the neurons."""
-    sizes = list(x.shape[:2]) if isinstance(x, Tensor) else []
-    if time is not None and sizes:
-        return sizes[1] if time in ("first", "outside") else sizes[0]
-    if isinstance(target, Tensor) and target.dim() == 1 and len(target) in sizes:
-        return len(target)
-    candidates = {size for size in sizes if size in seen}
-    if not seen and isinstance(output, Tensor) and output.dim() == 2 and output.shape[0] in sizes:
-        candidates = {output.shape[0]}  # no neuron tells, but [N, classes] does
-    elif not seen and (plain or list(getattr(output, "shape", ()))[:2] != sizes):
-        candidates = set(sizes[:1])
-    if len(candidates) == 1:
-        return candidates.pop()
-    if isinstance(target, Tensor) and target.dim():
-        return target.shape[0]
-    raise InvalidValue(
-        f"the batch size cannot be told: the input has {sizes}, the neurons saw {sorted(seen)}; "
-        "give (input, target) pairs, or say where time is: time='first' or 'batch-first'"
-    )
+    """N of a batch: as told, as the target has it, or as it reached the neurons."""
+    if time is not None and isinstance(x, Tensor) and x.dim():
+        sizes = x.shape[:2]
+        return sizes[1] if samples_axis(time) else sizes[0]
+    found = samples_of(x, target, seen, output, plain)
+    if found is None:
+        raise not_told(x, seen)
+    return found
 
 
 def _name(model: nn.Module, parameter: Tensor | None, otherwise: str) -> str:

@@ -7,10 +7,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from spikeprune.core.errors import InvalidValue
+from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.model.adapter import Adapter
-from spikeprune.model.arguments import Arguments, on_call
-from spikeprune.model.examples import undisturbed
+from spikeprune.model.axes import not_told, over_time, samples_axis, samples_of, seen_by_neurons, unknown_parts
+from spikeprune.model.trace import Graph, trace
+from spikeprune.squeeze.statistics import evaluating
 
 
 @final
@@ -30,12 +31,16 @@ class Batches:
         return [part for x in self.inputs for part in x.split(size, self.axis)]
 
 
-def first_images(data: Iterable[Any], images: int, model: nn.Module, adapter: Adapter | None) -> Batches:
-    """Batches of the first `images` images; the last one is cut where its axis of images can be told.
+def first_images(
+    data: Iterable[Any], images: int, model: nn.Module, adapter: Adapter, time: str | None = None
+) -> Batches:  # fmt: skip
+    """Batches of the first `images` images; the last one is cut.
 
     Args:
         data: inputs or (input, target) pairs, or one tensor, which is one batch.
-    Raises: InvalidValue for no data, other things than tensors, and values that are not finite.
+        time: where time is in them, if it is told: "first", "batch-first" or "last".
+    Raises: InvalidValue for no data, other things than tensors, values that are not finite, and
+        batches whose axis of images cannot be told.
     """
     if images < 1:
         raise InvalidValue(
@@ -46,7 +51,7 @@ def first_images(data: Iterable[Any], images: int, model: nn.Module, adapter: Ad
     count, axes = 0, set[int | None]()
     for batch in [data] if isinstance(data, Tensor) else data:
         x, target = _parts(batch)
-        axis = _axis(x, target, images - count, model, adapter)
+        axis = _axis(x, target, images - count, model, adapter, time)
         axes.add(axis)
         size = int(x.shape[axis or 0]) if x.ndim else 1
         if axis is not None and count + size > images:
@@ -83,41 +88,46 @@ def _parts(batch: Any) -> tuple[Tensor, Any]:
     return x, target
 
 
-def _axis(x: Tensor, target: Any, wanted: int, model: nn.Module, adapter: Adapter | None) -> int | None:
-    """Which axis of a batch counts images: 0, or 1 behind time; None where it cannot be told."""
+def _axis(
+    x: Tensor, target: Any, wanted: int, model: nn.Module, adapter: Adapter, time: str | None
+) -> int | None:  # fmt: skip
+    """Which axis of a batch counts images: 0, or 1 behind time; None where T = N and nothing has to be cut.
+
+    Raises: InvalidValue where it cannot be told; if the model does not take the batch.
+    """
     if x.ndim < 2:
         return 0
-    if isinstance(target, Tensor) and target.ndim:
-        fits = [axis for axis in (0, 1) if x.shape[axis] == target.shape[0]]
-        if len(fits) == 1:
-            return fits[0]
-    if adapter is None or not any(adapter.multi_step(m) for m in adapter.neurons(model).values()):
-        return 0
-    seen = _batch_sizes(model, adapter, x[:2])
-    if seen == {int(x.shape[1])} and x.shape[1] != 2:
-        return 1
-    if seen == {2} and x.shape[1] != 2:
-        return 0
-    return None
+    if time is not None:
+        return samples_axis(time)
+    known = isinstance(target, Tensor) and target.ndim > 0
+    count = samples_of(x, target, set(), None, plain=False) if known else None
+    if count in x.shape[:2] and x.shape[0] != x.shape[1]:
+        return int(x.shape[0] != count)
+    graph = traced(model, adapter, x)
+    seen = seen_by_neurons(graph, adapter)
+    if count is None:
+        output = x.new_empty(graph.nodes[graph.outputs[0]].shape)
+        count = samples_of(x, target, seen, output, plain=not unknown_parts(model, adapter))
+    axes = [axis for axis in (0, 1) if x.shape[axis] == count]
+    alike = len(axes) > 1 and over_time(graph, adapter)
+    if not axes or (alike and x.shape[0] > wanted):
+        raise not_told(x, seen)
+    return None if alike else axes[0]
 
 
-def _batch_sizes(model: nn.Module, adapter: Adapter, x: Tensor) -> set[int]:
-    """The batch sizes that the neurons see on an input; empty if the model does not take it."""
-    seen: set[int] = set()
+def traced(model: nn.Module, adapter: Adapter | None, example: Tensor) -> Graph:
+    """The graph of one forward in eval mode.
 
-    def look(neuron: nn.Module, given: Arguments) -> None:
-        first = given.first
-        axis = 1 if adapter.multi_step(neuron) else 0
-        if first.ndim > axis:
-            seen.add(int(first.shape[axis]))
-
-    hooks = [on_call(n, look) for n in adapter.neurons(model).values()]
+    Raises: InvalidValue if the model does not take the example.
+    """
     try:
-        with torch.no_grad(), undisturbed(model, adapter):
-            model(x)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
-        return set()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen
+        with evaluating(model):
+            return trace(model, example, adapter=adapter)
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidValue(
+            f"the model cannot run on an input of shape {list(example.shape)}: {first[:120]}; "
+            "give the batches that it was trained on"
+        ) from error

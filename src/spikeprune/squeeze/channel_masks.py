@@ -19,7 +19,7 @@ from spikeprune.squeeze.statistics import evaluating
 
 
 def with_channels(
-    model: nn.Module, adapter: Adapter | None, data: Iterable[Any], settings: SqueezeSettings
+    model: nn.Module, adapter: Adapter, data: Iterable[Any], settings: SqueezeSettings, time: str | None = None
 ) -> tuple[list[tuple[Tensor, Any]], SqueezeSettings]:
     """The data, read once, and settings that hold the masks of the channels to keep. The model stays as it is.
 
@@ -28,7 +28,7 @@ def with_channels(
 
     Raises: InvalidValue where the model's channels cannot be followed.
     """
-    batches = first_images(data, settings.images, model, adapter)
+    batches = first_images(data, settings.images, model, adapter, time)
     pairs = list(zip(batches.inputs, batches.targets, strict=True))
     if not settings.sparsity:
         return pairs, replace(settings, pattern="weight")

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.glance import refuse_computed
 from spikeprune.model.pairing import Pairing, pair
-from spikeprune.model.trace import Graph, trace
-from spikeprune.squeeze.statistics import evaluating, norms
+from spikeprune.model.trace import Graph
+from spikeprune.squeeze.batches import traced
+from spikeprune.squeeze.statistics import norms
 
 
 @final
@@ -43,17 +43,7 @@ def read(
 
     Raises: InvalidValue if the model does not take the example.
     """
-    try:
-        with evaluating(model):
-            graph = trace(model, example, adapter=adapter)
-    except UserError:
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InvalidValue(
-            f"the model cannot run on an input of shape {list(example.shape)}: {first[:120]}; "
-            "give the batches that it was trained on"
-        ) from error
+    graph = traced(model, adapter, example)
     refuse_computed(graph, parameters)
     users = [m for m in model.modules() if isinstance(m, (_ConvNd, nn.Linear))]
     layers: dict[str, list[nn.Module]] = {n: [m for m in users if m.weight is p] for n, p in parameters.items()}

@@ -42,7 +42,13 @@ class Squeezing:
     """One run over a model: from the data to the result."""
 
     def __init__(
-        self, model: nn.Module, adapter: Adapter | None, data: Iterable[Any], settings: SqueezeSettings, bar: Progress
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        data: Iterable[Any],
+        settings: SqueezeSettings,
+        bar: Progress,
+        time_axis: str | None = None,
     ) -> None:
         self.started = time.perf_counter()
         self.settings, self.bar = settings, bar
@@ -60,7 +66,7 @@ class Squeezing:
             raise InvalidValue(
                 f"the weights of {bad!r} hold nan or infinite values; squeeze needs a trained, finite network"
             )
-        self.batches: Batches = first_images(data, settings.images, model, adapter)
+        self.batches: Batches = first_images(data, settings.images, model, adapter, time_axis)
         self.network: Network = read(model, adapter, parameters, self.batches.inputs[0])
         self._check_neurons()
         self.rates: dict[str, Tensor] = {}  # share of non-zero inputs, for a budget of synaptic operations

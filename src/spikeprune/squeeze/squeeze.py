@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.model.adapter import find_adapter
+from spikeprune.model.axes import check_time
 from spikeprune.model.discover import Discovered
 from spikeprune.model.prunable import Names
 from spikeprune.model.wrappers import eager
@@ -49,6 +50,7 @@ def squeeze(
     floor: float = 1,
     seed: int = 0,
     progress: bool = False,
+    time: str | None = None,
 ) -> Squeezed:
     """Prunes a trained network in place and re-solves what is left of each layer: no labels, no training.
 
@@ -109,6 +111,8 @@ def squeeze(
         floor: the least that every layer keeps: a count, or a share of the layer if below 1.
         seed: of the drawn rows and of "random".
         progress: whether a bar with the time left is shown.
+        time: where the time steps of an input are: "first" [T, N, ...], "batch-first" [N, T, ...] or "last"
+            [N, ..., T]. By default N is read from the targets, the neurons or the output, as in `sp.count`.
     Returns: masks, agreement of spikes, a table and the seconds.
     Raises: InvalidValue, UnknownName (both ValueError or LookupError) for settings and data that cannot be used.
 
@@ -118,12 +122,13 @@ def squeeze(
         True
     """
     given = dict(locals())
-    settings = SqueezeSettings(**{k: v for k, v in given.items() if k not in ("model", "data")})
+    settings = SqueezeSettings(**{k: v for k, v in given.items() if k not in ("model", "data", "time")})
+    check_time(time, ("first", "batch-first", "last"))
     inner = eager(model)
     devices = {p.device for p in inner.parameters() if p.device.type == "cuda"}
     adapter = find_adapter(inner) or Discovered()
     with torch.random.fork_rng(devices=list(devices)), unharmed(inner, adapter), progress_bar(progress) as bar:
         torch.manual_seed(seed)
         if settings.pattern == "channel" and settings.masks is None:
-            data, settings = with_channels(inner, adapter, data, settings)
-        return Squeezing(inner, adapter, data, settings, bar).run()
+            data, settings = with_channels(inner, adapter, data, settings, time)
+        return Squeezing(inner, adapter, data, settings, bar, time).run()
