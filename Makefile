@@ -6,7 +6,7 @@ KERNELS = $(wildcard src/spikeprune/runtime/kernels/*.cpp src/spikeprune/runtime
 # uv does not read pip's settings: hand it pip's find-links (empty is fine).
 export UV_FIND_LINKS ?= $(shell $(PY) -m pip config get global.find-links 2>/dev/null || true)
 
-.PHONY: setup demo test torture mutants lint sanitize types format wheel test-wheel bench test-compat test-oldest test-newest docs clean
+.PHONY: setup demo test torture mutants lint sanitize types format wheel test-wheel bench test-compat test-heavy test-oldest test-newest docs clean
 
 setup: $(VENV)/.ok
 
@@ -61,13 +61,24 @@ format: setup
 	$(BIN)/ruff check --fix-only . && $(BIN)/ruff format .
 	$(BIN)/clang-format -i $(KERNELS)
 
-# The adapter against SpikingJelly 0.0.0.0.14, which many trained models still use, in an environment of its own.
-test-compat: setup
-	$(PY) -m venv .venv-compat
-	$(BIN)/uv pip install -q --python .venv-compat/bin/python -c constraints.txt -e . pytest hypothesis beartype scipy tqdm numpy matplotlib
-	$(BIN)/uv pip install -q --python .venv-compat/bin/python --no-deps spikingjelly==0.0.0.0.14
-	.venv-compat/bin/python -m pytest -W ignore::DeprecationWarning -W ignore::SyntaxWarning -m compat \
+# Old SpikingJelly, which many trained models and most public code still use: an environment for each version.
+# 0.0.0.0.14 has an adapter; the neurons of 0.0.0.0.12 (clock_driven) are found by their spike functions.
+test-compat: .venv-compat-0.0.0.0.12/.ok .venv-compat-0.0.0.0.14/.ok
+	.venv-compat-0.0.0.0.14/bin/python -m pytest $(OLD_WARNINGS) -m compat \
 		tests/unit/test_adapter_spikingjelly.py tests/unit/test_trace.py tests/unit/test_pruner.py
+	.venv-compat-0.0.0.0.12/bin/python -m pytest $(OLD_WARNINGS) --noconftest tests/integration/test_clock_driven.py
+OLD_WARNINGS := -W ignore::DeprecationWarning -W ignore::SyntaxWarning
+
+.venv-compat-%/.ok: $(VENV)/.ok
+	$(PY) -m venv $(@D)
+	$(BIN)/uv pip install -q --python $(@D)/bin/python -c constraints.txt -e . $(COMPAT_PACKAGES)
+	$(BIN)/uv pip install -q --python $(@D)/bin/python --no-deps spikingjelly==$*
+	touch $@
+COMPAT_PACKAGES := pytest hypothesis beartype scipy tqdm numpy matplotlib
+
+# What takes too long for `make test`: several processes with BatchNorm, and a run of them that goes on.
+test-heavy: setup
+	SPIKEPRUNE_HEAVY=1 $(BIN)/python -m pytest -n 0 tests/integration/test_together.py
 
 # The oldest and the newest packages that pyproject.toml allows, each in an environment of its own, which is made once.
 # PART chooses what runs: `make test-newest PART=tests/unit`. The newest torch brings some GB of CUDA on Linux.
@@ -114,4 +125,4 @@ bench: setup
 	$(BIN)/python benchmarks/all.py
 
 clean:
-	rm -rf $(VENV) .venv-compat .venv-oldest .venv-newest build dist
+	rm -rf $(VENV) .venv-compat* .venv-oldest .venv-newest build dist

@@ -18,6 +18,8 @@ _HELP = """usage: spikeprune run RECIPE [--key value ...] [--dry-run]
 Carries a recipe out: a shipped one (`spikeprune list recipes`) or a YAML file.
 The last line of the output is the run folder. The same command continues a run
 that was stopped, and prints the folder of a finished one.
+Under torchrun (`torchrun --nproc-per-node 2 -m spikeprune run RECIPE`) the processes
+train one network together: each takes a part of every batch.
 --dry-run trains nothing and needs no data: it prints the mask updates and the
 quota of each layer.
 A recipe.yaml inside a run folder may name Python code. That code runs with
@@ -65,6 +67,7 @@ def main(arguments: Sequence[str]) -> int:
         _dry_run(recipe)
         return 0
     from spikeprune.lab.page import write_report
+    from spikeprune.lab.study.ranks import this_rank
     from spikeprune.lab.train.progress import epoch_line
     from spikeprune.lab.train.run import run
 
@@ -76,7 +79,18 @@ def main(arguments: Sequence[str]) -> int:
         if listener is not None:
             listener(line, epochs)
 
-    folder = run(recipe, hear, say)
+    rank = this_rank()
+    if rank is not None:
+        from spikeprune.lab.train.together import Together
+
+        together = Together(rank.number, rank.of)
+        with together.joined(), together.recipe_of(recipe) as mine:
+            if rank.number > 0:
+                run(mine, lambda line, epochs: None, lambda text: None, together)
+                return 0
+            folder = run(mine, hear, say, together)
+    else:
+        folder = run(recipe, hear, say)
     if not folder.report.is_file():
         write_report(folder.path)
     record = folder.read_record()

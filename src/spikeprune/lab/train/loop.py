@@ -26,6 +26,7 @@ from spikeprune.lab.train.distill import distillation, outputs_of
 from spikeprune.lab.train.early_time import fewer_steps
 from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.lab.train.score import Score, score
+from spikeprune.lab.train.together import Together
 from spikeprune.methods.registry import hints_of
 from spikeprune.prune.pruner import Pruner
 from spikeprune.record.checkpoint import BestEpoch, PhaseState, PrunerState
@@ -38,10 +39,11 @@ _ET_EPOCHS = 2  # Early-Time chooses its time steps after so many epochs, as its
 @final
 @dataclass(frozen=True)
 class Setting:
-    """What the phases of a run share: the job, and the data on its device."""
+    """What the phases of a run share: the job, the data on its device, and the processes that train, if several do."""
 
     job: Job
     data: Dataset
+    together: Together | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -148,6 +150,8 @@ class Phase:
         self.network.adapter.reset(self.network.model)
         self._load(start)
         self._count_alive()
+        if self._setting.together is not None:
+            self._setting.together.check_agreed(self.step)
         return self
 
     @property
@@ -171,7 +175,7 @@ class Phase:
         Raises: RunFailed if the loss stops being a number.
         """
         setting = self._setting
-        recipe, plan, data = setting.recipe, setting.plan, setting.data
+        recipe, plan, data, together = setting.recipe, setting.plan, setting.data, setting.together
         # Looking at the loss waits for the device, so on an accelerator it is looked at only now and then.
         look_every = 1 if setting.device.type == "cpu" else 50
         loss_of = LOSSES[self.network.loss]
@@ -190,6 +194,9 @@ class Phase:
         began = time.perf_counter()
         for x, target in feed:
             self._set_time(x)
+            samples = len(target)
+            if together is not None:
+                x, target = together.share(x, target, data.time_first)
             span = (0, None) if self.pruner is None else self.pruner.round_steps
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, self.step, plan, span)
@@ -201,7 +208,9 @@ class Phase:
             else:
                 loss = distillation(logits.float(), outputs_of(self._teacher, x, data.time_first))
             self._optimizer.zero_grad(set_to_none=True)
-            self._scaler.scale(loss).backward()
+            self._scaler.scale(loss if together is None else loss * (len(target) / samples)).backward()
+            if together is not None:
+                together.sum_gradients(self.network.model.parameters())
             self._slim()
             try:
                 self._scaler.step(self._optimizer)
@@ -209,9 +218,8 @@ class Phase:
                 self.check_weights()  # weights that are not numbers cannot be ranked at a mask update
                 raise
             self._scaler.update()
-            self._loss += loss.detach() * len(target)
-            self._right += (predict(logits.detach()) == target).sum()
-            self._seen += len(target)
+            self._add(loss.detach() * len(target), (predict(logits.detach()) == target).sum())
+            self._seen += samples
             self._batch += 1
             if self._batch % look_every == 0 or self._batch == plan.steps_per_epoch:
                 shown = float(self._loss) / self._seen
@@ -219,8 +227,15 @@ class Phase:
             now = time.perf_counter()
             self.seconds += now - began
             began = now
-            self._account(len(target) * share)
+            self._account(samples * share)
             yield shown
+
+    def _add(self, loss: Tensor, right: Tensor) -> None:
+        """Adds a step's summed loss and right answers, of all processes."""
+        if self._setting.together is not None:
+            self._setting.together.sum(loss, right)
+        self._loss += loss
+        self._right += right
 
     def _slim(self) -> None:
         """Network slimming: add the gradient of slim * |gamma|, as long as the network is not pruned to its end.
@@ -238,6 +253,8 @@ class Phase:
         """Score the epoch and go on to the next; returns its line for metrics.jsonl."""
         setting, began = self._setting, time.perf_counter()
         self._set_time()
+        if setting.together is not None:
+            setting.together.take_buffers(self.network.model)
         held = self.validate("validation")
         seen = self.validate("train", len(setting.data.validation)) if held else None
         for part in (held, seen):

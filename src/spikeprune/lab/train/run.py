@@ -12,7 +12,7 @@ from typing import cast, final
 import torch
 from torch import Tensor
 
-from spikeprune.core.errors import MissingDependency, RunFailed
+from spikeprune.core.errors import InvalidValue, MissingDependency, RunFailed
 from spikeprune.count.counts import Counts
 from spikeprune.data.batches import batches
 from spikeprune.lab.recipe import Recipe, complete
@@ -31,6 +31,7 @@ from spikeprune.lab.train.progress import OnEpoch, OnStage, ProgressBar
 from spikeprune.lab.train.raster import save_spikes
 from spikeprune.lab.train.score import Score
 from spikeprune.lab.train.structured import Pruned, cut_out, example_of, latencies, prune_once
+from spikeprune.lab.train.together import Together
 from spikeprune.record.checkpoint import PhasesState
 from spikeprune.record.run import ChannelsRecord, Latency, RunRecord, RunSettings, Stages
 from spikeprune.record.schema import SCHEMA
@@ -39,28 +40,43 @@ from spikeprune.runtime.fuse import fuse, unfuse
 from spikeprune.shrink.plan import ChannelPlan
 
 
-def run(recipe: Recipe, on_epoch: OnEpoch | None = None, on_stage: OnStage | None = None) -> RunFolder:
+def run(
+    recipe: Recipe,
+    on_epoch: OnEpoch | None = None,
+    on_stage: OnStage | None = None,
+    together: Together | None = None,
+) -> RunFolder:
     """Carry the recipe out, or what is left of it; a finished run is left as it is.
 
     Args:
         on_epoch: hears each epoch as it ends: its line of metrics.jsonl, and how many epochs there are in all.
         on_stage: hears what a run does between epochs, such as "scoring 10,000 test images", where stderr is no
             terminal; on a terminal the progress bar says it.
+        together: the processes that train this one network; each calls `run`.
     Returns: the folder with `record.json` and `model.safetensors`.
     Raises: UserError for input that is wrong, before anything is written; RunFailed if the loss is not a number.
     """
     if recipe.method == SQUEEZE:
         from spikeprune.lab.train.squeeze_run import run_squeeze
 
+        if together is not None:
+            raise InvalidValue("method squeeze trains no network, so it runs in one process; start it without torchrun")
         return run_squeeze(recipe, on_epoch, on_stage)
-    return carry_out(recipe, lambda folder: _RunInProgress(recipe, folder, on_epoch, on_stage))
+    return carry_out(recipe, lambda folder: _RunInProgress(recipe, folder, on_epoch, on_stage, together))
 
 
 @final
 class _RunInProgress:
     """A run in progress. Making one checks all input and writes nothing."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, on_epoch: OnEpoch | None, on_stage: OnStage | None):
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        on_epoch: OnEpoch | None,
+        on_stage: OnStage | None,
+        together: Together | None,
+    ):
         self.recipe = recipe
         self.on_epoch, self.on_stage = on_epoch, on_stage
         self.bar = ProgressBar(0, 0, on_epoch, on_stage)
@@ -71,7 +87,7 @@ class _RunInProgress:
         data = load_data(recipe)
         facts = DataFacts(data.shape, len(data.classes), len(data.train))
         job = resolve(recipe, facts, device, choose_precision(recipe.precision, device))
-        self.setting = Setting(job, data.to(device))
+        self.setting = Setting(job, data.to(device), together)
         self.hash, self.phases = job.hash, job.phases
         self.training = CheckpointedTraining(folder, self.setting)
         self.check_model()
