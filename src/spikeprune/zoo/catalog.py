@@ -90,6 +90,14 @@ def resnet19_eighth(spec: Spec) -> "SpikingNet":
     return build(spec)
 
 
+@register("recurrent", channels=700)
+def recurrent(spec: Spec) -> "SpikingNet":
+    """Two recurrent layers of 128 neurons and the classifier, for spikes of 700 channels as SHD has them."""
+    from spikeprune.zoo.recurrent import recurrent_net
+
+    return recurrent_net(spec, (128, 128))
+
+
 @register("digits-conv-small", channels=1, min_size=4)
 def digits_conv_small(spec: Spec) -> "SpikingNet":
     """16-P-32-P-fc, for 8x8 images."""

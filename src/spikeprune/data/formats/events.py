@@ -7,7 +7,7 @@ Frontiers in Neuroscience 9:437; frames as in SpikingJelly's `integrate_events_b
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 from spikeprune.data.formats.files import damaged
 
@@ -29,12 +29,27 @@ def frames_of(content: bytes, T: int, side: int, path: Path) -> UInt8[np.ndarray
         raise damaged(path, f"{len(content)} bytes, not a whole number of 5-byte events")
     entries = np.frombuffer(content, np.uint8).reshape(-1, 5).astype(np.int64)
     entries = entries[entries[:, 1] != _OVERFLOW_ROW]
-    x, y, polarity = entries[:, 0], entries[:, 1], entries[:, 2] >> 7
-    if len(entries) < T or max(x.max(), y.max()) >= side:
+    return gather(entries[:, 0], entries[:, 1], entries[:, 2] >> 7, T, side, path)
+
+
+def gather(
+    x: Int64[np.ndarray, "M"],
+    y: Int64[np.ndarray, "M"],
+    polarity: Int64[np.ndarray, "M"],
+    T: int,
+    side: int,
+    path: Path,
+    clip: bool = False,
+) -> UInt8[np.ndarray, "T 2 side side"]:
+    """Events per polarity and pixel in T frames of equally many events; the last frame takes the remainder.
+
+    With `clip` counts above 255 become 255: real cameras have hot pixels. Otherwise they are refused.
+    """
+    if len(x) < T or max(x.max(), y.max()) >= side:
         raise damaged(path, f"fewer than T = {T} events, or events outside {side}x{side} pixels")
-    frame = np.minimum(np.arange(len(entries)) // (len(entries) // T), T - 1)
+    frame = np.minimum(np.arange(len(x)) // (len(x) // T), T - 1)
     where = ((frame * 2 + polarity) * side + y) * side + x
     counts = np.bincount(where, minlength=T * 2 * side * side)
-    if counts.max() > 255:
+    if counts.max() > 255 and not clip:
         raise damaged(path, f"{counts.max()} events in one pixel of one frame, more than 255; try a larger T")
-    return counts.astype(np.uint8).reshape(T, 2, side, side)
+    return counts.clip(max=255).astype(np.uint8).reshape(T, 2, side, side)
