@@ -44,6 +44,25 @@ def test_a_misspelt_name_is_refused_with_the_nearest(names, nearest):
     assert 20 <= len(str(caught.value)) <= 300
 
 
+@pytest.mark.parametrize(
+    ("name", "declaration"),
+    [
+        ("regrow_score", "regrows = True"),
+        ("survivors", "within_layers = True"),
+        ("growth", "within_layers = True"),
+        ("before_update", "acts = True"),
+        ("after_update", "acts = True"),
+        ("statistic", r"needs = frozenset\({'weights', 'membrane'}\)"),
+    ],
+)
+def test_a_method_that_is_overridden_in_vain_is_refused(name, declaration):
+    method = make(**{name: lambda self, *_: {}})()
+    with pytest.raises(
+        InvalidValue, match=f"Mine has its own {name}, which would never be called: declare {declaration}"
+    ):
+        sp.Pruner(conv_net(), method, SCHEDULE)
+
+
 def test_names_of_the_methods_own_are_free():
     method = make(power=(float, 0.5), tau=(float, 2.0), _table=None)()
     assert sp.Pruner(conv_net(), method, SCHEDULE).method is method

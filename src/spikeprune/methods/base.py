@@ -240,8 +240,9 @@ class Method(abc.ABC):
 def check_declared(method: Method) -> None:
     """Whether the shared settings that a method has as fields are those that it hands over.
 
-    Raises: InvalidValue naming the field that nobody would read.
+    Raises: InvalidValue naming the field that nobody would read, or the method that nobody would call.
     """
+    _check_called(method)
     handed = dataclasses.asdict(method.observation())
     if method.regrows:
         regrowth = method.regrowth()
@@ -252,6 +253,28 @@ def check_declared(method: Method) -> None:
             raise InvalidValue(
                 f"{type(method).__name__} has the setting {name!r} but does not hand it over, so it would change "
                 f"nothing; pass it on in its method `{maker}`" + ("" if method.regrows else ", or set regrows = True")
+            )
+
+
+# Name of a method -> whether it is ever called, and the declaration that makes it so.
+_CALLED: dict[str, tuple[Callable[[Method], bool], str]] = {
+    "regrow_score": (lambda m: m.regrows, "regrows = True"),
+    "regrowth": (lambda m: m.regrows, "regrows = True"),
+    "survivors": (lambda m: m.within_layers, "within_layers = True"),
+    "growth": (lambda m: m.within_layers, "within_layers = True"),
+    "before_update": (lambda m: m.acts, "acts = True"),
+    "after_update": (lambda m: m.acts, "acts = True"),
+    "statistic": (lambda m: bool(m.needs & {"membrane", "spikes"}), "needs = frozenset({'weights', 'membrane'})"),
+}
+
+
+def _check_called(method: Method) -> None:
+    """Raises: InvalidValue if a class overrides a method that would never be called."""
+    for name, (called, declaration) in _CALLED.items():
+        if name in vars(type(method)) and not called(method):
+            raise InvalidValue(
+                f"{type(method).__name__} has its own {name}, which would never be called: declare {declaration} in "
+                "the class, or leave it out"
             )
 
 

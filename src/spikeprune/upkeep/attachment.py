@@ -182,6 +182,11 @@ def hooked(optimizer: Any) -> torch.optim.Optimizer:
 
     Raises: InvalidValue if there is none.
     """
+    if isinstance(optimizer, nn.Module):
+        raise InvalidValue(
+            f"attach takes the optimizer, got {type(optimizer).__name__}, a module: the model was given to the Pruner "
+            "already; pruner.attach(optimizer)"
+        )
     if _takes_hooks(optimizer):
         return optimizer
     inner = next(_inside(optimizer), None)
