@@ -1,6 +1,7 @@
 """Counts synaptic operations by brute force, below all modules and functions: what every product in the forward met.
 
-An operand that depends on the input is an activation, the other one a weight. Products of two activations do not count.
+An operand that depends on the input is an activation, the other one a weight. Products of two activations, as attention
+has them, are counted apart: all their multiplies, whatever is zero.
 """
 
 from typing import Any
@@ -22,6 +23,7 @@ class BruteForce(TorchDispatchMode):
         self.active: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.active[x] = True
         self.total = 0
+        self.products = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -51,7 +53,10 @@ class BruteForce(TorchDispatchMode):
         return 0
 
     def product(self, a: Tensor, b: Tensor) -> int:
-        if (a in self.active) == (b in self.active):
+        if a in self.active and b in self.active:
+            self.products += a.numel() * b.shape[-1]
+            return 0
+        if a not in self.active and b not in self.active:
             return 0
         if a in self.active:
             return int(a.count_nonzero()) * b.shape[-1]
@@ -60,12 +65,12 @@ class BruteForce(TorchDispatchMode):
         return int(b.count_nonzero()) * a.shape[-2]
 
 
-def operations(model: nn.Module, x: Tensor) -> int:
-    """Synaptic operations of one forward in eval mode, of all weights."""
+def operations(model: nn.Module, x: Tensor) -> tuple[int, int]:
+    """Of one forward in eval mode: synaptic operations of all weights, and multiplies of products of activations."""
     x = x.clone()
     training = model.training
     model.eval()
     with torch.no_grad(), BruteForce(x) as counted:
         model(x)
     model.train(training)
-    return counted.total
+    return counted.total, counted.products

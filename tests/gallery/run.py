@@ -118,8 +118,9 @@ def count(entry: Entry) -> None:
     samples = x.shape[1] if entry.time == "first" else x.shape[0]
     check(found.samples == samples, f"{found.samples} samples, not {samples}")
     reset(net)
-    wanted = operations(eager(net), x) / samples
+    wanted, products = (count / samples for count in operations(eager(net), x))
     check(abs(found.dense.synops - wanted) < 1e-6 * max(wanted, 1), f"{found.dense.synops:g} not {wanted:g}")
+    check(found.products == products, f"{found.products:g} multiplies of activations, not {products:g}")
 
 
 def shrink(entry: Entry) -> None:

@@ -1,5 +1,6 @@
 """Show what this machine offers: versions, devices, processor, compiler, data."""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -17,10 +18,15 @@ _OPTIONAL = {
     "snntorch": "models in snnTorch: pip install 'spikeprune[snntorch]'",
     "norse": "models in Norse: pip install 'spikeprune[norse]'",
     "pillow": "image data: pip install 'spikeprune[images]'",
+    "h5py": "the datasets shd and ssc: pip install 'spikeprune[events]'",
     "nir": "export to NIR: pip install 'spikeprune[nir]'",
     "onnx": "export to ONNX: pip install 'spikeprune[onnx]'",
     "tensorboard": "--tensorboard true: pip install 'spikeprune[tensorboard]'",
 }
+
+
+_ALL_DOORS = "criticality, counts, squeeze, channels, fuse, compile, exports"
+_FOUND_DOORS = "criticality, counts, squeeze, channels (neurons are found by their spike functions)"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,6 +44,14 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+class Framework(TypedDict):
+    """An installed framework: what works with it, and what is missing; empty if nothing is."""
+
+    version: str
+    works: str
+    missing: str
+
+
 class Findings(TypedDict):
     """What stands where; the optional keys are there if the core works."""
 
@@ -52,6 +66,7 @@ class Findings(TypedDict):
     precision_auto: NotRequired[str]
     compiler: str | None
     packages: dict[str, str | None]
+    frameworks: dict[str, "Framework"]
     data_root: str | None
     data_root_exists: bool
 
@@ -65,6 +80,7 @@ def examine() -> Findings:
         core=_try_core(),
         compiler=compiler(),
         packages={name: version(name) for name in _OPTIONAL},
+        frameworks=_frameworks(),
         data_root=root,
         data_root_exists=bool(root) and Path(str(root)).is_dir(),
     )
@@ -83,6 +99,30 @@ def examine() -> Findings:
         found["threads"] = torch.get_num_threads()
         found["cuda"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         found["precision_auto"] = choose_precision("auto", device)
+    return found
+
+
+def _frameworks() -> dict[str, Framework]:
+    """Installed framework -> what works with it and, if anything is, what is missing."""
+    found: dict[str, Framework] = {}
+    if (there := version("spikingjelly")) is not None:
+        if importlib.util.find_spec("spikingjelly.activation_based") is not None:
+            found["spikingjelly"] = {"version": there, "works": _ALL_DOORS, "missing": ""}
+        else:
+            missing = f"fuse, compile, exports, the zoo: spikingjelly {there} has no activation_based; install 2.0.0"
+            found["spikingjelly"] = {"version": there, "works": _FOUND_DOORS, "missing": missing}
+    for name in ("snntorch", "norse"):
+        if (there := version(name)) is not None:
+            found[name] = {"version": there, "works": _ALL_DOORS, "missing": ""}
+    found["torch"] = {
+        "version": version("torch") or "none",
+        "works": f"own neurons: {_FOUND_DOORS}",
+        "missing": "fuse, compile, exports of own neurons: an adapter (CONTRIBUTING.md, 'A neuron of your own')",
+    }
+    for name in ("accelerate", "lightning"):
+        if (there := version(name)) is not None:
+            works = "prepared models and modules go through every door; FSDP is refused"
+            found[name] = {"version": there, "works": works, "missing": ""}
     return found
 
 
@@ -114,6 +154,10 @@ def _lines(found: Findings) -> list[str]:
     lines.append(f"compiler     {found['compiler'] or without}")
     for name, there in found["packages"].items():
         lines.append(f"{name:<12} {there or f'not installed; needed for {_OPTIONAL[name]}'}")
+    for name, told in found["frameworks"].items():
+        lines.append(f"with {name:<12} {told['version']}: {told['works']}")
+        if told["missing"]:
+            lines.append(f"{'':<17} missing: {told['missing']}")
     where = found["data_root"] or "SPIKEPRUNE_DATA is not set; --data.root gives it for one run"
     lines.append(
         f"data         {where}{'' if found['data_root_exists'] or not found['data_root'] else ' (no such folder)'}"
