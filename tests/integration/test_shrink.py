@@ -346,3 +346,20 @@ def test_grouped_convolutions_are_cut_by_group():
     assert small[6].groups < 4
     assert small[6].in_channels == small[4].out_channels == 2 * small[6].groups
     torch.testing.assert_close(run(small, x), run(masked_copy(model, masks), x))
+
+
+@pytest.mark.parametrize("norm", ["TemporalEffectiveBatchNorm2d", "BatchNormThroughTime2d"])
+def test_norms_over_time_are_cut_with_their_channels(norm):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        layer.Conv2d(2, 8, 3, bias=False), getattr(layer, norm)(3, 8), neuron.LIFNode(), layer.Conv2d(8, 4, 3),
+        neuron.LIFNode(), layer.Flatten(), layer.Linear(4 * 16, 3),
+    )  # fmt: skip
+    functional.set_step_mode(model, "m")
+    x = torch.rand(3, 2, 2, 8, 8) * 4
+    model.train()(x)
+    functional.reset_net(model.eval())
+    masks = sp.prune(model, "magnitude", 0.4, data=[x], pattern="channel")
+    small, _ = shrink(model, masks, x)
+    assert small[0].out_channels < 8
+    torch.testing.assert_close(run(small, x), run(masked_copy(model, masks), x))

@@ -334,3 +334,10 @@ def test_count_warns_of_masks_that_the_weights_do_not_obey(caplog):
         found = sp.count(dense, [batch(1)], masks)
     assert found.pruned.alive == told.pruned.alive == 76  # the figures are those of the masks
     assert "692 weights that the masks cut are not 0 (first in '0.weight')" in caplog.text
+
+
+def test_a_model_in_place_of_an_optimizer_is_told():
+    model = conv_net()
+    pruner = sp.Pruner(model, "magnitude", sp.OneShot(0.5))
+    with pytest.raises(InvalidValue, match=r"attach takes the optimizer, got Sequential.*pruner\.attach\(optimizer\)"):
+        pruner.attach(model)

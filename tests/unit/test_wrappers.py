@@ -56,3 +56,11 @@ def test_sharded_parameters_are_refused_by_name():
     net[0].weight = DTensor(torch.zeros(3, 3))
     with pytest.raises(InvalidValue, match="sharded over processes"):
         eager(net)
+
+
+@pytest.mark.parametrize("given", [None, torch.optim.SGD([torch.zeros(1)], lr=0.1), "net"])
+def test_what_is_no_module_is_refused(given):
+    with pytest.raises(InvalidValue, match=r"the model must be a torch\.nn\.Module, got"):
+        sp.Pruner(given, "magnitude", sp.OneShot(0.5))
+    with pytest.raises(InvalidValue, match=r"the model must be a torch\.nn\.Module, got"):
+        sp.count(given, [torch.rand(1, 2)])

@@ -20,6 +20,8 @@ def eager(model: nn.Module) -> nn.Module:
 
     Raises: InvalidValue for a model whose parameters are sharded over processes.
     """
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidValue(f"the model must be a torch.nn.Module, got {type(model).__name__}; give the network itself")
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and (isinstance(model, _HOLDERS) or type(model).__name__ in _HOLDERS_BY_NAME):

@@ -141,7 +141,9 @@ class Constants:
             out = module.forward(source.to(reference)).double().cpu()
         if module.weight is not None:
             gone = ~self.alive(self.names[id(module.weight)])
-            shift = module.bias.detach().double().cpu() * self.alive(self.names[id(module.bias)])
+            shift = torch.zeros(len(gone), dtype=torch.float64)
+            if module.bias is not None:
+                shift = module.bias.detach().double().cpu() * self.alive(self.names[id(module.bias)])
             axis = next((d for d, size in enumerate(source.shape) if size > 1), None)
             shape = [1] * source.dim()
             if axis is not None:
