@@ -1,6 +1,7 @@
 """Networks that nobody here wrote: idioms of public code in which neurons, weights and axes must be found."""
 
 import pytest
+import snntorch as snn
 import torch
 import torch.nn.functional as F
 from spikingjelly.activation_based import layer, neuron
@@ -234,6 +235,49 @@ def test_recurrent_weights_feed_the_neuron_of_their_layer(unit):
     assert fed(net, x) == {"W.weight": "Rect of V, W", "V.weight": "Rect of V, W", "out.weight": None}
     _, counts = regrown(net, x, unit=unit)
     assert counts["V.weight"] > 0
+
+
+class InnerRecurrent(nn.Module):
+    """snnTorch's recurrent neuron: the recurrent weights are inside of it, and state is handed over or hidden."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.out, self.hidden = nn.Linear(10, 8), nn.Linear(8, 5), hidden
+        self.n = snn.RLeaky(beta=0.8, linear_features=8, init_hidden=hidden)
+
+    def forward(self, x):
+        state, out = self.n.reset_mem(), 0
+        for step in x:
+            if self.hidden:
+                spikes = self.n(self.a(step))
+            else:
+                spikes, memory = self.n(self.a(step), *state)
+                state = spikes, memory
+            out = out + self.out(spikes)
+        return out
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_recurrent_synapses_inside_a_neuron_are_watched(hidden):
+    """A synapse's criticality: surrogate'(u[t]) times its input, the spikes of the step before."""
+    net, x = InnerRecurrent(hidden), torch.rand(4, 3, 10, generator=torch.Generator().manual_seed(1)) * 4
+    u, spikes, memory = [], torch.zeros(3, 8), torch.zeros(3, 8)
+    read = [spikes]
+    with torch.no_grad():
+        for step in x:
+            reset = (memory > 1).float()
+            memory = 0.8 * memory + net.a(step) + net.n.recurrent(spikes) - reset
+            u.append(memory - 1)
+            spikes = (memory > 1).float()
+            read.append(spikes)
+    derivative = [1 / (1 + (torch.pi * value).square()) for value in u]
+    wanted = sum(d.T @ s for d, s in zip(derivative, read, strict=False))
+    assert wanted.count_nonzero() > 20
+    pruner = sp.Pruner(net, sp.Criticality(unit="synapse", surrogate="atan", regrow=0.2), sp.OneShot(0.5))
+    pruner.observe([x])
+    found = pruner._observer.statistics(lambda tensor: tensor)["n.recurrent.weight"]
+    torch.testing.assert_close(found / found.max(), wanted / wanted.max())
 
 
 def test_scores_of_a_matrix_multiplied_from_the_right_run_along_its_columns():

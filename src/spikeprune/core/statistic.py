@@ -177,6 +177,14 @@ def pca_score(covariance: Float[Tensor, "C C"], share: float = 0.999) -> Float[T
     return (vectors[:, :count].square() * values[:count]).sum(1)
 
 
+class LaidOver(InvalidValue):
+    """What a neuron sees does not fit over the output of a layer; it has both shapes."""
+
+    def __init__(self, neuron: tuple[int, ...], layer: tuple[int, ...]) -> None:
+        super().__init__(f"a neuron of shape {neuron} cannot be laid over a layer of shape {layer}")
+        self.neuron, self.layer = neuron, layer
+
+
 def spread(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Values at the neuron, [N, C, *space], laid out over the layer's output of `shape`.
 
@@ -186,7 +194,7 @@ def spread(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(values.shape) == tuple(shape):
         return values
     if values.ndim != len(shape) or values.ndim < 3:
-        raise InvalidValue(f"a neuron of shape {tuple(values.shape)} cannot be laid over a layer of shape {shape}")
+        raise LaidOver(tuple(values.shape), tuple(shape))
     wide = torch.nn.functional.interpolate(values, size=tuple(shape[2:]), mode="nearest")
     return wide * (values[0, 0].numel() / wide[0, 0].numel())
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.core.statistic import Statistic, SynapseMean
+from spikeprune.core.statistic import LaidOver, Statistic, SynapseMean
 from spikeprune.methods.base import Method
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.arguments import Arguments, on_call
-from spikeprune.model.discover import Discovered, SpikeCall, SpikeNeuron
+from spikeprune.model.discover import Discovered, SpikeCall, SpikeNeuron, title_of
 from spikeprune.model.pairing import Pairing
 from spikeprune.model.site import ProbeSite
 from spikeprune.model.trace import Graph, Tracer, batch_of
@@ -49,6 +49,7 @@ class Probe:
         self._model, self._graph = model, graph
         self._handles: list[Any] = []
         self._tracer: Tracer | None = None  # sees the neurons that are no modules
+        self._driving = False  # whether a neuron runs once more, to show its potential and what its own weights read
         self._live = True  # whether the present forward is recorded
         modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
         self.sites: dict[str, ProbeSite] = {}
@@ -110,7 +111,7 @@ class Probe:
             )
         if self._synapses:
             for name, site in self.sites.items():
-                if site.use is None and site.layer is not None:
+                if (site.use is None or site.inner) and site.layer is not None:
                     self._handles.append(on_call(site.layer, self._keeps(name)))
 
     def remove(self) -> None:
@@ -127,7 +128,7 @@ class Probe:
     def _keeps(self, name: str) -> Callable[[nn.Module, Arguments], None]:
         def keep(_: nn.Module, given: Arguments) -> None:
             self.calls += 1
-            if not self.needs_grad or torch.is_grad_enabled():
+            if not self.needs_grad or torch.is_grad_enabled() or self._driving:
                 self._inputs[name] = given.first
 
         return keep
@@ -150,12 +151,27 @@ class Probe:
                 self.statistics[name].begin()
         inputs = self._inputs_of(names)
         steps = args[0].shape[0] if self.adapter.multi_step(neuron) else 1
-        for t, u in enumerate(self.adapter.potentials(neuron, args)):
-            u = u.float()
-            for name in names:
-                site, x = self.sites[name], inputs.get(name)
-                value = site.laid(u)
-                self.statistics[name].step(value, None if x is None else _at_step(x, t, steps, u.shape[0]))
+        self._driving = True
+        try:
+            for t, u in enumerate(self.adapter.potentials(neuron, args)):
+                u = u.float()
+                for name in names:
+                    site = self.sites[name]
+                    # The neuron's own recurrent weights have just read its spikes of the step before.
+                    x = self._inputs.get(name) if site.inner else inputs.get(name)
+                    self._step(name, site.laid(u), None if x is None else _at_step(x, t, steps, u.shape[0]))
+        finally:
+            self._driving = False
+
+    def _step(self, name: str, value: Tensor, x: Tensor | None) -> None:
+        try:
+            self.statistics[name].step(value, x)
+        except LaidOver as error:
+            site = self.sites[name]
+            raise InvalidValue(
+                f"{name!r} gives {list(error.layer)}, and {title_of(site.neuron)} behind it sees {list(error.neuron)} "
+                f"at a time step, so its single synapses cannot be told; pass exclude=[{name!r}] or unit='neuron'"
+            ) from error
 
     def enter(self, given: Arguments) -> None:
         """Called if the model was already called when the hooks were put on: this forward is recorded too."""
@@ -207,7 +223,7 @@ class Probe:
                         x = _at_step(x, at, count, call.u.shape[0])
                     # Recurrent weights have no input yet at the first step, so there is nothing to sum.
                     if x is not None or site.use is None or not isinstance(self.statistics[name], SynapseMean):
-                        self.statistics[name].step(value, x)
+                        self._step(name, value, x)
 
     def _inputs_of(self, names: list[str]) -> dict[str, Tensor]:
         """The inputs of these layers at this call of their neuron.

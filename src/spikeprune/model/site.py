@@ -77,7 +77,7 @@ class ProbeSite(Site):
 
     def per_synapse(self, curve: Callable[[Tensor], Tensor]) -> SynapseMean:
         layer = self.layer
-        if self.use is not None:
+        if self.use is not None and not (self.inner and isinstance(layer, (nn.Linear, _ConvNd))):
             return self._per_used_synapse(curve)
         if isinstance(layer, nn.Linear):
             return SynapseMean(curve, _correlate_linear, lambda x: (x.shape[0], layer.out_features, *x.shape[1:-1]))
