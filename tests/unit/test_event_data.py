@@ -33,6 +33,9 @@ def jelly():
     before = set(sys.modules)
     for name in ("torchvision", "torchvision.datasets", "torchvision.datasets.utils", "torchvision.transforms"):
         sys.modules.setdefault(name, Anything(name))
+    package = types.ModuleType("spikingjelly.datasets")  # its own __init__ wants torchaudio as well
+    package.__path__ = [str(Path(importlib.import_module("spikingjelly").__path__[0]) / "datasets")]
+    sys.modules["spikingjelly.datasets"] = package
     cifar = importlib.import_module("spikingjelly.datasets.cifar10_dvs")
     utils = importlib.import_module("spikingjelly.datasets.utils")
     yield types.SimpleNamespace(

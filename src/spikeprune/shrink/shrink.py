@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import check_obeyed
 from spikeprune.model.adapter import Adapter, find_adapter
+from spikeprune.model.arguments import Arguments
 from spikeprune.model.channels import ChannelMap
 from spikeprune.model.groups import title_of_layer
 from spikeprune.model.operations import multiplied, short_name
@@ -287,7 +288,7 @@ class _Widening(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if multiplied(short_name(func), args, kwargs or {}):
+        if multiplied(short_name(func), Arguments(args, kwargs or {})):
             args = tuple(_double(value) for value in args)
         return func(*args, **(kwargs or {}))
 
