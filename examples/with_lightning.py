@@ -18,7 +18,7 @@ import spikeprune as sp
 class Prune(L.Callback):
     """Attaches a Pruner when training starts, and saves and loads its state with Lightning's checkpoints."""
 
-    def __init__(self, method: sp.Method | str, schedule: sp.Schedule, **settings: Any) -> None:
+    def __init__(self, method: Any, schedule: Any, **settings: Any) -> None:
         self.method, self.schedule, self.settings = method, schedule, settings
         self.pruner: sp.Pruner | None = None
         self._saved: dict[str, Any] | None = None

@@ -25,6 +25,8 @@ class Net(nn.Module):
         self.conv, self.norm = nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8)
         self.n1, self.n2 = (neuron.LIFNode(surrogate_function=surrogate.ATan()) for _ in range(2))
         self.fc, self.out = nn.Linear(8 * 16, 16), nn.Linear(16, 5)
+        nn.init.constant_(self.norm.bias, 0.5)
+        self.fc.weight.data.mul_(6)
 
     def forward(self, x):
         from spikingjelly.clock_driven import functional
