@@ -127,4 +127,4 @@ def test_the_same_network_gives_the_same_everywhere(neurons):
             assert torch.equal(mask, wanted), name
             assert torch.equal(regrown, back), name
         for weight, wanted in zip(other[3], weights, strict=True):
-            torch.testing.assert_close(weight, wanted, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(weight, wanted, rtol=1e-3, atol=1e-4)  # solved in float32

@@ -166,8 +166,9 @@ def test_cifar10_dvs_is_split_by_number(jelly, tmp_path):
     (folder / "truck" / "cifar10_truck_5.aedat").write_bytes(aedat2(*drawn(50, 5))[:-1])
     with pytest.raises(InvalidValue, match=r"cifar10_truck_5\.aedat.*not a whole number of 8-byte events"):
         load("cifar10-dvs", tmp_path, T=5)
+    (tmp_path / "nothing").mkdir()
     with pytest.raises(MissingFile, match="no CIFAR10DVS/<class>"):
-        load("cifar10-dvs", tmp_path / "zipped" / "nothing", T=5)
+        load("cifar10-dvs", tmp_path / "nothing", T=5)
 
 
 def write_cochlea(path, recordings, labels, packed=False):
