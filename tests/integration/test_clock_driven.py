@@ -64,8 +64,9 @@ def test_counted_squeezed_and_shrunk():
     assert counts.samples == 3
     assert counts.dense.macs == 4 * (64 * 8 * 18 + 128 * 16 + 80)
     assert sp.squeeze(net, [X], 0.5, images=3, rounds=1, time="first").images == 3
-    masks = sp.prune(Net().eval(), "magnitude", 0.3, data=[X], pattern="channel")
-    small, _ = sp.shrink(Net().eval(), masks, X)
+    net = Net().eval()
+    masks = sp.prune(net, "magnitude", 0.3, data=[X], pattern="channel")
+    small, _ = sp.shrink(net, masks, X)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
 
 

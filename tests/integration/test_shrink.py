@@ -299,6 +299,7 @@ def test_a_group_that_cannot_be_cut_stays_and_the_others_go(caplog):
     masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in model.named_parameters()}
     for name in ("a.weight", "a.bias", "b.weight", "b.bias"):
         masks[name][:3] = False
+    model = masked_copy(model, masks)
     small, plan = shrink(model, masks, x)
     assert (small.a.out_features, small.b.in_features, small.b.out_features) == (5, 5, 8)
     assert "the channels of 'b' stay, as without them the network fails with" in plan.blocked[0]
