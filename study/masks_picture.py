@@ -1,7 +1,7 @@
 """Makes docs/images/masks.svg, the moving picture of the README: `python study/masks_picture.py`.
 
 A small network learns digits and is pruned by magnitude with regrowth by criticality. Each frame is the mask of one
-convolution after a mask update: a row is an output channel, a square a weight. Blue weights stayed, orange ones came
+convolution after a mask update: a row is an output channel, a square a weight. Green weights stayed, orange ones came
 back in this update, grey squares are cut.
 """
 
@@ -20,12 +20,9 @@ from spikeprune.lab.train.parts import load_data, make_network
 PLACE = Path(__file__).parents[1] / "docs" / "images" / "masks.svg"
 LAYER = "body.2.weight"
 CELL, SECONDS = 6, 9
-STYLE = """.f { opacity: 0; animation: show %(seconds)ds steps(1) infinite; }
-.dead { fill: #8884; } .alive { fill: #0b7a75; }
-.back { fill: #e07b2e; } text { font: 13px system-ui, sans-serif; fill: #777; }
-@keyframes show { 0%% { opacity: 1; } %(share).3f%% { opacity: 0; } 100%% { opacity: 0; } }
-@media (prefers-color-scheme: dark) { .alive { fill: #3cc4b8; } .back { fill: #f59a57; } text { fill: #aaa; } }
-@media (prefers-reduced-motion: reduce) { .f { animation: none; } .last { opacity: 1; } }"""
+STYLE = """path { stroke-width: 5; stroke-dasharray: 5 1; fill: none; } .dead { stroke: #8884; }
+.alive { stroke: #0b7a75; } .back { stroke: #e07b2e; } text { font: 13px system-ui, sans-serif; fill: #777; }
+@media (prefers-color-scheme: dark) { .alive { stroke: #3cc4b8; } .back { stroke: #f59a57; } text { fill: #aaa; } }"""
 
 
 def main() -> None:
@@ -53,38 +50,48 @@ def main() -> None:
 
 
 def picture(frames: list[tuple[Tensor, Tensor, float]]) -> str:
-    """The frames as one SVG file that moves by itself, without scripts."""
+    """The frames as one SVG file that moves by itself, without scripts; where nothing moves, the last one shows."""
     rows, columns = frames[0][0].shape
     width, height = columns * CELL, rows * CELL
-    style = STYLE % {"seconds": SECONDS, "share": 100 / len(frames)}
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + 24}" role="img" '
-        f'aria-label="The mask of a convolution through {len(frames) - 1} mask updates"><style>{style}</style>',
-        f'<path class="dead" d="M0 0h{width}v{height}h-{width}z"/>',
+        f'aria-label="The mask of a convolution through {len(frames) - 1} mask updates"><style>{STYLE}</style>',
+        f'<path class="dead" d="{cells(torch.ones(rows, columns, dtype=torch.bool))}"/>',
     ]
     for number, (mask, back, sparsity) in enumerate(frames):
-        kind = "f last" if number == len(frames) - 1 else "f"
         said = "dense" if number == 0 else f"mask update {number}: {sparsity:.0%} of the network cut"
+        last = number == len(frames) - 1
         parts.append(
-            f'<g class="{kind}" style="animation-delay:{number * SECONDS / len(frames):.2f}s">'
-            f'<path class="alive" d="{squares(mask & ~back)}"/><path class="back" d="{squares(back)}"/>'
+            f'<g visibility="{"visible" if last else "hidden"}">{moving(number, len(frames))}'
+            f'<path class="alive" d="{cells(mask & ~back)}"/><path class="back" d="{cells(back)}"/>'
             f'<text x="2" y="{height + 17}">{said}</text></g>'
         )
     return "\n".join([*parts, "</svg>", ""])
 
 
-def squares(mask: Tensor) -> str:
-    """Runs of True in each row as rectangles."""
+def moving(number: int, count: int) -> str:
+    """Shows the frame of that number in its turn; the last one stays for two turns."""
+    turns = count + 1
+    begin, end = number / turns, (number + 1 + (number == count - 1)) / turns
+    steps = [(0.0, "hidden" if begin else "visible"), (begin, "visible"), (end, "hidden")]
+    steps = [step for n, step in enumerate(steps) if step[0] < 1 and (n == 0 or step[0] > 0)]
+    values, times = ";".join(value for _, value in steps), ";".join(f"{at:.4f}" for at, _ in steps)
+    return (
+        f'<animate attributeName="visibility" dur="{SECONDS}s" repeatCount="indefinite" calcMode="discrete" '
+        f'values="{values}" keyTimes="{times}"/>'
+    )
+
+
+def cells(mask: Tensor) -> str:
+    """Runs of True in each row as lines, which dashes cut into squares."""
     found: list[str] = []
     for y, row in enumerate(mask.tolist()):
         x = 0
-        while x < len(row):
-            start = x
-            while x < len(row) and row[x]:
-                x += 1
-            if x > start:
-                found.append(f"M{start * CELL} {y * CELL}h{(x - start) * CELL}v{CELL - 1}h-{(x - start) * CELL}z")
-            x += 1
+        for alive, run in itertools.groupby(row):
+            length = len(list(run))
+            if alive:
+                found.append(f"M{x * CELL} {y * CELL + CELL // 2}h{length * CELL - 1}")
+            x += length
     return "".join(found)
 
 

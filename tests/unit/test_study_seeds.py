@@ -1,8 +1,10 @@
 """Numbers over seeds, by hand: means, spreads, what is missing, and differences paired by seed."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from spikeprune.lab.page.analysis import _told
+from spikeprune.lab.page.analysis import _ranked, _told
 from spikeprune.lab.study.seeds import QUANTITIES, at, differences, over_seeds
 from spikeprune.record.analysis import Spread
 
@@ -58,3 +60,14 @@ def test_a_spread_is_told_with_its_deviation():
     assert _told(Spread(each=(), n=3, mean=0.51234, sd=0.01234), "+.4f") == "+0.5123 ± 0.0123"
     assert _told(Spread(each=(2.0,), n=1, mean=2.0, sd=None), ".4g") == "2"
     assert _told(None, ".4g") == "not applicable"
+
+
+def test_a_panel_ends_with_where_a_number_is_highest_and_whether_that_is_more_than_the_spread():
+    parts = [("a", SimpleNamespace(x=0.5)), ("b", SimpleNamespace(x=0.2)), ("c", SimpleNamespace(x=None))]
+    assert _ranked(parts, lambda part: part.x, "The share", ".1%") == (
+        "The share is highest in a (50.0%) and lowest in b (20.0%)."
+    )
+    assert _ranked(parts[:1], lambda part: part.x, "The share", ".1%", "Good.") == "The share is 50.0% in a. Good."
+    assert _ranked(parts[2:], lambda part: part.x, "The share", ".1%") == ""
+    wide = [(n, SimpleNamespace(x=Spread(each=(m,), n=2, mean=m, sd=0.2))) for n, m in (("a", 0.5), ("b", 0.2))]
+    assert "within the standard deviations" in _ranked(wide, lambda part: part.x, "The share", ".1%")

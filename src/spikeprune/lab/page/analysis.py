@@ -178,6 +178,28 @@ def _figure(parts: list[tuple[str, Mechanism]], points: Any, axes: tuple[str, st
     return plot(series, *axes), caption + bars
 
 
+def _ranked(parts: list[tuple[str, Mechanism]], value: Any, what: str, form: str, limit: str = "") -> str:
+    """What a panel comes to: the number of one run, or where it is highest and lowest of several.
+
+    Args:
+        value: part -> its number, None where it has none.
+        limit: a sentence on how to judge the number.
+    """
+    found = [(name, number) for name, part in parts if (number := value(part)) is not None]
+    if not found:
+        return ""
+    if len(found) == 1:
+        said = f"{what} is {_told(found[0][1], form)} in {found[0][0]}."
+    else:
+        found.sort(key=lambda entry: _mean(entry[1]) or 0.0)
+        (low, least), (high, most) = found[0], found[-1]
+        said = f"{what} is highest in {high} ({_told(most, form)}) and lowest in {low} ({_told(least, form)})."
+        apart = (_mean(most) or 0.0) - (_mean(least) or 0.0)
+        if any(isinstance(number, Spread) for _, number in found) and apart < _spread(most) + _spread(least):
+            said += " The difference is within the standard deviations over seeds."
+    return f"{said} {limit}".rstrip()
+
+
 def _updates(part: Mechanism) -> tuple[UpdateSurvival, ...]:
     return (part.survival.events or ()) if part.survival else ()
 
@@ -208,7 +230,12 @@ def _survival_section(parts: list[tuple[str, Mechanism]]) -> Section:
     title = "Potential structures: what growth rescued, and what of it survived"
     if not rows:
         return Section(title, (f"{NONE}: nothing was regrown",))
-    return Section(title, tables=([heads, *rows],), figures=(figure,), legend=legend(names))
+    return Section(title, tables=([heads, *rows],), figures=(figure,), legend=legend(names),
+        conclusion=_ranked(
+            grown, lambda part: part.survival.survived_share, "The share of regrown weights that outlived the next cut",
+            ".1%",
+        ),
+    )  # fmt: skip
 
 
 def _consistency_section(parts: list[tuple[str, Mechanism]]) -> Section:
@@ -228,13 +255,20 @@ def _consistency_section(parts: list[tuple[str, Mechanism]]) -> Section:
         "Cosine of a class's mean feature on training and on test images, the mean of all classes taken off, by layer."
     )
     figure = _figure(parts, points, ("neuron layer, in the order of execution", "centred cosine"), caption)
-    return Section("Feature consistency", (say,), ([heads, *rows],), (figure,), legend([name for name, _ in parts]))
+    said = _ranked(parts, lambda part: part.consistency.mean_cosine_centred, "The mean centred cosine", ".4f",
+                   "At 1 a class looks alike in training and test.")  # fmt: skip
+    names = [name for name, _ in parts]
+    return Section("Feature consistency", (say,), ([heads, *rows],), (figure,), legend(names), said)
 
 
 def _importance_section(parts: list[tuple[str, Mechanism]]) -> Section:
     said = [f"{name}: {_importance(part)}" for name, part in parts]
     said += [f"against {name}: {_between(part.importance_of_difference)}" for name, part in parts[1:]]
-    return Section("Importance after recovery", tuple(said))
+    conclusion = _ranked(
+        parts, lambda part: part.importance.regrown if part.importance else None,
+        "The mean size of regrown weights at the end", ".4f", "It is a share of the layer's largest weight.",
+    )  # fmt: skip
+    return Section("Importance after recovery", tuple(said), conclusion=conclusion)
 
 
 def _overfitting_section(parts: list[tuple[str, Mechanism]]) -> Section:
@@ -247,7 +281,10 @@ def _overfitting_section(parts: list[tuple[str, Mechanism]]) -> Section:
     if all(y is None for _, part in parts for _, y in points(part)):
         return Section("Overfitting in recovery", (f"{NONE}: the runs held out no images (data.validation)",))
     figure = _figure(parts, points, ("epoch", "validation less train loss"), caption)
-    return Section("Overfitting in recovery", figures=(figure,), legend=legend([name for name, _ in parts]))
+    said = _ranked(parts, lambda part: part.overfitting.final_gap, "The loss gap at the end", "+.4f",
+                   "Above 0 the network fits training images better than those held out.")  # fmt: skip
+    names = [name for name, _ in parts]
+    return Section("Overfitting in recovery", figures=(figure,), legend=legend(names), conclusion=said)
 
 
 def _criticality_section(parts: list[tuple[str, Mechanism]]) -> Section:
@@ -275,4 +312,11 @@ def _criticality_section(parts: list[tuple[str, Mechanism]]) -> Section:
                 cells = (layer.entropy, layer.criticality, layer.correlation)
                 layers.append([name, called, layer.neuron, *(_told(value, ".4g") for value in cells)])
     more = ["run", "network", "neuron layer", "entropy, bits", "criticality", "correlation over channels"]
-    return Section("Is the network critical?", tables=([heads, *rows], [more, *layers]))
+    said = _ranked(parts, _branching, "The branching ratio of the final network", ".4g",
+                   "A ratio of 1 is the critical point; the limits of the estimate stand at the end.")  # fmt: skip
+    return Section("Is the network critical?", tables=([heads, *rows], [more, *layers]), conclusion=said)
+
+
+def _branching(part: Mechanism) -> Measured | None:
+    found = part.criticality.after_regeneration
+    return None if found is None else found.branching.pooled
