@@ -51,6 +51,15 @@ def test_every_dataset_and_tool_has_an_entry_with_a_title(name):
     assert entry.field("title")
 
 
+def test_a_name_and_a_year_name_one_entry():
+    # "Li et al. 2017" is CIFAR10-DVS, and "Li et al. 2017, arXiv:1608.08710" another paper.
+    unnumbered = [entry for entry in known_references() if entry.field("eprint") is None]
+    named = [((entry.field("author") or "").partition(",")[0], entry.field("year")) for entry in unnumbered]
+    assert len(set(named)) == len(named)
+    assert [entry.key for entry in references_of("Li et al. 2017, Frontiers in Neuroscience")] == ["li2017cifar10dvs"]
+    assert [entry.key for entry in references_of("Li et al. 2017, arXiv:1608.08710")] == ["li2017filters"]
+
+
 def test_every_tool_has_entries_with_a_title():
     for name, source in TOOLS.items():
         found = references_of(source)

@@ -58,9 +58,9 @@ def known_references() -> tuple[Reference, ...]:
 def references_of(source: str) -> list[Reference]:
     """The entries that a source names, in its order, each once; none for a source that names no publication.
 
-    An arXiv number or, in a part without one, a first author and a year names an entry. A publication that
-    references.bib does not hold yields a short entry with what the source tells, so that a new method needs no other
-    file.
+    An arXiv number names an entry. In a part without one, a first author and a year name an entry that has no number.
+    A publication that references.bib does not hold yields a short entry with what the source tells, so that a new
+    method needs no other file.
     """
     found: dict[str, Reference] = {}
     for part in source.split(";"):
@@ -89,7 +89,8 @@ def _numbered(number: str, authors: tuple[str, str] | None) -> Reference:
 def _named(surname: str, year: str) -> Reference:
     for entry in known_references():
         first = (entry.field("author") or "").partition(",")[0]
-        if first == surname and entry.field("year") == year:
+        # An entry with a number is found by the number alone: two papers of one surname and year are not rare.
+        if entry.field("eprint") is None and first == surname and entry.field("year") == year:
             return entry
     return _short(f"{surname.lower()}{year}", author=surname, year=year)
 

@@ -12,7 +12,7 @@ from spikeprune.methods.base import MagnitudeRegrowth, check_choice
 from spikeprune.methods.registry import register
 
 
-@register("ch3-l3", source="Hua et al. 2025, arXiv:2511.05581 (CH-SNN); Zhang et al. 2024, arXiv:2501.19107 (CHTs)")
+@register("ch3-l3", source="Hua et al. 2025, arXiv:2511.05581 (CH-SNN); Zhang et al. 2025, arXiv:2501.19107 (CHTs)")
 @final
 @dataclass(frozen=True)
 class Ch3L3(MagnitudeRegrowth):
