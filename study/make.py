@@ -87,7 +87,7 @@ def hours(names: list[str], data: list[str], out: Path) -> None:
         told = spikeprune(
             "sweep", str(ROOT / "study" / f"{name}.yaml"), *data, "--out", str(out), "--dry-run", quiet=True
         )
-        known[name] = next(line for line in told.splitlines() if re.match(r"\d+ runs, ", line))
+        known[name] = next(line for line in told.splitlines() if re.match(r"\d+ runs, .*: about", line))
         print(f"{name}: {known[name]}", flush=True)
         lines = [f"{part}: {known[part]}\n" for part in page.ORDER if part in known]
         file.write_text("".join(lines), encoding="utf-8")

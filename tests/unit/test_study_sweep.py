@@ -164,8 +164,10 @@ def test_a_dry_run_lists_the_runs_with_their_time_and_writes_nothing(file, tmp_p
         "magnitude, sparsity 0.9, seed 0",
         "criticality, sparsity 0.9, seed 0",
     ]
-    assert all("to do" in line and "about" in line for line in printed[:3])
-    assert printed[3].startswith("3 runs, 3 to make: about ")
+    assert all("to do" in line for line in printed[:3])
+    assert printed[3].startswith("3 runs, 3 to make; ")  # the list comes at once, the times after it
+    assert all("about" in line for line in printed[4:7])
+    assert printed[7].startswith("3 runs, 3 to make: about ")
     assert not (tmp_path / "runs").exists()
 
 
