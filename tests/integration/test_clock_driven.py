@@ -58,6 +58,7 @@ def test_pruned_by_criticality_and_regrown(unit):
     assert [row.neuron is not None for row in pruner.table()] == [True, True, False]
 
 
+@pytest.mark.filterwarnings("ignore:.*rows for up to")
 def test_counted_squeezed_and_shrunk():
     net = Net().eval()
     counts = sp.count(net, [X], time="first")
