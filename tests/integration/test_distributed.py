@@ -94,3 +94,42 @@ def test_ranks_hold_identical_masks_with_different_data(tmp_path: Path):
             assert all(torch.equal(once[n], b["gradients"][0][n]) for n in once)
         if case.endswith("weights"):
             assert sum(int(m.sum()) for m in a["masks"].values()) == 153
+
+
+def apart(rank, folder, case):
+    """Ranks whose Pruners, or whose numbers of steps, differ: each of them must say so and none may hang."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    said = ""
+    try:
+        model = conv_net()
+        optimizer = sgd(model)
+        seed = rank if case == "seed" else 0
+        pruner = sp.Pruner(model, "random", sp.Cubic(to=0.8, end=6, every=3), seed=seed).attach(optimizer)
+        for step in range(1, 8 - 3 * rank):
+            x, y = batch(step)
+            optimizer.zero_grad()
+            loss_of(model, x, y).backward()
+            optimizer.step()
+            functional.reset_net(model)
+        pruner.finish()
+    except ValueError as error:
+        said = str(error)
+    (Path(folder) / f"said-{rank}").write_text(said)
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="needs gloo")
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("seed", "the Pruner of rank 1 has another seed than that of rank 0"),
+        ("steps", "an uneven number of steps (rank 0 updates at step 6, rank 1 ends at step 4)"),
+    ],
+)
+def test_ranks_that_differ_say_so_and_do_not_hang(case, message, tmp_path: Path):
+    mp.start_processes(apart, (str(tmp_path), case), nprocs=2, start_method="spawn")
+    for rank in (0, 1):
+        said = (tmp_path / f"said-{rank}").read_text()
+        assert message in said
+        assert 20 <= len(said) <= 300

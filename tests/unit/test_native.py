@@ -227,3 +227,77 @@ def test_own_flags_make_a_library_of_their_own(kernels, monkeypatch):
         monkeypatch.setenv("SPIKEPRUNE_CXXFLAGS", f"-DANSWER={answer}")
         monkeypatch.setattr(native, "_loaded", {})
         assert native.library("tiny").answer() == answer
+
+
+# ---- what lies in the cache -----------------------------------------------------------------------------------------
+
+
+def again(monkeypatch):
+    monkeypatch.setattr(native, "_loaded", {})
+    return native.library("tiny")
+
+
+@needs_compiler
+@pytest.mark.parametrize("spoil", ["cut", "changed", "writable"])
+def test_a_library_that_was_cut_changed_or_opened_to_others_is_built_anew(kernels, monkeypatch, spoil):
+    assert native.library("tiny").answer() == 42
+    (built,) = native.cache_folder().iterdir()
+    content = built.read_bytes()
+    other = built.with_name("copy.so")
+    other.write_bytes({"cut": content[: len(content) // 2], "changed": content[:-1] + b"?", "writable": content}[spoil])
+    other.chmod(0o757 if spoil == "writable" else 0o755)
+    other.replace(built)  # the loaded one stays as it is in memory
+    before = built.stat().st_ino
+    assert again(monkeypatch).answer() == 42
+    (after,) = native.cache_folder().iterdir()
+    assert after.read_bytes() == content
+    assert after.stat().st_ino != before
+    assert not after.stat().st_mode & 0o022
+
+
+@needs_compiler
+def test_a_cache_folder_that_others_may_write_is_not_used(kernels, monkeypatch, caplog):
+    native.cache_folder().mkdir(parents=True)
+    native.cache_folder().chmod(0o777)
+    assert native.library("tiny") is None
+    assert "is not yours alone to write" in caplog.text
+    native.cache_folder().chmod(0o700)
+    assert again(monkeypatch).answer() == 42
+
+
+def test_a_library_of_somebody_else_is_not_loaded(kernels, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert native._ours(tmp_path / "file")
+    monkeypatch.setattr(native.os, "getuid", lambda: 12345, raising=False)
+    assert not native._ours(tmp_path / "file")
+
+
+def script(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize("text", ["exit 1", "sleep 30", "exec /no/such/program"])
+def test_a_compiler_that_fails_hangs_or_cannot_start_is_told(kernels, monkeypatch, caplog, tmp_path, text):
+    monkeypatch.setenv("CXX", script(tmp_path / "cxx", text))
+    monkeypatch.setattr(native, "MOST_SECONDS", 0.5)
+    assert native.library("tiny") is None
+    assert "slower PyTorch code" in caplog.text
+
+
+@needs_compiler
+def test_the_compiler_may_have_options(kernels, monkeypatch):
+    (kernels / "tiny.cpp").write_text('extern "C" int answer(void) { return ANSWER; }\n')
+    monkeypatch.setenv("CXX", f"{native.compiler()} -DANSWER=7")
+    assert native.library("tiny").answer() == 7
+    monkeypatch.setenv("CXX", "g++ 'unclosed")
+    assert native.compiler() is None or "unclosed" not in native.compiler()
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_told(kernels, monkeypatch, caplog, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert native.library("tiny") is None
+    assert "slower PyTorch code" in caplog.text

@@ -2,8 +2,9 @@
 
 The kernels have a plain C interface and include no torch header, so one compiles in seconds. A library that was built
 ahead lies beside the sources (`kernels/built/`, in wheels made after `python -m spikeprune.runtime.native`); otherwise
-it is built at first use and kept in the user's cache folder under a key of sources, compiler and flags. Without a
-compiler `library` returns None and callers use PyTorch.
+it is built at first use and kept in the user's cache folder under a key of sources, compiler and flags, with its
+checksum in its name. A library there is loaded only if it is whole, belongs to the user, and nobody else may write it.
+Without a compiler `library` returns None and callers use PyTorch.
 """
 
 import ctypes
@@ -25,6 +26,7 @@ from spikeprune.core.machine import cpu_features as cpu_features
 from spikeprune.core.machine import cpu_name as cpu_name
 
 log = logging.getLogger("spikeprune")
+MOST_SECONDS = 600.0  # for the compiler, which may hang
 
 KERNELS = Path(__file__).parent / "kernels"
 BUILT = KERNELS / "built"
@@ -80,11 +82,20 @@ def _isa(wanted: str, have: frozenset[str]) -> str:
 
 
 def compiler() -> str | None:
-    """The C++ compiler used for kernels: $CXX, g++ or clang++, whichever is found first."""
-    for name in (os.environ.get("CXX"), "g++", "clang++"):
+    """The C++ compiler used for kernels: $CXX (which may have options), g++ or clang++, whichever is found first."""
+    for command in (os.environ.get("CXX"), "g++", "clang++"):
+        name, *options = _words(command or "")
         if name and (path := shutil.which(name)):
-            return path
+            return shlex.join([path, *options])
     return None
+
+
+def _words(command: str) -> list[str]:
+    """The words of a command; one empty word if it is empty, or if its quotes do not match."""
+    try:
+        return shlex.split(command) or [""]
+    except ValueError:
+        return [""]
 
 
 def own_flags() -> tuple[str, ...]:
@@ -119,7 +130,7 @@ def build(name: str, target: Path, isa_name: str, cxx: str, extra: tuple[str, ..
     handle, scratch = tempfile.mkstemp(prefix=target.stem, suffix=".tmp", dir=target.parent)
     os.close(handle)
     command = [
-        cxx,
+        *_words(cxx),
         *COMMON_FLAGS,
         *KERNEL_FLAGS.get(name, ()),
         *ISA_FLAGS[isa_name],
@@ -130,11 +141,13 @@ def build(name: str, target: Path, isa_name: str, cxx: str, extra: tuple[str, ..
         scratch,
     ]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=MOST_SECONDS)
         if result.returncode:
             raise RunFailed(f"compiling the {name} kernel for {isa_name} failed: {result.stderr.strip()[:600]}")
         os.chmod(scratch, 0o755)
         os.replace(scratch, target)
+    except subprocess.TimeoutExpired as error:
+        raise RunFailed(f"the compiler {cxx} took more than {MOST_SECONDS:g} s for the {name} kernel") from error
     finally:
         Path(scratch).unlink(missing_ok=True)
 
@@ -149,7 +162,10 @@ def _sources_key(name: str, isa_name: str) -> str:
 
 
 def _key(name: str, isa_name: str, cxx: str) -> str:
-    version = subprocess.run([cxx, "--version"], capture_output=True).stdout
+    try:
+        version = subprocess.run([*_words(cxx), "--version"], capture_output=True, timeout=MOST_SECONDS).stdout
+    except subprocess.TimeoutExpired as error:
+        raise RunFailed(f"the compiler {cxx} does not answer to --version") from error
     return hashlib.sha256(version + _sources_key(name, isa_name).encode()).hexdigest()[:20]
 
 
@@ -191,15 +207,54 @@ def _find_or_build(name: str, isa_name: str) -> Path | None:
     if cxx is None:
         log.warning("no C++ compiler found (g++ or clang++): the %s kernels run as slower PyTorch code", name)
         return None
-    path = cache_folder() / f"{name}-{isa_name}-{_key(name, isa_name, cxx)}.so"
-    if path.exists():
-        return path
     try:
-        build(name, path, isa_name, cxx)
+        stem = f"{name}-{isa_name}-{_key(name, isa_name, cxx)}"
+        return _cached(stem) or _keep(name, stem, isa_name, cxx)
     except (RunFailed, OSError) as error:
         log.warning("the %s kernels run as slower PyTorch code: %s", name, error)
         return None
+
+
+def _cached(stem: str) -> Path | None:
+    """A library of that key in the cache that may be loaded. Others of the key are removed.
+
+    Raises: RunFailed if somebody else may write into the cache folder.
+    """
+    folder = cache_folder()
+    if folder.exists() and not _ours(folder):
+        raise RunFailed(
+            f"the folder {folder} is not yours alone to write; mend its owner and mode, or set XDG_CACHE_HOME"
+        )
+    for path in folder.glob(f"{stem}-*.so"):
+        if _ours(path) and path.stem.rpartition("-")[2] == _digest(path):
+            return path
+        path.unlink()  # cut, changed, or written by somebody else
+    return None
+
+
+def _keep(name: str, stem: str, isa_name: str, cxx: str) -> Path:
+    """Builds a library into the cache, under a name with its checksum."""
+    cache_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+    fresh = cache_folder() / f".{stem}-{os.getpid()}.so"
+    try:
+        build(name, fresh, isa_name, cxx)
+        path = cache_folder() / f"{stem}-{_digest(fresh)}.so"
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
     return path
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+
+
+def _ours(path: Path) -> bool:
+    """Whether a file or folder belongs to this user, and nobody outside of the user's groups may write it."""
+    if not hasattr(os, "getuid"):  # Windows
+        return True
+    status = path.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & 0o002
 
 
 def _load(name: str, path: Path | None) -> ctypes.CDLL | None:

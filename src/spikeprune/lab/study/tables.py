@@ -195,7 +195,7 @@ def runs_csv(comparison: Comparison) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["label", "method", "dataset", "model", "target", "seed", "accuracy", "run"])
     for row in comparison.rows:
-        named = [row.label, row.method, row.dataset, row.model, row.target]
+        named = [*map(_cell, (row.label, row.method, row.dataset, row.model)), row.target]
         for seed, accuracy, run in zip(row.seeds, row.accuracies, row.runs, strict=True):
             writer.writerow([*named, seed, accuracy, run])
     return file.getvalue()
@@ -226,7 +226,7 @@ def to_csv(comparison: Comparison) -> str:
         if row.versus is not None:
             d = row.versus.difference
             versus = [
-                comparison.reference,
+                None if comparison.reference is None else _cell(comparison.reference),
                 d.n,
                 d.mean,
                 d.sd,
@@ -247,7 +247,8 @@ def to_latex(comparison: Comparison) -> str:
     """A tabular for booktabs; a rule between comparisons. A dense network stands once, above its comparisons."""
     lines = [r"% needs \usepackage{booktabs}", r"\begin{tabular}{lrrrrrr}", r"\toprule"]
     head = ["arm", "seeds", "sparsity", r"accuracy (\%)", f"vs {comparison.reference or NONE}", "$p$ (Holm)", "SynOps"]
-    lines.append(" & ".join(_tex(text) if "$" not in text and "\\" not in text else text for text in head) + r" \\")
+    ours = ("$p$ (Holm)", r"accuracy (\%)")
+    lines.append(" & ".join(text if text in ours else _tex(text) for text in head) + r" \\")
     shown: set[tuple[str, str]] = set()
     for block in comparison.blocks:
         title = rf"\multicolumn{{7}}{{l}}{{{_tex(block.title)}}} \\"
@@ -283,6 +284,12 @@ def _sensible(summary: Summary, sign: bool = False) -> str:
 
 
 _TEX = {"\\": r"\textbackslash ", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "<": "$<$"}
+_TEX |= {"{": r"\{", "}": r"\}", "$": r"\$", "^": r"\^{}", "~": r"\~{}", ">": "$>$"}
+
+
+def _cell(name: str) -> str:
+    """A name as a cell of a CSV file: spreadsheets run what begins like a formula, so that it gets an apostrophe."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
 def _tex(text: str) -> str:
