@@ -15,6 +15,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -141,15 +142,33 @@ def build(name: str, target: Path, isa_name: str, cxx: str, extra: tuple[str, ..
         scratch,
     ]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=MOST_SECONDS)
+        result = _run(command)
         if result.returncode:
-            raise RunFailed(f"compiling the {name} kernel for {isa_name} failed: {result.stderr.strip()[:600]}")
+            said = result.stderr.decode(errors="replace").strip()[:600]
+            raise RunFailed(f"compiling the {name} kernel for {isa_name} failed: {said}")
         os.chmod(scratch, 0o755)
         os.replace(scratch, target)
-    except subprocess.TimeoutExpired as error:
-        raise RunFailed(f"the compiler {cxx} took more than {MOST_SECONDS:g} s for the {name} kernel") from error
     finally:
         Path(scratch).unlink(missing_ok=True)
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """Runs a compiler; one that hangs is ended with all that it has started.
+
+    Raises: RunFailed after `MOST_SECONDS`.
+    """
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        out, err = process.communicate(timeout=MOST_SECONDS)
+    except BaseException as error:
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise RunFailed(f"the compiler {command[0]} took more than {MOST_SECONDS:g} s and was stopped") from error
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def _sources_key(name: str, isa_name: str) -> str:
@@ -162,10 +181,7 @@ def _sources_key(name: str, isa_name: str) -> str:
 
 
 def _key(name: str, isa_name: str, cxx: str) -> str:
-    try:
-        version = subprocess.run([*_words(cxx), "--version"], capture_output=True, timeout=MOST_SECONDS).stdout
-    except subprocess.TimeoutExpired as error:
-        raise RunFailed(f"the compiler {cxx} does not answer to --version") from error
+    version = _run([*_words(cxx), "--version"]).stdout
     return hashlib.sha256(version + _sources_key(name, isa_name).encode()).hexdigest()[:20]
 
 
