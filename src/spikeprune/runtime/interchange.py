@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue, MissingDependency, UserError
 from spikeprune.model.wrappers import eager
-from spikeprune.runtime.compile.lower import lower
+from spikeprune.runtime.compile.lower import lower, lower_modules
 from spikeprune.runtime.compile.network import LoweredNetwork
 from spikeprune.runtime.nir_graph import NirGraph
 from spikeprune.runtime.onnx_unrolled import unrolled_onnx
@@ -79,7 +79,7 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], example: Tensor)
         raise MissingDependency("export to ONNX needs the package onnx; pip install 'spikeprune[onnx]'")
     model = eager(model)
     try:
-        content = onnx_model(lower(model, example), example)
+        content = onnx_model(lower_modules(model, example), example)
     except InvalidValue:  # no network for the compiled engine; ONNX can say more
         content = unrolled_onnx(model, example)
     file = Path(path)

@@ -64,7 +64,11 @@ class NirGraph:
         """A matrix over channels: NIR has no selection, and its Scale has no shift."""
         import nir
 
-        if len(layer.shape) > 1:
+        if len(layer.shape) == 2:
+            node = nir.Conv1d(layer.shape[1], weight[:, :, None], 1, 0, 1, 1, bias)
+        elif len(layer.shape) > 3:
+            raise self.refuse(layer, f"it scales channels of a block of {len(layer.shape)} axes")
+        elif len(layer.shape) > 1:
             node = nir.Conv2d(self.space(layer.shape), weight[:, :, None, None], (1, 1), (0, 0), (1, 1), 1, bias)
         else:
             node = nir.Affine(weight, bias)
@@ -83,3 +87,15 @@ class NirGraph:
     def numpy(tensor: Tensor) -> Any:
         """The tensor as NIR takes it."""
         return tensor.detach().cpu().contiguous().numpy()
+
+
+def ungrouped(weight: Tensor, groups: int) -> Tensor:
+    """The weight of a grouped convolution as that of a plain one: the package nir reads I from a weight [O, I, ...]."""
+    if groups == 1:
+        return weight
+    outputs, inputs = len(weight) // groups, weight.shape[1]
+    whole = weight.new_zeros(len(weight), groups * inputs, *weight.shape[2:])
+    for g in range(groups):
+        rows, columns = slice(g * outputs, (g + 1) * outputs), slice(g * inputs, (g + 1) * inputs)
+        whole[rows, columns] = weight[rows]
+    return whole

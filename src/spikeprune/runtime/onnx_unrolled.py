@@ -11,7 +11,6 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Generator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +21,13 @@ from spikeprune.core.errors import InvalidValue, MissingDependency
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.discover import spiking_adapter
 from spikeprune.model.examples import evaluating, opened, undisturbed
+from spikeprune.runtime.follow import Batch, call, find_batch, generated
 
 log = logging.getLogger("spikeprune")
 
 SCALES = (0.3, 1.0, 4.0)  # of the generated inputs, in units of the example's largest value
 DIFFERING = 0.1  # share of samples that may differ, by rounding at a threshold
 OPSET = 17
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Where the samples lie: the axis N of the input, and of the output."""
-
-    input: int
-    output: int
 
 
 def unrolled_onnx(model: nn.Module, example: Tensor) -> bytes:
@@ -65,47 +57,6 @@ def unrolled_onnx(model: nn.Module, example: Tensor) -> bytes:
         f"cannot export {type(model).__name__} to ONNX: {fault}; its forward decides by values that it computes, which "
         "no ONNX file can say"
     )
-
-
-def call(model: nn.Module, adapter: Adapter, x: Tensor) -> Tensor:
-    """The model's output for x, from a reset state, leaving everything as it was.
-
-    Raises: InvalidValue for a model that returns something else than one tensor.
-    """
-    with torch.no_grad(), undisturbed(model, adapter):
-        output: Any = model(x)
-    if not isinstance(output, Tensor):
-        raise InvalidValue(
-            f"{type(model).__name__} returns {type(output).__name__}, and an exported model returns one tensor; wrap "
-            "it in a module that returns one"
-        )
-    return output
-
-
-def find_batch(model: nn.Module, adapter: Adapter, example: Tensor) -> Batch | None:
-    """The axes of the samples: the axis of the input along which two halves in either order give two output halves."""
-    other = generated(tuple(example.shape), 1.0, seed=1) * max(1.0, float(example.abs().max()))
-    alone = call(model, adapter, example)
-    for axis in range(min(2, example.dim())):
-        try:
-            pairs = [call(model, adapter, torch.cat(pair, axis)) for pair in ((example, other), (other, example))]
-        except Exception as error:  # a model may refuse any other shape in words of its own
-            log.debug("axis %d is not the batch: %s", axis, error)
-            continue
-        for place, size in enumerate(alone.shape):
-            doubled = tuple(2 * n if i == place else n for i, n in enumerate(alone.shape))
-            if any(tuple(pair.shape) != doubled for pair in pairs):
-                continue
-            halves = pairs[0].narrow(place, 0, size), pairs[1].narrow(place, size, size)
-            if all(torch.allclose(half, alone, rtol=1e-3, atol=1e-4) for half in halves):
-                return Batch(axis, place)
-    return None
-
-
-def generated(shape: tuple[int, ...], scale: float, seed: int) -> Tensor:
-    """Random input, a third of it 0, that is the same at every call."""
-    x = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * scale
-    return x * (x > scale / 3)
 
 
 @contextlib.contextmanager
@@ -203,6 +154,3 @@ def _difference(content: bytes, model: nn.Module, adapter: Adapter, example: Ten
         samples = far.movedim(batch.output, 0).flatten(1).any(1) if batch is not None else far.any()[None]
         differ, total = differ + int(samples.sum()), total + len(samples)
     return None if differ <= DIFFERING * total else f"{differ} of {total} outputs differ from the model's"
-
-
-__all__ = ["Batch", "find_batch", "unrolled_onnx"]

@@ -68,6 +68,9 @@ class Builder:
     def _native(self, place: int, layer: LoweredLayer) -> bool:
         if self.library is None or layer.output in self.static:
             return False
+        sources = [self.reshaped.get(value, value) for value in layer.inputs]
+        if any(len(self.shapes[value]) not in (1, 3) for value in (*layer.inputs, *sources, layer.output)):
+            return False  # the kernels know features and maps
         return layer.op.place(place, layer, self)
 
     def add(self, place: int, op: OpSpec, note: str) -> None:

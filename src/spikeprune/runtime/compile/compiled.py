@@ -88,7 +88,8 @@ class CompiledSNN:
         x, still, T, N = self._input(x)
         with torch.no_grad():
             values = self._schedule(still, T, N).run(x, T, N, torch.get_num_threads())
-        return values[self.network.output]
+        output = self.network.output
+        return values[output] if output in self.network.static(still) else self.network.layout.outside(values[output])
 
     def trace(self, x: Tensor) -> dict[str, Tensor]:
         """The spikes of every neuron, by its name as in `named_modules`, shaped as the model gives them."""
@@ -139,11 +140,18 @@ class CompiledSNN:
         x = x.detach().to("cpu", torch.float32)
         if x.dim() == dims + 1 and network.still and tuple(x.shape[1:]) == network.input_shape and len(x):
             return x, True, network.T, x.shape[0]
+        given = list(x.shape)
+        x = network.layout.inside(x) if x.dim() == dims + 2 else x
         if x.dim() == dims + 2 and tuple(x.shape[2:]) == network.input_shape and x.numel():
+            if network.layout.fixed and len(x) != network.T:
+                raise InvalidValue(
+                    f"this compiled model takes T = {network.T} steps, got {len(x)}: the model holds numbers that "
+                    "depend on T; compile it with an example of that length"
+                )
             return x, False, x.shape[0], x.shape[1]
         shape = ", ".join(map(str, network.input_shape))
-        forms = [f"[N, {shape}]"] * network.still + [f"[T, N, {shape}]"]
-        raise InvalidValue(f"this compiled model takes {' or '.join(forms)}, got {list(x.shape)}")
+        forms = [f"[N, {shape}]"] * network.still + [f"[{network.layout.said(shape)}]"]
+        raise InvalidValue(f"this compiled model takes {' or '.join(forms)}, got {given}")
 
     def _schedule(self, still: bool, T: int, N: int, watch: bool = False) -> EngineSchedule:
         regime = _regime(N)

@@ -11,6 +11,7 @@ from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import Adapter, adapter_for
 from spikeprune.model.examples import evaluating, undisturbed
 from spikeprune.model.trace import Graph, Node, Tracer
+from spikeprune.model.wrappers import eager
 from spikeprune.runtime.compile.network import LoweredLayer, LoweredNetwork, Option, busyness, interpret
 from spikeprune.runtime.compile.ops import Operation, operation, operations
 from spikeprune.runtime.compile.probe import probe
@@ -219,13 +220,30 @@ def _fold(network: LoweredNetwork) -> None:
 
 
 def lower(model: nn.Module, example: Tensor) -> LoweredNetwork:
-    """The model's forward in eval mode as a `LoweredNetwork`, on the CPU.
+    """The model's forward in eval mode as a `LoweredNetwork`, on the CPU; the model is left as it was.
+
+    A multi-step model is read module by module. Any other one is recorded function by function (`steps/`).
 
     Args:
-        model: multi-step, of any framework that an adapter knows; left as it was.
-        example: an input as the model takes it, an image batch [N, ...] or a sequence [T, N, ...].
+        example: an input as the model takes it, an image batch [N, ...] or a sequence.
 
     Raises: InvalidValue, naming the module, for what cannot be compiled.
+    """
+    model = eager(model)
+    try:
+        return lower_modules(model, example)
+    except InvalidValue:
+        from spikeprune.runtime.steps.lower import lower_any
+
+        network = lower_any(model, example)
+        _fold(network)
+        return network
+
+
+def lower_modules(model: nn.Module, example: Tensor) -> LoweredNetwork:
+    """The network of a multi-step model whose modules an adapter and the operations know.
+
+    Raises: InvalidValue, naming the module, for what they do not know.
     """
     adapter = adapter_for(model)
     recorded = _trace(model, example, adapter)

@@ -46,6 +46,35 @@ class LoweredLayer:
         return self.op.name
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the model has its axes.
+
+    Attributes:
+        input, output: (axis of T, axis of N) of a sequence.
+        fixed: whether T must be that of the example, because the model holds numbers that depend on it.
+    """
+
+    input: tuple[int, int] = (0, 1)
+    output: tuple[int, int] = (0, 1)
+    fixed: bool = False
+
+    def inside(self, x: Tensor) -> Tensor:
+        """A sequence as the layers take it, [T, N, ...]."""
+        return x if self.input == (0, 1) else x.movedim(self.input, (0, 1))
+
+    def said(self, shape: str) -> str:
+        """The axes of an input in words; `shape` is that of one image and step."""
+        names = shape.split(", ")
+        for axis, name in sorted(zip(self.input, "TN", strict=True)):
+            names.insert(axis, name)
+        return ", ".join(names)
+
+    def outside(self, y: Tensor) -> Tensor:
+        """A sequence [T, N, ...] as the model returns it."""
+        return y if self.output == (0, 1) else y.movedim((0, 1), self.output)
+
+
 @dataclass
 class LoweredNetwork:
     """Layers in order of execution; `T` is how often a still image is shown, `still` whether one may be given.
@@ -60,6 +89,7 @@ class LoweredNetwork:
     T: int
     still: bool
     busy: dict[int, tuple[float, float]] = field(default_factory=dict[int, tuple[float, float]])
+    layout: Layout = field(default_factory=lambda: Layout())
 
     def readers(self) -> dict[int, list[int]]:
         """Value -> places of the layers that read it."""

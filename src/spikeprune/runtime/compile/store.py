@@ -16,7 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from spikeprune.core.errors import InvalidValue, UserError
-from spikeprune.runtime.compile.network import LoweredNetwork
+from spikeprune.runtime.compile.network import Layout, LoweredNetwork
 from spikeprune.runtime.compile.packed import packed, unpacked
 from spikeprune.runtime.compile.validate import network_of
 
@@ -47,6 +47,8 @@ def save(
         "busy": [[value, *shares] for value, shares in network.busy.items()],
         "packed": said,
     }  # fmt: skip
+    if network.layout != Layout():
+        head["layout"] = [*network.layout.input, *network.layout.output, network.layout.fixed]
     body = save_tensors(stored, {**(facts or {}), "network": json.dumps(head)})
     target = Path(path)
     try:

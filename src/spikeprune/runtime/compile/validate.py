@@ -12,11 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.runtime.compile.network import LoweredLayer, LoweredNetwork
+from spikeprune.runtime.compile.network import Layout, LoweredLayer, LoweredNetwork
 from spikeprune.runtime.compile.ops import operation
 
 MOST_STEPS = 65_535
 MOST_LAYERS = 10_000
+MOST_INPUTS = 64  # of one layer
+MOST_TENSORS = 4_096
 LARGEST_SIZE = 1 << 24  # of one axis
 MOST_VALUES = 1 << 29  # over all values and steps of one image: 2 GiB of float32
 MOST_WORK = 1 << 42  # multiplies of one image
@@ -30,7 +32,7 @@ def network_of(head: Any, tensors: Mapping[str, Tensor]) -> tuple[LoweredNetwork
     Raises: InvalidValue for whatever cannot be run.
     """
     names = {"precision", "layers", "output", "input_shape", "T", "still", "busy"}
-    if not isinstance(head, dict) or set(head) != names:
+    if not isinstance(head, dict) or set(head) - {"layout"} != names:
         raise InvalidValue("the compiled file does not describe a network; compile the model again")
     if head["precision"] not in ("fp32", "int16"):
         raise InvalidValue(f"the compiled file names the precision {str(head['precision'])[:40]!r}; compile again")
@@ -45,7 +47,7 @@ def network_of(head: Any, tensors: Mapping[str, Tensor]) -> tuple[LoweredNetwork
     if used != len(tensors):
         raise InvalidValue(f"the compiled file holds {len(tensors)} tensors, its layers need {used}; compile again")
     output = _whole(head["output"], "output", 0, MOST_LAYERS)
-    network = LoweredNetwork(layers, output, shape, T, head["still"], _busy(head["busy"]))
+    network = LoweredNetwork(layers, output, shape, T, head["still"], _busy(head["busy"]), _layout(head, len(shape)))
     check(network)
     return network, head["precision"]
 
@@ -99,9 +101,17 @@ def _layer(entry: Any, place: int, tensors: Mapping[str, Tensor]) -> LoweredLaye
     kind, name, own = entry["kind"], entry["name"], entry["tensors"]
     if not isinstance(kind, str) or len(kind) > 40 or not isinstance(name, str) or len(name) > 1000:
         raise InvalidValue(f"layer {place} of the compiled file has no proper name; compile the model again")
-    if not isinstance(entry["inputs"], list) or len(entry["inputs"]) > 2 or not isinstance(entry["options"], dict):
+    if (
+        not isinstance(entry["inputs"], list)
+        or len(entry["inputs"]) > MOST_INPUTS
+        or not isinstance(entry["options"], dict)
+    ):
         raise InvalidValue(f"layer {place} of the compiled file has no proper inputs or settings; compile again")
-    if not isinstance(own, list) or len(own) > 10 or any(f"{place}.{tensor}" not in tensors for tensor in own):
+    if (
+        not isinstance(own, list)
+        or len(own) > MOST_TENSORS
+        or any(f"{place}.{tensor}" not in tensors for tensor in own)
+    ):
         raise InvalidValue(f"layer {place} of the compiled file lacks a tensor; compile the model again")
     found = {str(tensor): tensors[f"{place}.{tensor}"] for tensor in own}
     if any(bool(tensor.isnan().any()) for tensor in found.values() if tensor.is_floating_point()):
@@ -132,6 +142,16 @@ def _shape(value: Any, what: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not 1 <= len(value) <= 4:
         raise InvalidValue(f"the compiled file gives no shape for its {what}; compile the model again")
     return tuple(_whole(size, f"size of {what}", 1, LARGEST_SIZE) for size in value)
+
+
+def _layout(head: dict[str, Any], dims: int) -> Layout:
+    value = head.get("layout", [0, 1, 0, 1, False])
+    if not isinstance(value, list) or len(value) != 5 or type(value[4]) is not bool:
+        raise InvalidValue("the compiled file does not say where time and samples lie; compile the model again")
+    axes = [_whole(axis, "axis", 0, dims + 5) for axis in value[:4]]
+    if axes[0] == axes[1] or axes[2] == axes[3] or max(axes[:2]) > dims + 1:
+        raise InvalidValue("the compiled file names one axis twice, or one that there is not; compile the model again")
+    return Layout((axes[0], axes[1]), (axes[2], axes[3]), value[4])
 
 
 def _busy(value: Any) -> dict[int, tuple[float, float]]:

@@ -128,10 +128,13 @@ class Conv(Operation):
     def export_nir(self, layer: LoweredLayer, graph: "NirGraph") -> None:
         import nir
 
+        from spikeprune.runtime.nir_graph import ungrouped
+
         o: Any = layer.options
-        weight, bias = (graph.numpy(layer.tensors[key]) for key in ("weight", "bias"))
+        weight = graph.numpy(ungrouped(layer.tensors["weight"], o["groups"]))
         size = graph.space(graph.shapes[layer.inputs[0]])
-        graph.node(layer, nir.Conv2d(size, weight, o["stride"], o["padding"], o["dilation"], o["groups"], bias))
+        bias = graph.numpy(layer.tensors["bias"])
+        graph.node(layer, nir.Conv2d(size, weight, o["stride"], o["padding"], o["dilation"], 1, bias))
 
 
 def pair(value: Any) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 v_pre = decay * v + (gain * x + shift),   shift = (1 - decay) * v_rest
 spike = v_pre >= threshold                (> if strict)
-v     = reset where spike, else v_pre     (v_pre - threshold * spike if soft)
+v     = reset where spike, else v_pre     (v_pre - (threshold - reset) * spike if soft)
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikeprune.core.neuron import charge, fire_and_reset
+from spikeprune.core.neuron import charge, fire_and_reset, reset_after
 from spikeprune.model.trace import Node
 from spikeprune.runtime.compile.network import LoweredLayer, channelwise
 from spikeprune.runtime.compile.ops import base
@@ -90,7 +90,7 @@ class Fire(Operation):
     def native_neuron(self, layer: LoweredLayer) -> NativeNeuron:
         vectors = {name: array(layer.tensors[name]) for name in ("decay", "threshold", "reset", "start")}
         if layer.options["soft"]:
-            vectors["reset"] = -vectors["threshold"]
+            vectors["reset"] = vectors["reset"] - vectors["threshold"]
         if layer.options["strict"]:
             vectors["threshold"] = np.nextafter(vectors["threshold"], np.float32(np.inf))
         p = layer.tensors
@@ -103,10 +103,17 @@ class Fire(Operation):
     def export_nir(self, layer: LoweredLayer, graph: "NirGraph") -> None:
         import nir
 
+        p = layer.tensors
+        leak = (1 - p["decay"].double()).clamp(min=1e-30)
+        rest = torch.where(leak > 1e-9, p["shift"].double() / leak, p["shift"].double())
+        if torch.allclose(rest, p["start"].double(), rtol=1e-5, atol=1e-7):
+            rest = p["start"]
+        if bool(((p["decay"] == 1) & (p["shift"] != 0)).any()):
+            raise graph.refuse(layer, "it has a current of its own and no leak; NIR needs a leak for that")
         if layer.options["soft"]:
-            raise graph.refuse(layer, "its reset subtracts the threshold, and NIR knows only a reset to a value")
+            return self._export_soft(layer, graph, rest)
         decay, gain, rest, threshold, reset = (
-            graph.each(layer.tensors[key], layer.shape) for key in ("decay", "gain", "start", "threshold", "reset")
+            graph.each(v, layer.shape) for v in (p["decay"], p["gain"], rest, p["threshold"], p["reset"])
         )
         if (decay == 1).all():
             graph.node(layer, nir.IF(r=gain / graph.dt, v_threshold=threshold, v_reset=reset))
@@ -117,6 +124,38 @@ class Fire(Operation):
             graph.node(layer, nir.LIF(graph.dt / leak, gain / leak, rest, threshold, reset))
         graph.binary.add(layer.output)
 
+    def _export_soft(self, layer: LoweredLayer, graph: "NirGraph", rest: Tensor) -> None:
+        """NIR's neurons reset to a value. So the membrane, the threshold and the reset become nodes of their own.
+
+            v_t = decay v_{t-1} + gain (x_t - c s_{t-1}) + ...,   s_t = v_t > threshold,   c = decay a / gain
+
+        where a = threshold - reset is taken away. An edge that closes a loop arrives one step later.
+        """
+        import nir
+
+        p = {name: value.double() for name, value in layer.tensors.items()}
+        if bool((p["start"] != 0).any()):
+            raise graph.refuse(layer, "its reset subtracts, and its potential does not begin at 0")
+        decay, gain, rest_, threshold = (
+            graph.each(v, layer.shape) for v in (p["decay"], p["gain"], rest, p["threshold"])
+        )
+        back = graph.each(-p["decay"] * (p["threshold"] - p["reset"]) / p["gain"], layer.shape)
+        if (decay == 1).all():
+            membrane = nir.I(r=gain / graph.dt)
+        elif (decay == 1).any():
+            raise graph.refuse(layer, "some of its channels leak and some do not; NIR needs a node for each kind")
+        else:
+            membrane = nir.LI(graph.dt / (1 - decay), gain / (1 - decay), rest_)
+        graph.node(layer, membrane, suffix="_membrane")
+        (integrates,) = graph.sources[layer.output]
+        graph.node(layer, nir.Threshold(threshold), source=layer.output)
+        (fires,) = graph.sources[layer.output]
+        graph.node(layer, nir.Scale(back), suffix="_reset", source=layer.output)
+        (resets,) = graph.sources[layer.output]
+        graph.edges.append((resets, integrates))
+        graph.sources[layer.output] = [fires]
+        graph.binary.add(layer.output)
+
 
 def _steps(layer: LoweredLayer, steps: list[Tensor], dims: int) -> Any:
     """Whether each neuron fires, step by step, for inputs [N, C, ...] with `dims` axes behind N."""
@@ -125,5 +164,9 @@ def _steps(layer: LoweredLayer, steps: list[Tensor], dims: int) -> Any:
     v: Tensor = p["start"]
     for current in steps:
         v_pre = charge(current, v, p["decay"], p["gain"], p["shift"])
-        fired, v = fire_and_reset(v_pre, p["threshold"], None if soft else p["reset"], strict=strict)
+        if soft:
+            fired = v_pre > p["threshold"] if strict else v_pre >= p["threshold"]
+            v = reset_after(v_pre, fired, p["threshold"] - p["reset"], None)
+        else:
+            fired, v = fire_and_reset(v_pre, p["threshold"], p["reset"], strict=strict)
         yield fired

@@ -1,4 +1,4 @@
-"""Sum or mean over time, as a readout takes it."""
+"""Sum, mean, maximum over time, or the last step, as a readout takes it."""
 
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @register
 class Reduce(Operation):
-    """mean(0) or sum(0) of [T, N, ...]."""
+    """mean(0), sum(0), amax(0) or the last step of [T, N, ...]."""
 
     name = "reduce"
     reads = ("reduce",)
@@ -37,15 +37,34 @@ class Reduce(Operation):
 
     def check(self, layer: LoweredLayer, inputs: list[Shape]) -> Shape:
         base.expect(layer, inputs, {"mode"}, set())
-        if layer.options["mode"] not in ("sum", "mean"):
+        if layer.options["mode"] not in ("sum", "mean", "amax", "last"):
             raise base.wrong(layer, f"its mode is {str(layer.options['mode'])[:40]}")
         return inputs[0]
 
     def compute(self, layer: LoweredLayer, values: list[Tensor], static: bool, T: int) -> Tensor:
+        mode = layer.options["mode"]
+        if mode in ("amax", "last"):
+            return values[0] if static else values[0].amax(0) if mode == "amax" else values[0][-1]
         scale = 1.0 if layer.options["mode"] == "sum" else 1.0 / T
         return values[0] * (scale * T) if static else values[0].sum(0) * scale
 
     def export_nir(self, layer: LoweredLayer, graph: "NirGraph") -> None:
-        if layer.output != graph.network.output:
-            raise graph.refuse(layer, "a sum over time in the middle of the network")
+        if layer.output != graph.network.output and not _commutes(layer, graph):
+            raise graph.refuse(layer, "what follows its reduction over time is not the same before it")
         graph.sources[layer.output] = graph.sources[layer.inputs[0]]
+
+
+def _commutes(layer: LoweredLayer, graph: "NirGraph") -> bool:
+    """Whether all layers behind a mean over time (a sum, without biases) may as well stand before it."""
+    readers = graph.network.readers()
+    front = [layer.output]
+    while front:
+        for place in readers.get(front.pop(), []):
+            after = graph.network.layers[place]
+            if after.kind not in ("linear", "affine", "flatten") or layer.options["mode"] not in ("mean", "sum"):
+                return False
+            bias = after.tensors.get("bias")
+            if layer.options["mode"] == "sum" and bias is not None and bool((bias != 0).any()):
+                return False
+            front.append(after.output)
+    return True

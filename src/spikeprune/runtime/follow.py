@@ -1,0 +1,76 @@
+"""A model called without a trace of it left, and where it has its samples."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.model.adapter import Adapter
+from spikeprune.model.examples import undisturbed
+
+log = logging.getLogger("spikeprune")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Where the samples lie: the axis N of the input, and of the output."""
+
+    input: int
+    output: int
+
+
+def call(model: nn.Module, adapter: Adapter, x: Tensor) -> Tensor:
+    """The model's output for x, from a reset state, leaving everything as it was.
+
+    Raises: InvalidValue for a model that returns something else than one tensor.
+    """
+    with torch.no_grad(), undisturbed(model, adapter):
+        output: Any = model(x)
+    if not isinstance(output, Tensor):
+        raise InvalidValue(
+            f"{type(model).__name__} returns {type(output).__name__}, and an exported model returns one tensor; wrap "
+            "it in a module that returns one"
+        )
+    return output
+
+
+def find_batch(model: nn.Module, adapter: Adapter, example: Tensor) -> Batch | None:
+    """The axes of the samples: the axis of the input along which two halves in either order give two output halves."""
+    top = max(1.0, float(example.abs().max()))
+    other = generated(tuple(example.shape), top, seed=1)
+    # A loud example may reset every neuron at every step, and then steps do not depend on each other either.
+    quiet = [generated(tuple(example.shape), scale * top, seed=2) for scale in (0.3, 0.1)]
+    alone = call(model, adapter, example)
+    for axis in range(min(2, example.dim())):
+        places = [
+            place
+            for place in range(alone.dim())
+            if all(_apart(model, adapter, x, other, axis, place) for x in (example, *quiet))
+        ]
+        if places:
+            return Batch(axis, places[0])
+    return None
+
+
+def _apart(model: nn.Module, adapter: Adapter, x: Tensor, other: Tensor, axis: int, place: int) -> bool:
+    """Whether x, with another input before or behind it along an axis, gives what it gives alone."""
+    try:
+        alone, *pairs = (call(model, adapter, y) for y in (x, torch.cat((x, other), axis), torch.cat((other, x), axis)))
+    except Exception as error:  # a model may refuse any other shape in words of its own
+        log.debug("axis %d is not the batch: %s", axis, error)
+        return False
+    size = alone.shape[place]
+    doubled = tuple(2 * n if i == place else n for i, n in enumerate(alone.shape))
+    if any(tuple(pair.shape) != doubled for pair in pairs):
+        return False
+    halves = pairs[0].narrow(place, 0, size), pairs[1].narrow(place, size, size)
+    return all(torch.allclose(half, alone, rtol=1e-3, atol=1e-4) for half in halves)
+
+
+def generated(shape: tuple[int, ...], scale: float, seed: int) -> Tensor:
+    """Random input, a third of it 0, that is the same at every call."""
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * scale
+    return x * (x > scale / 3)

@@ -1,0 +1,220 @@
+"""The parts of all time steps laid over each other: what every step does alike is one step of the graph.
+
+A part's key is the function, its constants, and the keys of what it reads in the same time step. Parts of different
+time steps with one key are one step; what they read from a time step before becomes a delay.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from spikeprune.core.errors import InvalidValue
+from spikeprune.runtime.steps.blocks import Origins, Place
+from spikeprune.runtime.steps.steps import Region, Step
+
+Key = int
+
+
+@dataclass
+class Rolled:
+    """One time step of the network.
+
+    Attributes:
+        steps: key -> step; its sources are ("n", key, delay) and ("k", call, 0).
+        initial: key -> value before the first time step.
+        output: what the model returns, ("sequence", region) or ("last", tail).
+        tail: steps after the last time step, by key; sources ("n", key, 0) are the last value, or all of them for a
+            step that reduces over time.
+    """
+
+    steps: dict[Key, Step]
+    initial: dict[Key, Tensor]
+    output: Region
+    sequence: bool
+    tail: dict[Key, Step] = field(default_factory=dict[Key, Step])
+
+
+class Roller:
+    """Finds the keys; see the file's first lines."""
+
+    def __init__(self, origins: Origins, T: int) -> None:
+        self.o, self.T = origins, T
+        self.known: dict[Any, Key] = {}
+        self.key: dict[Place, Key] = {}
+        self.constants: dict[int, Key] = {}
+        for place in origins.steps:
+            self.key[place] = self._key(place, None)
+        self.at = max(T - 2, 0)
+        steady = [p for p in origins.steps if p[1] == self.at]
+        deeper = {p: self._key(p, self.key) for p in steady}
+        seen: dict[Key, Key] = {}
+        for place in steady:
+            if seen.setdefault(self.key[place], deeper[place]) != deeper[place]:
+                raise InvalidValue(
+                    "cannot compile the model: two of its parts look alike and differ in what they keep from step to "
+                    "step; give them layers of their own"
+                )
+        self.steady: dict[Key, Place] = {}
+        for place in steady:
+            self.steady.setdefault(self.key[place], place)
+        self.static = {self.key[p]: p for p in origins.steps if p[1] == -1}
+
+    def _number(self, what: Any) -> Key:
+        return self.known.setdefault(what, len(self.known))
+
+    def _content(self, tensor: Tensor) -> str:
+        data = tensor.detach().contiguous().numpy().tobytes()
+        return f"{tuple(tensor.shape)} {hashlib.sha1(data, usedforsecurity=False).hexdigest()}"
+
+    def _constant(self, call: int) -> Key:
+        if call not in self.constants:
+            self.constants[call] = self._number(("k", self._content(self.o.calls[call].value.float())))
+        return self.constants[call]
+
+    def _region(self, region: Region, t: int, before: dict[Place, Key] | None) -> Any:
+        sources: list[Any] = []
+        for kind, what in region.sources:
+            if kind == "k":
+                sources.append(self._constant(what))
+            elif what[1] == t or what[1] == -1:
+                sources.append(self.key[what])
+            else:
+                sources.append((t - what[1], None if before is None else before[what]))
+        index = None if region.index is None else self._content(region.index)
+        return (tuple(sources), index, region.shape)
+
+    def _key(self, place: Place, before: dict[Place, Key] | None) -> Key:
+        step = self.o.steps[place]
+        inputs = tuple(self._region(r, place[1], before) for r in step.inputs)
+        constants = tuple(self._content(c) for c in step.constants)
+        template = json.dumps([step.template, sorted(step.keywords)], default=str)
+        return self._number((step.name, template, inputs, constants, step.shape, before is not None))
+
+    # -- the graph of one step ---------------------------------------------------------------------------------------
+
+    def roll(self, output: Tensor) -> Rolled:
+        rows = self.o.rows(output, self.o.calls[-1])
+        times = [t for t in rows if t >= 0]
+        call = self.o.calls[-1]
+        region = {t: self.o.region(output.reshape(-1)[r.index], r.shape, call) for t, r in rows.items()}
+        rolled = Rolled({}, {}, Region((), []), len(times) > 1)
+        if rolled.sequence:
+            if times != list(range(self.T)):
+                raise InvalidValue(
+                    "a compiled model returns all time steps, or one result; this one returns a part of them"
+                )
+            rolled.output = self._steady(region[self.at], self.at, rolled)
+        else:
+            (t,) = rows
+            if t not in (self.T - 1, -1):
+                raise InvalidValue("the model's output does not depend on the last time step, so T cannot be told")
+            rolled.output = self._tailed(region[t], t, rolled)
+        for key in list(rolled.steps):
+            self._initial(key, rolled)
+        return rolled
+
+    def _steady(self, region: Region, t: int, rolled: Rolled) -> Region:
+        sources: list[tuple[Any, ...]] = []
+        for kind, what in region.sources:
+            if kind == "k":
+                sources.append(("k", what, 0))
+                continue
+            key = self.key[what]
+            if key in self.static and what[1] == -1:
+                self._add(key, self.static[key], rolled)
+                sources.append(("n", key, 0))
+                continue
+            if key not in self.steady:
+                name = self.o.calls[what[0]].module
+                raise InvalidValue(
+                    f"cannot compile {repr(name) if name else 'the model'}: it computes something else at each time "
+                    "step; sp.compile takes models that do the same at every step"
+                )
+            self._add(key, self.steady[key], rolled)
+            sources.append(("n", key, t - what[1]))
+        return Region(region.shape, sources, region.index)
+
+    def _add(self, key: Key, place: Place, rolled: Rolled) -> None:
+        if key in rolled.steps:
+            return
+        step = self.o.steps[place]
+        made = Step(step.name, step.template, [], step.constants, step.shape, step.module, step.keywords)
+        rolled.steps[key] = made  # before its inputs, which may read it a step later
+        made.inputs = [self._steady(r, place[1], rolled) for r in step.inputs]
+
+    def _tailed(self, region: Region, t: int, rolled: Rolled) -> Region:
+        sources: list[tuple[Any, ...]] = []
+        for kind, what in region.sources:
+            if kind == "k":
+                sources.append(("k", what, 0))
+                continue
+            key = self.key[what]
+            if key in self.steady or what[1] == -1:
+                if what[1] not in (self.T - 1, -1):
+                    raise InvalidValue("the model's output reads single time steps; let it read all or the last")
+                self._add(key, self.steady[key] if what[1] >= 0 else self.static[key], rolled)
+            elif key not in rolled.tail:
+                self._tail_step(key, what, rolled)
+            sources.append(("n", key, 0))
+        return Region(region.shape, sources, region.index)
+
+    def _tail_step(self, key: Key, place: Place, rolled: Rolled) -> None:
+        step = self.o.steps[place]
+        made = Step(step.name, step.template, [], step.constants, step.shape, step.module, step.keywords)
+        if step.name.startswith("time_"):
+            times = step.template[1]
+            if times != list(range(self.T)):
+                raise InvalidValue(f"cannot compile {step.module!r}: it reduces over some of the time steps alone")
+            made.inputs = [self._steady(step.inputs[self.at], self.at, rolled)]
+        else:
+            made.inputs = [self._tailed(r, place[1], rolled) for r in step.inputs]
+        rolled.tail[key] = made
+
+    # -- before the first step ---------------------------------------------------------------------------------------
+
+    def _initial(self, consumer: Key, rolled: Rolled) -> None:
+        """A source's value before the first step is the constant that stands in its place at the first step."""
+        step = rolled.steps[consumer]
+        delayed = {
+            k: r.sources[0][1]
+            for k, r in enumerate(step.inputs)
+            if len(r.sources) == 1 and r.sources[0][0] == "n" and r.sources[0][2] == 1
+        }
+        if not delayed or all(key in rolled.initial for key in delayed.values()):
+            return
+        for strict in (True, False):
+            for place, first in self.o.steps.items():
+                like = first.name == step.name and tuple(first.shape) == tuple(step.shape)
+                if place[1] != 0 or not like or len(first.template) != len(step.template):
+                    continue
+                found = self._standing(step, first, delayed, consumer, strict)
+                if found:
+                    for key, value in found.items():
+                        rolled.initial.setdefault(key, value)
+                    return
+
+    def _standing(
+        self, step: Step, first: Step, delayed: dict[int, Key], consumer: Key, strict: bool
+    ) -> dict[Key, Tensor] | None:
+        found: dict[Key, Tensor] = {}
+        for mine, its in zip(step.template, first.template, strict=True):
+            if isinstance(mine, tuple) and mine[0] == "i" and mine[1] in delayed:
+                if not (isinstance(its, tuple) and its[0] == "c"):
+                    return None
+                value = first.constants[its[1]]
+                found[delayed[mine[1]]] = value.reshape(()) if value.numel() == 1 else value
+            elif isinstance(mine, tuple) and mine[0] == "i":
+                if not (isinstance(its, tuple) and its[0] == "i"):
+                    return None
+                if strict:
+                    one = step.inputs[mine[1]].sources
+                    two = first.inputs[its[1]].sources
+                    if [s[1] for s in one] != [self.key.get(w) if k == "p" else w for k, w in two]:
+                        return None
+            elif isinstance(mine, tuple) != isinstance(its, tuple) or (not isinstance(mine, tuple) and mine != its):
+                return None
+        same_module = strict or first.module == step.module
+        return found if same_module else None
