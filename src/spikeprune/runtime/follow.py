@@ -38,12 +38,21 @@ def call(model: nn.Module, adapter: Adapter, x: Tensor) -> Tensor:
 
 
 def find_batch(model: nn.Module, adapter: Adapter, example: Tensor) -> Batch | None:
-    """The axes of the samples: the axis of the input along which two halves in either order give two output halves."""
+    """The axes of the samples, the first ones if there are several; see `find_batches`."""
+    return next(iter(find_batches(model, adapter, example)), None)
+
+
+def find_batches(model: nn.Module, adapter: Adapter, example: Tensor) -> list[Batch]:
+    """The axes of the samples: the axis of the input along which two halves in either order give two output halves.
+
+    There may be two, where all neurons fire or rest at every step, so that steps do not depend on each other either.
+    """
     top = max(1.0, float(example.abs().max()))
     other = generated(tuple(example.shape), top, seed=1)
     # A loud example may reset every neuron at every step, and then steps do not depend on each other either.
-    quiet = [generated(tuple(example.shape), scale * top, seed=2) for scale in (0.3, 0.1)]
+    quiet = [generated(tuple(example.shape), scale * top, seed=2) for scale in (0.5, 0.2)]
     alone = call(model, adapter, example)
+    found: list[Batch] = []
     for axis in range(min(2, example.dim())):
         places = [
             place
@@ -51,8 +60,8 @@ def find_batch(model: nn.Module, adapter: Adapter, example: Tensor) -> Batch | N
             if all(_apart(model, adapter, x, other, axis, place) for x in (example, *quiet))
         ]
         if places:
-            return Batch(axis, places[0])
-    return None
+            found.append(Batch(axis, places[0]))
+    return found
 
 
 def _apart(model: nn.Module, adapter: Adapter, x: Tensor, other: Tensor, axis: int, place: int) -> bool:

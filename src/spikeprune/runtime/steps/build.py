@@ -103,7 +103,8 @@ class Builder:
             (s[1], key) for key, step in rolled.steps.items() for r in step.inputs for s in r.sources if s[0] == "n"
         }
         regions = [rolled.output, *(r for step in rolled.tail.values() for r in step.inputs)]
-        return found | {(s[1], None) for r in regions for s in r.sources if s[0] == "n"}
+        found.update((s[1], None) for r in regions for s in r.sources if s[0] == "n")
+        return found
 
     # -- layers ------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from spikeprune.model.adapter import Adapter
 from spikeprune.model.discover import spiking_adapter
 from spikeprune.model.examples import evaluating, opened, undisturbed
 from spikeprune.runtime.compile.network import Layout, LoweredNetwork, busyness, interpret
-from spikeprune.runtime.follow import Batch, call, find_batch, generated
+from spikeprune.runtime.follow import Batch, call, find_batches, generated
 from spikeprune.runtime.steps.blocks import Origins
 from spikeprune.runtime.steps.build import Builder
 from spikeprune.runtime.steps.capture import Call, captured
@@ -29,14 +29,14 @@ def lower_any(model: nn.Module, example: Tensor) -> LoweredNetwork:
     adapter = spiking_adapter(model)
     example = example.detach().cpu()
     with evaluating(model):
-        batch = find_batch(model, adapter, example)
-        if batch is None:
+        batches = find_batches(model, adapter, example)
+        if not batches:
             raise InvalidValue(
                 f"{type(model).__name__} was not found to treat the samples of a batch apart, so no time step can be "
                 "told from a sample; give an example whose first or second axis is the batch"
             )
         refused: InvalidValue | None = None
-        for axis in _time_axes(example, batch):
+        for batch, axis in [(batch, axis) for batch in batches for axis in _time_axes(example, batch)]:
             for T in _lengths(example.shape[axis]):
                 try:
                     return _lowered(model, adapter, example, batch, axis, T)
