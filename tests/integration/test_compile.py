@@ -394,7 +394,7 @@ def test_refused_by_name():
         compiled(torch.rand(2, 3, 11, 9))
 
 
-def test_a_subclass_that_computes_something_else_is_refused():
+def test_a_subclass_that_computes_something_else_is_followed_or_refused():
     class Doubled(layer.Conv2d):
         def forward(self, x):
             return 3 * super().forward(x)
@@ -404,8 +404,9 @@ def test_a_subclass_that_computes_something_else_is_refused():
             return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2]) + 5
 
     for module in (Doubled(4, 4, 3, padding=1, step_mode="m"), Shifted(4)):
+        model = prepare(Net(conv(2, 4), bn(4), lif(), module, lif()))
         with pytest.raises(InvalidValue, match="differ"):
-            compile(prepare(Net(conv(2, 4), bn(4), lif(), module, lif())), torch.rand(2, 2, 11, 9))
+            compile(model, torch.rand(2, 2, 11, 9))
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 6.0])
@@ -421,15 +422,12 @@ def test_a_quiet_example_is_no_proof(scale):
         conv(2, 4), neuron.LIFNode(), Scaled(4, 4, 3, padding=1), neuron.LIFNode(), layer.Flatten(), layer.Linear(64, 3)
     )
     functional.set_step_mode(model.eval(), "m")
-    with pytest.raises(InvalidValue, match="'2'") as error:
-        compile(model, torch.rand(3, 2, 2, 4, 4) * scale)
-    assert "differ" in str(error.value) or "derives" in str(error.value)
-    assert 20 <= len(str(error.value)) <= 300
-    model[2].__class__ = layer.Conv2d
-    compiled = compile(model, torch.rand(3, 2, 2, 4, 4) * scale)
     x = torch.rand(3, 2, 2, 4, 4, generator=torch.Generator().manual_seed(1)) * 6
-    functional.reset_net(model)
-    torch.testing.assert_close(compiled(x), model(x).detach(), rtol=1e-4, atol=1e-5)
+    for kind in (Scaled, layer.Conv2d):
+        model[2].__class__ = kind
+        compiled = compile(model, torch.rand(3, 2, 2, 4, 4) * scale)
+        functional.reset_net(model)
+        torch.testing.assert_close(compiled(x), model(x).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_neuron_that_is_not_what_its_adapter_says_is_refused(monkeypatch):
@@ -450,5 +448,8 @@ def test_what_follows_the_last_neuron_is_compared_too():
 
     model = nn.Sequential(layer.Flatten(), layer.Linear(32, 5), neuron.LIFNode(), Doubled(5, 3, bias=False))
     functional.set_step_mode(model.eval(), "m")
-    with pytest.raises(InvalidValue, match="'3'"):
-        compile(model, torch.zeros(3, 2, 2, 4, 4))
+    compiled = compile(model, torch.zeros(3, 2, 2, 4, 4))
+    x = torch.rand(3, 2, 2, 4, 4) * 6
+    wanted = model(x).detach()
+    assert wanted.abs().max() > 0.1
+    torch.testing.assert_close(compiled(x), wanted, rtol=1e-4, atol=1e-5)

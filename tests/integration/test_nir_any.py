@@ -119,7 +119,7 @@ def test_norse_reads_its_own_network_back(tmp_path):
                 out.append(spikes)
             return torch.stack(out)
 
-    net, x = weighted(Net()), torch.rand(8, 3, 12) * 3
+    net, x = weighted(Net()), torch.rand(8, 3, 12) * 8
     path = sp.export_nir(net, tmp_path / "net.nir", x)
     wanted = net(x)
     assert 0.02 < wanted.mean() < 0.98

@@ -232,10 +232,17 @@ def lower(model: nn.Module, example: Tensor) -> LoweredNetwork:
     model = eager(model)
     try:
         return lower_modules(model, example)
-    except InvalidValue:
+    except InvalidValue as refused:
         from spikeprune.runtime.steps.lower import lower_any
 
-        network = lower_any(model, example)
+        try:
+            network = lower_any(model, example)
+        except InvalidValue as error:
+            # Where both refuse, the one speaks that names a part of the model.
+            told = str(error).startswith("cannot compile") and "(function)" in str(refused)
+            raise (
+                error if told or "unbind" in str(refused) or "no spiking neuron" in str(refused) else refused
+            ) from None
         _fold(network)
         return network
 

@@ -36,7 +36,8 @@ def lower_any(model: nn.Module, example: Tensor) -> LoweredNetwork:
                 "told from a sample; give an example whose first or second axis is the batch"
             )
         refused: InvalidValue | None = None
-        for batch, axis in [(batch, axis) for batch in batches for axis in _time_axes(example, batch)]:
+        _check_opened(model, adapter, example)
+        for batch, axis in [(b, axis) for b in batches for axis in _time_axes(example, b)]:
             for T in _lengths(example.shape[axis]):
                 try:
                     return _lowered(model, adapter, example, batch, axis, T)
@@ -45,6 +46,45 @@ def lower_any(model: nn.Module, example: Tensor) -> LoweredNetwork:
     raise refused or InvalidValue(
         f"no time axis was found in the example of shape {list(example.shape)}; give a sequence, such as [T, N, ...]"
     )
+
+
+def _check_opened(model: nn.Module, adapter: Adapter, example: Tensor) -> None:
+    """Neurons that are recorded in another form must fire as their own forward does, on generated currents."""
+    neurons = {n: name for name, n in adapter.neurons(model).items() if adapter.plain_forward(n) is not None}
+    if not neurons:
+        return
+    shapes: dict[nn.Module, tuple[int, ...]] = {}
+
+    def note(neuron: nn.Module, args: tuple[Tensor, ...]) -> None:
+        shapes.setdefault(neuron, tuple(args[0].shape))
+
+    hooks = [neuron.register_forward_pre_hook(note) for neuron in neurons]
+    try:
+        call(model, adapter, example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for neuron, shape in shapes.items():
+        params, many = adapter.describe(neuron), adapter.multi_step(neuron)
+        if params is None:
+            continue
+        threshold, gain = (torch.as_tensor(v).abs() for v in (params.v_threshold, params.gain))
+        size = float(threshold.max()) / max(float(gain.min()), 1e-6)
+        shape = (8, *shape[1:]) if many else shape
+        steps = [generated(shape, scale * max(size, 1e-3), seed=i) for i, scale in enumerate((0.8, 1.5, 4.0, 1.0) * 2)]
+        found: list[Tensor] = []
+        for opened_too in (False, True):
+            with torch.no_grad(), undisturbed(model, adapter):
+                if opened_too:
+                    with opened(model, adapter):
+                        found.append(torch.stack([neuron(x) for x in steps]))
+                else:
+                    found.append(torch.stack([neuron(x) for x in steps]))
+        if float((found[0] != found[1]).float().mean()) > 1e-3:
+            raise InvalidValue(
+                f"cannot compile the neuron {neurons[neuron]!r}: spikes differ from those of its numbers on a generated "
+                "current; let its adapter's describe() return None, or correct it"
+            )
 
 
 def _time_axes(example: Tensor, batch: Batch) -> list[int]:
