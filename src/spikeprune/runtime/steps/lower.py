@@ -82,8 +82,8 @@ def _check_opened(model: nn.Module, adapter: Adapter, example: Tensor) -> None:
                     found.append(torch.stack([neuron(x) for x in steps]))
         if float((found[0] != found[1]).float().mean()) > 1e-3:
             raise InvalidValue(
-                f"cannot compile the neuron {neurons[neuron]!r}: spikes differ from those of its numbers on a generated "
-                "current; let its adapter's describe() return None, or correct it"
+                f"cannot compile the neuron {neurons[neuron]!r}: spikes differ from those of its numbers on a "
+                "generated current; let its adapter's describe() return None, or correct it"
             )
 
 

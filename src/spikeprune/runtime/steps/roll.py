@@ -205,7 +205,7 @@ class Roller:
                 if not (isinstance(its, tuple) and its[0] == "c"):
                     return None
                 value = first.constants[its[1]]
-                found[delayed[mine[1]]] = value.reshape(()) if value.numel() == 1 else value
+                found[delayed[mine[1]]] = value.reshape(1) if value.numel() == 1 else value
             elif isinstance(mine, tuple) and mine[0] == "i":
                 if not (isinstance(its, tuple) and its[0] == "i"):
                     return None
