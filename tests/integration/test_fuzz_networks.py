@@ -1,4 +1,4 @@
-"""The short form of tests/fuzz_networks.py: two networks of each kind through every door."""
+"""The short form of tests/fuzz_networks.py: two networks of each kind, compiled."""
 
 import pytest
 
@@ -6,7 +6,7 @@ pytest.importorskip("norse")
 pytest.importorskip("nir")
 pytest.importorskip("onnxruntime")
 
-from fuzz_networks import DOORS, KINDS, network, outcome
+from fuzz_networks import KINDS, network, outcome
 
 
 def test_every_kind_is_among_the_first_networks():
@@ -14,6 +14,6 @@ def test_every_kind_is_among_the_first_networks():
 
 
 @pytest.mark.parametrize("number", range(10))
-def test_no_door_differs_in_silence(number):
-    found = {door: outcome(number, 0, door) for door in DOORS}
-    assert {door: said for door, said in found.items() if said[0] in ("differs", "error")} == {}
+def test_the_compiled_network_does_not_differ(number):
+    what, words = outcome(number, 0, "compiled")
+    assert what in ("ok", "refused"), words
