@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.runtime.steps.capture import Argument, Call
-from spikeprune.runtime.steps.steps import ELEMENTWISE, IMAGES, REDUCTIONS, Region, Step
+from spikeprune.runtime.steps.capture import Argument, CapturedCall
+from spikeprune.runtime.steps.steps import ELEMENTWISE, IMAGES, REDUCTIONS, Region, StepFunction
 
 Place = tuple[int, int]  # a call and a time step
 _ROWS = {"convolution", "native_batch_norm", "_native_batch_norm_legit_no_training", *IMAGES}
 
 
 @dataclass
-class Rows:
+class StepRows:
     """Which elements of a tensor belong to one time step: `index` [N, M] into the flattened tensor."""
 
     index: Tensor
@@ -31,12 +31,12 @@ class Rows:
 class Origins:
     """Time, sample and place in its block of every code."""
 
-    def __init__(self, calls: list[Call], time_axis: int | None, batch_axis: int, N: int) -> None:
+    def __init__(self, calls: list[CapturedCall], time_axis: int | None, batch_axis: int, N: int) -> None:
         self.calls, self.N = calls, N
         size = calls[-1].start + math.prod(calls[-1].shape)
         self.time, self.sample = torch.full((size,), -1), torch.full((size,), -1)
         self.offset, self.call = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
-        self.steps: dict[Place, Step] = {}
+        self.steps: dict[Place, StepFunction] = {}
         self.blocks: dict[Place, tuple[int, ...]] = {}
         self.codes: dict[Place, Tensor] = {}  # [N, M] of each part
         self.batch_axis, self.time_axis = batch_axis, time_axis
@@ -58,12 +58,12 @@ class Origins:
 
     # -- times and samples -------------------------------------------------------------------------------------------
 
-    def refuse(self, call: Call, why: str) -> InvalidValue:
+    def refuse(self, call: CapturedCall, why: str) -> InvalidValue:
         """The error for a call that has no part in a time step."""
         what = f"{call.module!r}" if call.module else "the model's forward"
         return InvalidValue(f"cannot compile {what}: its {call.name.partition('.')[0]!r} {why}")
 
-    def _labels(self, call: Call) -> tuple[Tensor, Tensor]:
+    def _labels(self, call: CapturedCall) -> tuple[Tensor, Tensor]:
         if call.name == "input":
             t, n = (torch.full(call.shape, -1) for _ in range(2))
             for labels, axis in ((t, self.time_axis), (n, self.batch_axis)):
@@ -101,18 +101,18 @@ class Origins:
             return t.reshape(call.shape), n.reshape(call.shape)
         raise self.refuse(call, "is not known to keep time steps apart")
 
-    def _weighted(self, call: Call) -> bool:
+    def _weighted(self, call: CapturedCall) -> bool:
         """Whether a product of batches is one of a weight."""
         weight = call.inputs[1]
         return weight.shape[0] == 1 and bool((self.sample[weight] < 0).all())
 
-    def _one(self, call: Call, inputs: list[tuple[Tensor, Tensor]], sample: Tensor) -> Tensor:
+    def _one(self, call: CapturedCall, inputs: list[tuple[Tensor, Tensor]], sample: Tensor) -> Tensor:
         for _, n in inputs:
             if bool(((n >= 0) & (n != sample.view(-1, *[1] * (n.dim() - 1)))).any()):
                 raise self.refuse(call, "mixes samples of the batch")
         return sample.view(-1, 1, 1)
 
-    def _by_row(self, call: Call, time: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+    def _by_row(self, call: CapturedCall, time: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
         found: list[Tensor] = []
         for labels, what in ((time, "time steps"), (sample, "samples of the batch")):
             flat = labels.flatten(1)
@@ -124,7 +124,7 @@ class Origins:
 
     # -- blocks ------------------------------------------------------------------------------------------------------
 
-    def rows(self, codes: Tensor, call: Call) -> dict[int, Rows]:
+    def rows(self, codes: Tensor, call: CapturedCall) -> dict[int, StepRows]:
         """Which elements belong to which time step, in each of its samples."""
         labels = (self.time[codes], self.sample[codes])
         rest = [d for d in range(codes.dim()) if all(_constant(x, d) for x in labels)]
@@ -134,7 +134,7 @@ class Origins:
         count = math.prod(codes.shape[d] for d in batch)
         place = place.reshape(count, -1)
         time, sample = (x.reshape(-1)[place].amax(1) for x in labels)
-        found: dict[int, Rows] = {}
+        found: dict[int, StepRows] = {}
         for t in time.unique().tolist():
             own = torch.nonzero(time == t)[:, 0]
             n = sample[own]
@@ -145,10 +145,10 @@ class Origins:
             order = own[torch.argsort(n, stable=True)]
             more = len(own) // self.N
             shape = ((more,) if more > 1 else ()) + tuple(block)
-            found[t] = Rows(place[order].view(self.N, -1), shape)
+            found[t] = StepRows(place[order].view(self.N, -1), shape)
         return found
 
-    def region(self, codes: Tensor, shape: tuple[int, ...], call: Call) -> Region:
+    def region(self, codes: Tensor, shape: tuple[int, ...], call: CapturedCall) -> Region:
         """What [N, M] codes are gathered from; sources are ("p", (call, t)) or ("k", call) for constants."""
         sample, first = self.sample[codes], codes[0]
         number, time, offset = self.call[codes], self.time[codes], self.offset[codes]
@@ -180,10 +180,10 @@ class Origins:
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
-    def _step(self, number: int, call: Call, t: int, own: Rows) -> None:
+    def _step(self, number: int, call: CapturedCall, t: int, own: StepRows) -> None:
         base = call.name.partition(".")[0]
         if call.name == "input":
-            self.steps[number, t] = Step("input", [], [], [], own.shape)
+            self.steps[number, t] = StepFunction("input", [], [], [], own.shape)
         elif base in ELEMENTWISE:
             self.steps[number, t] = self._elementwise(call, own)
         elif base in REDUCTIONS and self._over_time(call):
@@ -192,7 +192,7 @@ class Origins:
             self.steps[number, t] = self._structured(call, base, t, own)
         self.steps[number, t].module = call.module
 
-    def _elementwise(self, call: Call, own: Rows) -> Step:
+    def _elementwise(self, call: CapturedCall, own: StepRows) -> StepFunction:
         inputs: list[Region] = []
         constants: list[Tensor] = []
         names: list[tuple[str, int]] = []
@@ -208,16 +208,16 @@ class Origins:
         template = [names[a.place] if isinstance(a, Argument) else a for a in call.arguments]
         keywords = {k: v for k, v in call.keywords.items() if k not in ("layout", "device", "pin_memory")}
         if call.name.startswith("_to_copy"):  # a number made whole, as a comparison with 0 or by cutting
-            return Step(
+            return StepFunction(
                 "ne.Scalar" if keywords.get("dtype") == torch.bool else "trunc.default",
                 [("i", 0), 0] if keywords.get("dtype") == torch.bool else [("i", 0)],
                 inputs,
                 [],
                 own.shape,
             )
-        return Step(call.name, template, inputs, constants, own.shape, keywords=keywords)
+        return StepFunction(call.name, template, inputs, constants, own.shape, keywords=keywords)
 
-    def _constant(self, codes: Tensor, shape: tuple[int, ...], call: Call) -> Tensor:
+    def _constant(self, codes: Tensor, shape: tuple[int, ...], call: CapturedCall) -> Tensor:
         values = self.values(codes)
         if not bool((values == values[0]).all()):
             raise self.refuse(call, "has constants that differ between samples")
@@ -235,13 +235,13 @@ class Origins:
     def _raw(self, codes: Tensor) -> Tensor:
         return self.values(codes.reshape(-1)).view(codes.shape)
 
-    def _own_region(self, codes: Tensor, t: int, call: Call) -> Region:
+    def _own_region(self, codes: Tensor, t: int, call: CapturedCall) -> Region:
         rows = self.rows(codes, call)
         if t not in rows:
             raise self.refuse(call, "reads another time step in a way that is not known")
         return self.region(codes.reshape(-1)[rows[t].index], rows[t].shape, call)
 
-    def _structured(self, call: Call, base: str, t: int, own: Rows) -> Step:
+    def _structured(self, call: CapturedCall, base: str, t: int, own: StepRows) -> StepFunction:
         inputs, arguments = call.inputs, call.arguments
         if base in ("mm", "addmm"):
             if base == "addmm" and call.keywords:
@@ -250,17 +250,17 @@ class Origins:
             constants = [self._raw(weight).t().contiguous()]
             if base == "addmm":
                 constants.append(self._raw(inputs[0]).expand(call.shape[1]).contiguous())
-            return Step("linear", [], [self._own_region(x, t, call)], constants, own.shape)
+            return StepFunction("linear", [], [self._own_region(x, t, call)], constants, own.shape)
         if base == "bmm" and self._weighted(call):
             region = self._own_region(inputs[0][0], t, call)
             shape = (*region.shape[:-1], call.shape[-1])
-            return Step("linear", [], [region], [self._raw(inputs[1][0]).t().contiguous()], shape)
+            return StepFunction("linear", [], [region], [self._raw(inputs[1][0]).t().contiguous()], shape)
         if base == "bmm":
-            return Step("matmul", [], [self._own_region(x, t, call) for x in inputs], [], own.shape)
+            return StepFunction("matmul", [], [self._own_region(x, t, call) for x in inputs], [], own.shape)
         if base == "convolution":
             constants = [self._raw(codes) for codes in inputs[1:]]
             settings = [list(a) if isinstance(a, tuple) else a for a in arguments[3:]]
-            return Step("convolution", settings, [self._own_region(inputs[0], t, call)], constants, own.shape)
+            return StepFunction("convolution", settings, [self._own_region(inputs[0], t, call)], constants, own.shape)
         if "batch_norm" in base:
             return self._norm(call, base, t, own)
         region = self._own_region(inputs[0], t, call)
@@ -272,11 +272,11 @@ class Origins:
             if any(d not in rest for d in dims):
                 raise self.refuse(call, "reduces an axis that holds more than values of one sample")
             more = len(region.shape) - len(rest)
-            return Step(call.name, [[rest.index(d) + more for d in dims]], [region], [], own.shape)
+            return StepFunction(call.name, [[rest.index(d) + more for d in dims]], [region], [], own.shape)
         settings = [list(a) if isinstance(a, tuple) else a for a in arguments[1:]]
-        return Step(call.name, [("i", 0), *settings], [region], [], own.shape)
+        return StepFunction(call.name, [("i", 0), *settings], [region], [], own.shape)
 
-    def _norm(self, call: Call, base: str, t: int, own: Rows) -> Step:
+    def _norm(self, call: CapturedCall, base: str, t: int, own: StepRows) -> StepFunction:
         values = [self._raw(i) for i in call.inputs]
         kinds = [a.place if isinstance(a, Argument) else None for a in call.arguments[:5]]
         weight, bias, mean, variance = (None if k is None else values[k].double() for k in kinds[1:])
@@ -288,14 +288,14 @@ class Origins:
         region = self._own_region(call.inputs[0], t, call)
         axes = [1] * (len(call.shape) - 2)  # C is the second axis of the call, the first of its block
         constants = [scale.float().view(-1, *axes), shift.float().view(-1, *axes)]
-        return Step("affine", [], [region], constants, own.shape)
+        return StepFunction("affine", [], [region], constants, own.shape)
 
-    def _over_time(self, call: Call) -> bool:
+    def _over_time(self, call: CapturedCall) -> bool:
         dims, _ = _reduced(call)
         time = self.time[call.inputs[0]]
         return not torch.equal(time.amax(dims), time.amin(dims)) or bool((time.amin(dims) < 0).any())
 
-    def _time_reduction(self, call: Call, base: str, own: Rows) -> Step:
+    def _time_reduction(self, call: CapturedCall, base: str, own: StepRows) -> StepFunction:
         """A reduction over time, and perhaps over other axes of the block too."""
         x = call.inputs[0]
         rows = self.rows(x, call)
@@ -305,7 +305,7 @@ class Origins:
         if any(d not in constant and d not in self._time_axes(x) for d in dims):
             raise self.refuse(call, "reduces time and samples at once")
         regions = [self.region(x.reshape(-1)[rows[t].index], rows[t].shape, call) for t in sorted(rows)]
-        return Step(f"time_{base}", [block, sorted(rows)], regions, [], own.shape)
+        return StepFunction(f"time_{base}", [block, sorted(rows)], regions, [], own.shape)
 
     def _time_axes(self, codes: Tensor) -> list[int]:
         return [d for d in range(codes.dim()) if _constant(self.sample[codes], d)]
@@ -318,7 +318,7 @@ def _constant(labels: Tensor, dim: int) -> bool:
     return bool(((labels == first) | (labels < 0) | (first < 0)).all())
 
 
-def _reduced(call: Call) -> tuple[list[int], bool]:
+def _reduced(call: CapturedCall) -> tuple[list[int], bool]:
     dims = call.arguments[1] if len(call.arguments) > 1 else None
     keep = bool(call.arguments[2]) if len(call.arguments) > 2 else bool(call.keywords.get("keepdim", False))
     rank = call.inputs[0].dim()

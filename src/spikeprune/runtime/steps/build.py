@@ -11,7 +11,7 @@ from spikeprune.runtime.compile.ops import operation
 from spikeprune.runtime.steps.cell import Cell, Source, written
 from spikeprune.runtime.steps.identify import normal_form
 from spikeprune.runtime.steps.roll import Key, Rolled
-from spikeprune.runtime.steps.steps import Region, Step
+from spikeprune.runtime.steps.steps import Region, StepFunction
 
 
 def components(edges: dict[Key, list[Key]]) -> list[list[Key]]:
@@ -51,7 +51,7 @@ def components(edges: dict[Key, list[Key]]) -> list[list[Key]]:
     return found
 
 
-class Builder:
+class LayerMaker:
     """Makes the layers.
 
     Attributes:
@@ -146,24 +146,24 @@ class Builder:
             return known
         if len(region.sources) == 1 and region.index is None and region.sources[0][0] == "n" and len(region.shape) == 1:
             return self._put("flatten", name or "flatten", [self.value[region.sources[0][1]]], region.shape)
-        gather = Step("gather", [], [region], [], tuple(region.shape), name or "gather")
+        gather = StepFunction("gather", [], [region], [], tuple(region.shape), name or "gather")
         return self._step(gather)
 
-    def _step(self, step: Step) -> int:
+    def _step(self, step: StepFunction) -> int:
         cell, inputs = self._made([(-1, step)])
         return self._program(replace(cell, output=len(cell.steps) - 1), step.module or step.base, inputs, True)
 
-    def _made(self, steps: list[tuple[Key, Step]]) -> tuple[Cell, list[int]]:
+    def _made(self, steps: list[tuple[Key, StepFunction]]) -> tuple[Cell, list[int]]:
         """A cell of these steps, in order, and the values that it reads."""
         inputs: list[int] = []
-        made: list[Step] = []
+        made: list[StepFunction] = []
         places: dict[Key, int] = {}
         extra: dict[int, int] = {}
         constants = sorted({s[1] for _, step in steps for r in step.inputs for s in r.sources if s[0] == "k"})
         for number in constants:
             value = self.constants[number].float()
             extra[number] = len(made)
-            made.append(Step("constant", [], [], [value], tuple(value.shape) or (1,)))
+            made.append(StepFunction("constant", [], [], [value], tuple(value.shape) or (1,)))
             made[-1].constants = [value.view(made[-1].shape)]
         for offset, (key, _) in enumerate(steps):
             places[key] = len(made) + offset
@@ -229,7 +229,9 @@ class Builder:
         delays = {s[2] for step in cell.steps for r in step.inputs for s in r.sources if s[0] == "x"}
         if len(inputs) != 1 or delays != {1}:
             return cell, inputs
-        late = Step("gather", [], [Region(self.shapes[inputs[0]], [("x", 0, 1)])], [], self.shapes[inputs[0]], name)
+        late = StepFunction(
+            "gather", [], [Region(self.shapes[inputs[0]], [("x", 0, 1)])], [], self.shapes[inputs[0]], name
+        )
         start = {source: value for source, value in cell.initial.items() if source[0] == "x"}
         number = self._program(Cell([late], 0, start), name, inputs, False)
         steps = [
@@ -284,11 +286,11 @@ class Builder:
                     work += [(s[1], False) for s in r.sources if s[0] == "n" and s[2] == 0 and s[1] in own]
         return done
 
-    def _single(self, key: Key, step: Step) -> None:
+    def _single(self, key: Key, step: StepFunction) -> None:
         self.value[key] = self._layer(step)
         self.of[self.value[key]] = key
 
-    def _layer(self, step: Step) -> int:
+    def _layer(self, step: StepFunction) -> int:
         name = step.module or step.base
         if step.base == "linear" and len(step.inputs[0].shape) == 1:
             weight = step.constants[0]
@@ -345,7 +347,7 @@ class Builder:
             ended = self._end(step.name.removeprefix("time_"), number, step.module)
             dims = step.template[0]
             if dims:
-                reduced = Step(
+                reduced = StepFunction(
                     step.name.removeprefix("time_"),
                     [dims],
                     [Region(self.shapes[ended], [("n", -2, 0)])],
@@ -380,7 +382,7 @@ def _channels(value: Tensor, shape: tuple[int, ...]) -> Tensor | None:
     return flat[:, 0].clone() if bool((flat == flat[:, :1]).all()) else None
 
 
-def _scaling(step: Step) -> tuple[Tensor, Tensor] | None:
+def _scaling(step: StepFunction) -> tuple[Tensor, Tensor] | None:
     """(scale, shift) for each channel if the step does nothing else."""
     channels = step.shape[0]
 
@@ -424,7 +426,7 @@ def _scaling(step: Step) -> tuple[Tensor, Tensor] | None:
             return one, -other
 
 
-def _pooling(step: Step) -> dict[str, Option] | None:
+def _pooling(step: StepFunction) -> dict[str, Option] | None:
     """The settings of a plain 2-d pooling."""
     if len(step.shape) != 3 or step.base not in ("max_pool2d_with_indices", "avg_pool2d"):
         return None

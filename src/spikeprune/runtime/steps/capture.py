@@ -30,7 +30,7 @@ MOST = 40_000_000  # numbers that are followed: 32 bytes each
 
 
 @dataclass
-class Call:
+class CapturedCall:
     """One call that computed something.
 
     Attributes:
@@ -52,7 +52,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Argument:
-    """Stands for the tensor `Call.inputs[place]`."""
+    """Stands for the tensor `CapturedCall.inputs[place]`."""
 
     place: int
 
@@ -62,7 +62,7 @@ class Capture(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[Call] = []
+        self.calls: list[CapturedCall] = []
         self.size = 0
         self.inside: list[str] = []
         self.codes: dict[int, Tensor] = {}  # by storage
@@ -79,7 +79,7 @@ class Capture(TorchDispatchMode):
                 f"the model computes more than {MOST // 10**6} million numbers for two samples, too many "
                 "to follow one by one; give an example of smaller images or fewer steps"
             )
-        call = Call(name, arguments, keywords or {}, list(inputs), tuple(value.shape), self.size, module, value)
+        call = CapturedCall(name, arguments, keywords or {}, list(inputs), tuple(value.shape), self.size, module, value)
         self.calls.append(call)
         self.size += value.numel()
         return torch.arange(call.start, self.size).view(value.shape)
@@ -233,7 +233,7 @@ def _named(model: nn.Module, capture: Capture) -> Generator[None]:
             handle.remove()
 
 
-def captured(model: nn.Module, x: Tensor) -> tuple[list[Call], Tensor, Tensor]:
+def captured(model: nn.Module, x: Tensor) -> tuple[list[CapturedCall], Tensor, Tensor]:
     """The calls of `model(x)`, the codes of what it returns, and the output.
 
     Raises: InvalidValue for a model that returns something else than one tensor that depends on x.

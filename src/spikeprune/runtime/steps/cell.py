@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from spikeprune.runtime.steps.steps import ELEMENTWISE, IMAGES, REDUCTIONS, Region, Step, gathered, run
+from spikeprune.runtime.steps.steps import ELEMENTWISE, IMAGES, REDUCTIONS, Region, StepFunction, gathered, run
 
 Source = tuple[str, int]
 KNOWN = ELEMENTWISE | IMAGES | REDUCTIONS | {"linear", "affine", "matmul", "convolution", "gather", "constant"}
@@ -24,7 +24,7 @@ class Cell:
         initial: what a source is before the first time step; 0 where it is not given.
     """
 
-    steps: list[Step]
+    steps: list[StepFunction]
     output: int
     initial: dict[Source, Tensor] = field(default_factory=dict[Source, Tensor])
 
@@ -85,7 +85,7 @@ def read(text: str, tensors: dict[str, Tensor]) -> Cell:
     Raises: ValueError, KeyError or TypeError for text of another form, or with a function that no cell has.
     """
     data = json.loads(text)
-    steps: list[Step] = []
+    steps: list[StepFunction] = []
     for s in data["steps"]:
         regions = [
             Region(
@@ -93,7 +93,7 @@ def read(text: str, tensors: dict[str, Tensor]) -> Cell:
             )
             for r in s["inputs"]
         ]
-        step = Step(
+        step = StepFunction(
             str(s["name"]), s["template"], regions, [tensors[c] for c in s["constants"]], tuple(s["shape"]),
             str(s["module"]), s["keywords"],
         )  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.runtime.steps.cell import Cell, double, run_cell
-from spikeprune.runtime.steps.steps import ELEMENTWISE, Step, gathered
+from spikeprune.runtime.steps.steps import ELEMENTWISE, StepFunction, gathered
 
 _STRICT = {"gt": True, "lt": True, "ge": False, "le": False}
 STEPS, SAMPLES = 12, 6
@@ -61,7 +61,7 @@ def normal_form(cell: Cell, shape: tuple[int, ...]) -> Normal | None:
         return found if found is not None and _verified(exact, found, excess, shape) else None
 
 
-def _usual(step: Step) -> bool:
+def _usual(step: StepFunction) -> bool:
     """Whether a Heaviside step is 0 at 0."""
     if step.base != "heaviside":
         return True
@@ -69,7 +69,7 @@ def _usual(step: Step) -> bool:
     return isinstance(item, (tuple, list)) and item[0] == "c" and bool((step.constants[item[1]] == 0).all())
 
 
-def _excess(cell: Cell, step: Step) -> Callable[[dict[tuple[str, int], Tensor]], Tensor]:
+def _excess(cell: Cell, step: StepFunction) -> Callable[[dict[tuple[str, int], Tensor]], Tensor]:
     """How far a neuron is above its threshold, from the values of a step."""
 
     def side(item: object, now: dict[tuple[str, int], Tensor]) -> Tensor | float:

@@ -12,8 +12,8 @@ from spikeprune.model.examples import evaluating, opened, undisturbed
 from spikeprune.runtime.compile.network import Layout, LoweredNetwork, busyness, interpret
 from spikeprune.runtime.follow import Batch, call, find_batches, generated
 from spikeprune.runtime.steps.blocks import Origins
-from spikeprune.runtime.steps.build import Builder
-from spikeprune.runtime.steps.capture import Call, captured
+from spikeprune.runtime.steps.build import LayerMaker
+from spikeprune.runtime.steps.capture import CapturedCall, captured
 from spikeprune.runtime.steps.roll import Roller
 
 SCALES = (0.4, 1.0, 3.0)  # of the generated inputs, in units of the example's largest value
@@ -105,7 +105,7 @@ def _sized(x: Tensor, axis: int, size: int) -> Tensor:
     return x.repeat(repeats).narrow(axis, 0, size)
 
 
-def _recorded(model: nn.Module, adapter: Adapter, x: Tensor) -> tuple[list[Call], Tensor, Tensor]:
+def _recorded(model: nn.Module, adapter: Adapter, x: Tensor) -> tuple[list[CapturedCall], Tensor, Tensor]:
     try:
         with undisturbed(model, adapter), opened(model, adapter):
             return captured(model, x)
@@ -126,7 +126,7 @@ def _lowered(model: nn.Module, adapter: Adapter, example: Tensor, batch: Batch, 
     origins = Origins(calls, axis, batch.input, N)
     roller = Roller(origins, T)
     rolled = roller.roll(codes)
-    builder = Builder(rolled, {n: c.value for n, c in enumerate(calls) if c.name == "constant"})
+    builder = LayerMaker(rolled, {n: c.value for n, c in enumerate(calls) if c.name == "constant"})
     network = builder.network(T, still=False)
     network.layout = Layout((axis, batch.input), _output_axes(codes, origins, rolled.sequence))
     _compare(network, builder, roller, origins, x)
@@ -171,7 +171,7 @@ def _output_axes(codes: Tensor, origins: Origins, sequence: bool) -> tuple[int, 
     return found[0], found[1]
 
 
-def _compare(network: LoweredNetwork, builder: Builder, roller: Roller, origins: Origins, x: Tensor) -> None:
+def _compare(network: LoweredNetwork, builder: LayerMaker, roller: Roller, origins: Origins, x: Tensor) -> None:
     """Every layer's values, potentials among them, at every step but the first, where a model may begin otherwise."""
     with torch.no_grad():
         values = interpret(network, network.layout.inside(x), False)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.runtime.steps.blocks import Origins, Place
-from spikeprune.runtime.steps.steps import Region, Step
+from spikeprune.runtime.steps.steps import Region, StepFunction
 
 Key = int
 
@@ -30,11 +30,11 @@ class Rolled:
             step that reduces over time.
     """
 
-    steps: dict[Key, Step]
+    steps: dict[Key, StepFunction]
     initial: dict[Key, Tensor]
     output: Region
     sequence: bool
-    tail: dict[Key, Step] = field(default_factory=dict[Key, Step])
+    tail: dict[Key, StepFunction] = field(default_factory=dict[Key, StepFunction])
 
 
 class Roller:
@@ -141,7 +141,7 @@ class Roller:
         if key in rolled.steps:
             return
         step = self.o.steps[place]
-        made = Step(step.name, step.template, [], step.constants, step.shape, step.module, step.keywords)
+        made = StepFunction(step.name, step.template, [], step.constants, step.shape, step.module, step.keywords)
         rolled.steps[key] = made  # before its inputs, which may read it a step later
         made.inputs = [self._steady(r, place[1], rolled) for r in step.inputs]
 
@@ -163,7 +163,7 @@ class Roller:
 
     def _tail_step(self, key: Key, place: Place, rolled: Rolled) -> None:
         step = self.o.steps[place]
-        made = Step(step.name, step.template, [], step.constants, step.shape, step.module, step.keywords)
+        made = StepFunction(step.name, step.template, [], step.constants, step.shape, step.module, step.keywords)
         if step.name.startswith("time_"):
             times = step.template[1]
             if times != list(range(self.T)):
@@ -197,7 +197,7 @@ class Roller:
                     return
 
     def _standing(
-        self, step: Step, first: Step, delayed: dict[int, Key], consumer: Key, strict: bool
+        self, step: StepFunction, first: StepFunction, delayed: dict[int, Key], consumer: Key, strict: bool
     ) -> dict[Key, Tensor] | None:
         found: dict[Key, Tensor] = {}
         for mine, its in zip(step.template, first.template, strict=True):

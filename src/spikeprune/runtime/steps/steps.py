@@ -39,7 +39,7 @@ class Region:
 
 
 @dataclass
-class Step:
+class StepFunction:
     """One function of one time step.
 
     Attributes:
@@ -72,7 +72,7 @@ def gathered(region: Region, sources: Sequence[Tensor]) -> Tensor:
     return flat.index_select(1, region.index).view(N, *region.shape)
 
 
-def run(step: Step, values: Sequence[Tensor]) -> Tensor:
+def run(step: StepFunction, values: Sequence[Tensor]) -> Tensor:
     """What the step makes of the values of its inputs."""
     x = values[0] if values else step.constants[0]
     match step.base:
@@ -99,7 +99,7 @@ def run(step: Step, values: Sequence[Tensor]) -> Tensor:
             )
 
 
-def _filled(step: Step, values: Sequence[Tensor]) -> list[Any]:
+def _filled(step: StepFunction, values: Sequence[Tensor]) -> list[Any]:
     found: list[Any] = []
     for item in step.template:
         if isinstance(item, (tuple, list)) and len(item) == 2 and item[0] in ("i", "c"):

@@ -12,7 +12,7 @@ from spikeprune.runtime.compile.network import LoweredLayer
 from spikeprune.runtime.compile.ops import base
 from spikeprune.runtime.compile.ops.base import Operation, Runner, Shape, register
 from spikeprune.runtime.steps.cell import Cell, read, run_cell
-from spikeprune.runtime.steps.steps import Step
+from spikeprune.runtime.steps.steps import StepFunction
 
 if TYPE_CHECKING:
     from spikeprune.runtime.nir_graph import NirGraph
@@ -111,6 +111,6 @@ def _checked(layer: LoweredLayer, cell: Cell, inputs: list[Shape]) -> Shape:
     return tuple(cell.steps[cell.output].shape)
 
 
-def _on_meta(step: Step) -> Step:
+def _on_meta(step: StepFunction) -> StepFunction:
     regions = [replace(r, index=None if r.index is None else r.index.to("meta")) for r in step.inputs]
     return replace(step, inputs=regions, constants=[c.to("meta") for c in step.constants])
