@@ -319,6 +319,7 @@ def test_readout_of_each_network():
         "resnet19-weights-authors": "mean-over-T",
         "vgg16-channels": "per-step",
         "resnet19-channels": "per-step",
+        "recurrent": "mean",
     }
     assert {name: outline(name).readout for name in zoo.names()} == wanted
     assert set(readout.LOSSES) == set(wanted.values())
@@ -368,7 +369,7 @@ def test_step_by_step_equals_all_steps_at_once(name):
 def test_unknown_name_offers_the_nearest():
     with pytest.raises(UnknownName, match="did you mean 'vgg16-weights'"):
         zoo.build("vgg16-weight")
-    assert zoo.names() == sorted(PAPER + SMALL)
+    assert zoo.names() == sorted([*PAPER, *SMALL, "recurrent"])
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def main(out: Path) -> None:
 
 def _import_everything() -> None:
     """One step in this process: what it imports on the way is there in all children."""
-    job = running._RunInProgress(load("digits", WORDS), folders.RunFolder(Path("unused")), None, None)
+    job = running._RunInProgress(load("digits", WORDS), folders.RunFolder(Path("unused")), None, None, None)
     next(job.make_phase("pruned", PhasesDone()).begin().train_epoch())
 
 

@@ -68,7 +68,9 @@ def test_reports_of_several_runs_are_made_anew(finished: RunFolder, tmp_path: Pa
         (copy / "report.html").write_text("old")
     capsys.readouterr()
     assert main(["report", *map(str, copies)]) == 0
-    assert capsys.readouterr().out.split() == [str(copy / "report.html") for copy in copies]
+    comparison = tmp_path / "comparison.html"
+    assert capsys.readouterr().out.split() == [*(str(copy / "report.html") for copy in copies), str(comparison)]
+    assert "</html>" in comparison.read_text()
     for copy in copies:
         assert (copy / "report.html").read_bytes() == finished.report.read_bytes()
 

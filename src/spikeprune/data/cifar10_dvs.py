@@ -12,7 +12,8 @@ from spikeprune.data.formats.events import gather
 from spikeprune.data.formats.files import Tree, below, missing, open_tree
 from spikeprune.data.registry import Facts, Request, register
 
-_SIDE, _EACH = 128, 1_000
+_SIDE = 128
+_EACH = 1_000
 _NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _RECORDING = re.compile(r"cifar10_([a-z]+)_(\d+)\.aedat$")
 

@@ -1,7 +1,7 @@
 """`shd`: spoken digits in English and German, as spikes of an artificial cochlea with 700 channels."""
 
 from spikeprune.data.dataset import Source
-from spikeprune.data.formats.cochlea import CHANNELS, read_cochlea
+from spikeprune.data.formats.cochlea import read_cochlea
 from spikeprune.data.registry import Facts, Request, register
 
 _WORDS = "zero one two three four five six seven eight nine"
@@ -11,7 +11,7 @@ _NAMES = (*_WORDS.split(), *_WORTE.split())
 
 @register(
     "shd",
-    facts=Facts((CHANNELS, 1, 1), len(_NAMES), 8_156, 2_264, _NAMES, time_first=True),
+    facts=Facts((700, 1, 1), 20, 8_156, 2_264, _NAMES, time_first=True),
     cite="Cramer et al. 2022, IEEE TNNLS 33(7):2744",
     license="CC BY 4.0",
     home="https://zenkelab.org/datasets/",

@@ -1,13 +1,13 @@
 """`ssc`: the 35 words of Speech Commands, as spikes of an artificial cochlea with 700 channels."""
 
 from spikeprune.data.dataset import Source
-from spikeprune.data.formats.cochlea import CHANNELS, read_cochlea
+from spikeprune.data.formats.cochlea import read_cochlea
 from spikeprune.data.registry import Facts, Request, register
 
 
 @register(
     "ssc",
-    facts=Facts((CHANNELS, 1, 1), 35, 75_466, 20_382, time_first=True),
+    facts=Facts((700, 1, 1), 35, 75_466, 20_382, time_first=True),
     cite="Cramer et al. 2022, IEEE TNNLS 33(7):2744",
     license="CC BY 4.0",
     home="https://zenkelab.org/datasets/",

@@ -68,11 +68,14 @@ class SpikingNet(nn.Module, base.StepModule):
             x = x.unsqueeze(0)
         if still and self.repeat == "image":
             x = x.expand(self.T, *x.shape[1:])
-        with _one_value(self.stem, len(x) * x.shape[1]):
+        # Read before the stem: `sp.fuse` leaves the stem's result open until its neuron asks for it.
+        steps, samples = x.shape[0], x.shape[1]
+        with _one_value(self.stem, steps * samples):
             x = self.stem(x)
         if still and self.repeat == "stem":
+            steps = self.T
             x = x.expand(self.T, *x.shape[1:])
-        with _one_value(self.body, len(x) * x.shape[1]):
+        with _one_value(self.body, steps * samples):
             return self.head(self.body(x))
 
     def extra_repr(self) -> str:
