@@ -1,7 +1,8 @@
 """How tensors lie in a compiled file: a bit for each entry of a sparse one, and the entries that are not 0.
 
 A tensor of n entries of s bytes with k of them not 0 takes n / 8 + k s bytes. Whole numbers below 2^15, as in int16
-networks, take 2 bytes each. A tensor that would not become smaller is stored as it is.
+networks, take 2 bytes each, and equal ones, as the decays of most neurons, are stored once. A tensor that would not
+become smaller is stored as it is.
 """
 
 import math
@@ -25,7 +26,7 @@ def packed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     for name, tensor in tensors.items():
         kind = str(tensor.dtype).removeprefix("torch.")
         alive = tensor != 0
-        values = _short(tensor[alive])
+        values = _once(_short(tensor[alive]))
         size = math.ceil(tensor.numel() / 8) + values.numel() * values.element_size()
         if kind not in _DTYPES or size >= tensor.numel() * tensor.element_size():
             stored[name] = tensor.contiguous().clone()
@@ -33,6 +34,10 @@ def packed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
         said[name] = [kind, list(tensor.shape)]
         stored |= {name + _BITS: pack(alive), name + _VALUES: values.contiguous()}
     return stored, said
+
+
+def _once(values: Tensor) -> Tensor:
+    return values[:1] if values.numel() > 1 and bool((values == values[0]).all()) else values
 
 
 def _short(values: Tensor) -> Tensor:
@@ -58,7 +63,8 @@ def unpacked(stored: Mapping[str, Tensor], said: object) -> dict[str, Tensor]:
         if bits is None or values is None or bits.dtype is not torch.uint8 or bits.dim() != 1 or values.dim() != 1:
             raise InvalidValue(f"the packed tensor {name[:60]!r} lacks its bits or values")
         alive = unpack(bits, shape)
-        if int(alive.sum()) != values.numel() or values.dtype not in (kind, torch.int16):
+        count = int(alive.sum())
+        if values.numel() not in ((count, 1) if count else (0,)) or values.dtype not in (kind, torch.int16):
             raise InvalidValue(f"the packed tensor {name[:60]!r} has {values.numel()} values, not those of its bits")
         tensors[name] = torch.zeros(shape, dtype=kind)
         tensors[name][alive] = values.to(kind)
