@@ -26,7 +26,7 @@ HEAD = """# What squeeze keeps
   trainings. A row without an interval rests on one draw of one network.
 - Cuts fall in 8 rounds unless the table says otherwise. BatchNorm's statistics are measured again in all rows, those of
   the rivals too.
-- The settings were chosen on validation images and on draws 100 to 102 of seeds 3 and 4 (see "One setting at a time").
+- The settings were chosen on validation images and on draw 100, some rows also on 101, of seeds 3 and 4 (decision 19).
 - *default* weighs score and solve by criticality. *plain energy* is the same rule without criticality: output energy in
   the form of LAMP, and plain least squares. "solve" in a name means that remaining weights are solved again; *LAMP*,
   *magnitude*, *Wanda* and *random* only cut. *OBS, plain solve* ranks by the error that is left after the other weights

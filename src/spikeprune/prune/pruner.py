@@ -150,10 +150,7 @@ class Pruner:
         return self._steps.full_gradients
 
     def preview(self) -> tuple[MaskUpdate, ...]:
-        """Every mask update: its step, target sparsity and the exact number of weights (or channels) it keeps.
-
-        Channels are known after the first forward, or after `trace`; until then the number is None.
-        """
+        """Each mask update: step, target, kept weights (or channels: None before the first forward or `trace`)."""
         return tuple(map(self._space.counted, self._steps.plan.updates))
 
     def trace(self, example: Any) -> "Pruner":
