@@ -95,8 +95,8 @@ class Regrowth:
             flow into it.
         grace: regrown weights cannot be cut by the next mask update.
         start_value: of regrown weights: "zero"; "kept", which spares those cut in this very mask update, value and
-            optimizer state (where weights are exchanged within layers: those that the exchange dropped); or "last", the
-            value each had when it was cut, however long ago.
+            optimizer state; or "last", the value each had when it was cut, however long ago.
+        cut_forgets: "kept" spares what the exchange within layers dropped, and not what the cut to the target took.
         rule: "exact" counts, or "authors": the thresholds of arXiv:2311.16141's code, which `criticality` knows.
     Raises: InvalidValue naming the setting.
     """
@@ -107,6 +107,7 @@ class Regrowth:
     grace: bool = False
     start_value: str = "zero"
     rule: str = "exact"
+    cut_forgets: bool = False
 
     def __post_init__(self) -> None:
         regrow = self.regrow

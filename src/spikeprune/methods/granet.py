@@ -63,7 +63,7 @@ class GraNet(Method):
         self.regrowth()
 
     def regrowth(self) -> Regrowth:
-        return Regrowth(self.regrow, start_value=self.start_value)
+        return Regrowth(self.regrow, start_value=self.start_value, cut_forgets=True)
 
     def score(self, evidence: Evidence) -> Scores:
         return magnitude(evidence)

@@ -297,7 +297,7 @@ class Steps:
         asked = self.space.counted(update).kept if updater.regrowth.rule == "authors" and cuts else None
         self.history.add(update, before, outcome, cut=cuts, asked=asked)
         start_value = updater.regrowth.start_value
-        if updater.method.within_layers and start_value == "kept":
+        if updater.regrowth.cut_forgets and start_value == "kept":
             start_value = "exchanged"
         self.space.apply(outcome, start_value, self.clean)
         if cuts:
