@@ -158,4 +158,4 @@ def _bits_of(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask as integers of a dtype's size: all bits where it is True; where not, the sign's, or none of an integer."""
     integer = _INTEGERS[dtype.itemsize]
     dead = torch.iinfo(integer).min if dtype.is_floating_point else 0
-    return torch.where(mask, -1, dead).to(integer)
+    return mask.to(integer).neg_().bitwise_or_(dead)  # `where` makes int64 first, and takes ten times as long
