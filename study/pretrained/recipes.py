@@ -1,7 +1,7 @@
 """How each network of `sp.pretrained` was trained: every setting that its weights depend on."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -89,34 +89,23 @@ def _cifar10(name: str, model: str) -> Recipe:
     )
 
 
+DIGITS = Recipe(
+    "digits-conv-small",
+    T=4,
+    size=8,
+    in_channels=1,
+    data="digits",
+    validation=0.0,
+    batch=32,
+    lr=0.1,
+    weight_decay=5e-4,
+    progress=tuple(epoch / 12 for epoch in range(13)),
+    half=True,
+)
+
 RECIPES = {
-    "digits": Recipe(
-        "digits-conv-small",
-        T=4,
-        size=8,
-        in_channels=1,
-        data="digits",
-        validation=0.0,
-        batch=32,
-        lr=0.1,
-        weight_decay=5e-4,
-        progress=tuple(epoch / 12 for epoch in range(13)),
-        half=True,
-    ),
-    # Not in the package: for study/squeeze.
-    "digits-wide": Recipe(
-        "digits-conv-wide",
-        T=4,
-        size=8,
-        in_channels=1,
-        data="digits",
-        validation=0.0,
-        batch=32,
-        lr=0.1,
-        weight_decay=5e-4,
-        progress=tuple(epoch / 12 for epoch in range(13)),
-        half=True,
-    ),
+    "digits": DIGITS,
+    "digits-wide": replace(DIGITS, model="digits-conv-wide"),  # not in the package: for study/squeeze
     # Two epochs, of which the first makes a quarter of the way: the learning rate followed the clock, see `_recorded`.
     "fashion-small": Recipe(
         "fashion-conv-small",

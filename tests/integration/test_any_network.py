@@ -8,26 +8,13 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
 import spikeprune as sp
+from gallery.loops import Rect
 from spikeprune.core.errors import InvalidValue
 from spikeprune.integrations import register_adapter
 from spikeprune.model import adapter as adapters
 from spikeprune.model.adapter import Adapter, surrogate_derivative
 from spikeprune.model.pairing import pair
 from spikeprune.model.trace import trace
-
-
-class Rect(torch.autograd.Function):
-    """A surrogate as public code writes it: fires at u > 0, derivative 1 within 1/2 of it."""
-
-    @staticmethod
-    def forward(ctx, u):
-        ctx.save_for_backward(u)
-        return u.gt(0).float()
-
-    @staticmethod
-    def backward(ctx, grad):
-        (u,) = ctx.saved_tensors
-        return grad * (u.abs() < 0.5).float()
 
 
 def regrown(net, x, share=0.3, sparsity=0.6, **settings):

@@ -1,9 +1,7 @@
 """NIR and ONNX files compute what the model computes; NIR is run by its own equations, and by SpikingJelly's reader."""
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from shrinking import lively
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
@@ -14,7 +12,7 @@ from spikeprune.core.errors import InvalidValue, MissingDependency, UserError
 
 nir = pytest.importorskip("nir")
 onnxruntime = pytest.importorskip("onnxruntime")
-DT = 1e-4
+from nir_run import Simulator  # noqa: E402
 
 
 def outputs(model, images):
@@ -23,50 +21,6 @@ def outputs(model, images):
         out = model(images)
     functional.reset_net(model)
     return out
-
-
-def simulate(graph, frames):
-    """A NIR graph by the equations of its nodes, in Euler steps of dt; the package nir has no simulator."""
-    before = {name: [a for a, b in graph.edges if b == name] for name in graph.nodes}
-    potential, steps = {}, []
-
-    def value(name, seen):
-        if name not in seen:
-            seen[name] = compute(name, graph.nodes[name], sum(value(other, seen) for other in before[name]))
-        return seen[name]
-
-    def compute(name, node, x):
-        def t(array):
-            return torch.as_tensor(np.asarray(array)).double()
-
-        match node:
-            case nir.Conv2d():
-                settings = [tuple(map(int, pair)) for pair in (node.stride, node.padding, node.dilation)]
-                return F.conv2d(x, t(node.weight), t(node.bias), *settings, int(node.groups))
-            case nir.Affine():
-                return F.linear(x, t(node.weight), t(node.bias))
-            case nir.AvgPool2d() | nir.SumPool2d():
-                size = [tuple(int(v) for v in pair) for pair in (node.kernel_size, node.stride, node.padding)]
-                area = 1 if isinstance(node, nir.AvgPool2d) else size[0][0] * size[0][1]
-                return F.avg_pool2d(x, *size) * area
-            case nir.Threshold():
-                return (x > t(node.threshold)).double()
-            case nir.Flatten():
-                return x.flatten(1)
-            case nir.LIF() | nir.IF():
-                v = potential.get(name, t(node.v_reset).expand_as(x))
-                if isinstance(node, nir.LIF):
-                    v = v + DT / t(node.tau) * (t(node.v_leak) - v + t(node.r) * x)
-                else:
-                    v = v + DT * t(node.r) * x
-                fired = v >= t(node.v_threshold) - 1e-12  # at the very threshold SpikingJelly fires
-                potential[name] = torch.where(fired, t(node.v_reset), v)
-                return fired.double()
-        return x  # Output
-
-    for frame in frames:
-        steps.append(value("output", {"input": frame}))
-    return torch.stack(steps)
 
 
 def plain():
@@ -137,7 +91,7 @@ def test_nir_computes_the_same_by_its_own_equations(trained, tmp_path):
     model, x = trained
     path = sp.export_nir(model, tmp_path / "net.nir", x)
     frames = x if x.dim() == 5 else x.expand(3, *x.shape)
-    assert_equal_outputs(simulate(nir.read(str(path)), frames.double()), model, x)
+    assert_equal_outputs(Simulator(nir.read(str(path))).run(frames), model, x)
 
 
 def test_spikingjelly_reads_the_graph_back(tmp_path):

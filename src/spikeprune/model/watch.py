@@ -192,7 +192,8 @@ class Watch(TorchFunctionMode):
         result = run()
         inputs = self.sources(args)
         if not inputs:  # a quantiser of weights, perhaps
-            self.derived.follow(lambda *values: cls.apply(*values), cls.__name__, Arguments(args), result)  # type: ignore
+            apply: Callable[..., Any] = cls.apply  # type: ignore[attr-defined]  # an autograd function's
+            self.derived.follow(apply, cls.__name__, Arguments(args), result)
             return result
         place = next(i for i, value in enumerate(args) if isinstance(value, Tensor))
         call = SpikeCall(_applied(cls, args[:place]), args[place], args[place + 1 :])

@@ -6,6 +6,7 @@ time steps with one key are one step; what they read from a time step before bec
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,16 +118,11 @@ class Roller:
         return rolled
 
     def _steady(self, region: Region, t: int, rolled: Rolled) -> Region:
-        sources: list[tuple[Any, ...]] = []
-        for kind, what in region.sources:
-            if kind == "k":
-                sources.append(("k", what, 0))
-                continue
+        def source(what: Place) -> tuple[Any, ...]:
             key = self.key[what]
             if key in self.static and what[1] == -1:
                 self._add(key, self.static[key], rolled)
-                sources.append(("n", key, 0))
-                continue
+                return "n", key, 0
             if key not in self.steady:
                 name = self.o.calls[what[0]].module
                 raise InvalidValue(
@@ -134,8 +130,9 @@ class Roller:
                     "step; sp.compile takes models that do the same at every step"
                 )
             self._add(key, self.steady[key], rolled)
-            sources.append(("n", key, t - what[1]))
-        return Region(region.shape, sources, region.index)
+            return "n", key, t - what[1]
+
+        return _followed(region, source)
 
     def _add(self, key: Key, place: Place, rolled: Rolled) -> None:
         if key in rolled.steps:
@@ -146,11 +143,7 @@ class Roller:
         made.inputs = [self._steady(r, place[1], rolled) for r in step.inputs]
 
     def _tailed(self, region: Region, t: int, rolled: Rolled) -> Region:
-        sources: list[tuple[Any, ...]] = []
-        for kind, what in region.sources:
-            if kind == "k":
-                sources.append(("k", what, 0))
-                continue
+        def source(what: Place) -> tuple[Any, ...]:
             key = self.key[what]
             if key in self.steady or what[1] == -1:
                 if what[1] not in (self.T - 1, -1):
@@ -158,8 +151,9 @@ class Roller:
                 self._add(key, self.steady[key] if what[1] >= 0 else self.static[key], rolled)
             elif key not in rolled.tail:
                 self._tail_step(key, what, rolled)
-            sources.append(("n", key, 0))
-        return Region(region.shape, sources, region.index)
+            return "n", key, 0
+
+        return _followed(region, source)
 
     def _tail_step(self, key: Key, place: Place, rolled: Rolled) -> None:
         step = self.o.steps[place]
@@ -218,3 +212,9 @@ class Roller:
                 return None
         same_module = strict or first.module == step.module
         return found if same_module else None
+
+
+def _followed(region: Region, source: Callable[[Place], tuple[Any, ...]]) -> Region:
+    """The region with a source of the graph for each call that it reads; constants stay."""
+    sources = [("k", what, 0) if kind == "k" else source(what) for kind, what in region.sources]
+    return Region(region.shape, sources, region.index)
