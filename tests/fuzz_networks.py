@@ -26,21 +26,11 @@ from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
 import spikeprune as sp
+from gallery.loops import Rect
 from spikeprune.core.errors import UserError
 from spikeprune.model.adapter import find_adapter
 
 KINDS = ("spikingjelly multi-step", "spikingjelly loop", "snntorch", "norse", "own loop")
-
-
-class Rect(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, u):
-        ctx.save_for_backward(u)
-        return u.gt(0).float()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * (ctx.saved_tensors[0].abs() < 0.5).float()
 
 
 class Own(nn.Module):

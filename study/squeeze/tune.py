@@ -18,7 +18,7 @@ from typing import Any, final
 
 import torch
 import torch.nn.functional as F
-from run import SEEDS, accuracy, calibration, recipe_of, trained
+from run import SEEDS, accuracy, calibration, read, recipe_of, trained
 from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
@@ -129,12 +129,6 @@ def result_of(job: Tuning, data: Dataset, weights: Path | None) -> dict[str, Any
     }
 
 
-def read(path: Path = RESULTS) -> list[dict[str, Any]]:
-    """All results so far."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, help="folder of the datasets, as for `spikeprune run`")
@@ -143,7 +137,7 @@ def main() -> None:
     given = parser.parse_args()
     end = time.monotonic() + 60 * given.minutes
     names = [field.name for field in dataclasses.fields(Tuning)]
-    known = {Tuning(**{name: line[name] for name in names}).key for line in read()}
+    known = {Tuning(**{name: line[name] for name in names}).key for line in read(RESULTS)}
     data = data_of(recipe_of(SEEDS[0]), given.root)
     for job in plan():
         if job.key in known:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import spikeprune as sp
+from gallery.loops import Rect
 from gallery.nets import ENTRIES
 from gallery.run import answer
 from spikeprune.core.errors import InvalidValue
@@ -37,16 +38,6 @@ def test_a_compiled_network_computes_the_model(name, tmp_path):
             torch.testing.assert_close(run(y), wanted, rtol=1e-3, atol=1e-4)
 
 
-class Spike(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, u):
-        return (u > 0).float()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
-
-
 class Loop(nn.Module):
     """One layer and a neuron in a loop; subclasses say how a step goes."""
 
@@ -61,7 +52,7 @@ class Loop(nn.Module):
         v = total = 0
         for t, step in enumerate(x):
             v = self.charge(t, v, step)
-            s = Spike.apply(v - 0.3)
+            s = Rect.apply(v - 0.3)
             v = v - s * 0.3
             total = total + self.out(s)
         return total
