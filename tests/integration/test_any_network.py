@@ -750,12 +750,16 @@ def test_a_framework_whose_version_has_no_adapter_stands_in_nobodys_way(monkeypa
 
 def test_a_budget_prices_a_transposed_convolution_by_its_input_positions():
     net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), neuron.IFNode(), nn.ConvTranspose2d(4, 3, 2, 2))
-    from spikeprune.count.costs import weight_costs
+    from spikeprune.count.costs import network_cost, weight_costs
 
     graph = trace(net, torch.rand(1, 2, 6, 6), adapter=adapters.find_adapter(net))
     cost, fixed = weight_costs("macs", net, {"2.weight": net[2].weight}, graph, {})
     assert cost == {"2.weight": 36.0}
     assert fixed == 36 * net[0].weight.numel()
+    whole = 36.0 * (net[0].weight.numel() + net[2].weight.numel())
+    assert network_cost("macs", [], net, graph)({}) == whole
+    rates = {"0.weight": torch.ones(2), "2.weight": torch.tensor([1.0, 0.5, 0.5, 0.0])}  # of its four inputs
+    assert network_cost("synops", [], net, graph, rates)({}) == whole - 36 * 2 * 3 * 4
 
 
 class StepsOfWhole(nn.Module):

@@ -124,7 +124,8 @@ def network_cost(
         budget: "parameters", "macs" or "synops".
         rates: weight name -> share of non-zero inputs, [in_channels], for "synops".
     """
-    table = {name: p.shape for name, p in model.named_parameters()}
+    every = dict(model.named_parameters())
+    table = {name: p.shape for name, p in every.items()}
     owners: dict[str, list[tuple[int, str, Tensor]]] = {}
     for group in groups:
         for part in group.slices:
@@ -134,9 +135,8 @@ def network_cost(
     outputs: dict[str, int] = {}
     for node in graph.nodes if budget != "parameters" else ():
         if node.weight is not None:
-            outputs[node.weight] = 0 if node.use is None else node.use.outputs
-            made = torch.Size(node.shape).numel() / table[node.weight][outputs[node.weight]]
-            positions[node.weight] = positions.get(node.weight, 0.0) + made
+            outputs[node.weight] = _outputs(node)
+            positions[node.weight] = positions.get(node.weight, 0.0) + _positions(node, graph, every[node.weight])
 
     def cost(keep: Mapping[str, Tensor]) -> float:
         total = 0.0

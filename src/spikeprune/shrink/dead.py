@@ -93,7 +93,8 @@ class Constants:
         """What a function that keeps channels apart makes of values: see `keeps_channels`."""
         value = known[0]
         if node.name == "pad":
-            zeros = node.arguments[1].get("value") in (None, 0)
+            positional, named = node.arguments
+            zeros = (positional[3] if len(positional) > 3 else named.get("value")) in (None, 0)
             return torch.zeros_like(value, dtype=torch.float64).masked_fill(value != 0, _MARK) if zeros else None
         others = iter(self.table.graph.constants.get(node.index, ()))
         try:
@@ -154,10 +155,11 @@ class Constants:
     def _neuron(self, node: Node, source: Tensor) -> Tensor:
         if node.module is None:
             return self._found(node, source)
-        silent = (source == 0) & ~self._excited(node, source)
+        calm = ~self._excited(node, source)
+        silent = (source == 0) & calm
         params = self.adapter.describe(node.module) if self.adapter is not None and node.module is not None else None
         if params is not None:
-            silent |= stays_silent(params, source) & ~self._excited(node, source)
+            silent |= stays_silent(params, source) & calm
         self._heard(node, ~silent)
         return torch.where(silent, 0.0, _UNKNOWN)
 

@@ -147,13 +147,11 @@ class Capture(TorchDispatchMode):
                 return tuple(name_of(v) for v in value)
             return value
 
-        before = len(self.calls)
         template = name_of(args), {key: name_of(value) for key, value in kwargs.items()}
         out = func(*args, **kwargs)
         results = [r for r in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(r, Tensor)]
         if not mutable and all(any(_shares(r, t) for t in found) for r in results):
-            del self.calls[before:]  # a view; constants that were named on the way are not needed
-            return out
+            return out  # a view
         if mutable:  # name_of has read the first argument before it was written to
             name = base.rstrip("_") + "." + func._overloadname
         first = results[0]
