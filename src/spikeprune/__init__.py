@@ -111,7 +111,7 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def _method_classes() -> dict[str, Any]:
+def _method_classes() -> dict[str, type]:
     from spikeprune.methods.registry import classes
 
     return {cls.__name__: cls for cls in classes()}

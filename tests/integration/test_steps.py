@@ -63,6 +63,29 @@ class Deciding(Loop):
         return 0.5 * v + (self.a(x) if float(x.max()) < 1e6 else -self.a(x))
 
 
+class Comparing(Loop):
+    def charge(self, t, v, x):
+        return 0.5 * v + (self.a(x) if torch.equal(x, x.abs()) else -self.a(x))
+
+
+class Nearing(Loop):
+    def charge(self, t, v, x):
+        return 0.5 * v + (self.a(x) if torch.allclose(x, x.abs()) else -self.a(x))
+
+
+class Inside(Loop):
+    """The module that decides is named."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Sequential(self.a, Branch())
+
+
+class Branch(nn.Module):
+    def forward(self, x):
+        return x if torch.equal(x, x.relu()) else 0.9 * x
+
+
 class Ageing(Loop):
     def charge(self, t, v, x):
         return 0.5**t * v + self.a(x)
@@ -74,7 +97,15 @@ class Mixing(Loop):
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"), [(Deciding, "decides by a value"), (Ageing, "at each time step"), (Mixing, "sample")]
+    ("kind", "words"),
+    [
+        (Deciding, "decides by a value"),
+        (Comparing, "decides by a value"),
+        (Nearing, "decides by a value"),
+        (Inside, r"'a\.1' decides by a value"),
+        (Ageing, "at each time step"),
+        (Mixing, "sample"),
+    ],
 )
 def test_what_is_not_the_same_at_every_step_is_refused(kind, words):
     with pytest.raises(InvalidValue, match=words) as raised:

@@ -7,6 +7,7 @@ from pathlib import Path
 from spikeprune.cli._arguments import Parser, add_code_options, code_of, print_json
 from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.record.bench import CLOCKS, BenchRecord, TimedThreads
+from spikeprune.record.text import aligned
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -83,13 +84,14 @@ def table(result: BenchRecord) -> list[str]:
         lines.append(f"load of the machine: {result.load:.1f}; beside other work only CPU time can be trusted")
     for timing in result.timings:
         lines += ["", f"{_heading(timing)}, median, lowest and highest of {result.repeats} interleaved rounds"]
-        lines.append(f"{'batch':>5}  {'engine':<15}{'ms':>10}{'low':>10}{'high':>10}{'images/s':>12}  speedup")
-        for row in timing.rows:
-            speedup = "" if row.speedup is None else f"{row.speedup:.2f}x over {row.opponent}"
-            lines.append(
-                f"{row.batch:>5}  {row.engine:<15}{row.median_ms:>10.3f}{row.low_ms:>10.3f}"
-                f"{row.high_ms:>10.3f}{row.images_per_s:>12,.0f}  {speedup}".rstrip()
+        rows = [
+            (
+                str(row.batch), row.engine, f"{row.median_ms:.3f}", f"{row.low_ms:.3f}", f"{row.high_ms:.3f}",
+                f"{row.images_per_s:,.0f}", "" if row.speedup is None else f"{row.speedup:.2f}x over {row.opponent}",
             )
+            for row in timing.rows
+        ]  # fmt: skip
+        lines += aligned([("batch", "engine", "ms", "low", "high", "images/s", "speedup"), *rows], left=(1, 6))
     return lines
 
 

@@ -77,7 +77,8 @@ def weight_budget(
     Raises: as `weight_costs`; InvalidValue if what is not prunable needs more alone.
     """
     cost, fixed = weight_costs(budget, model, parameters, graph, rates)
-    whole = sum(float(torch.as_tensor(cost[n]).expand(p.shape).sum()) for n, p in parameters.items())
+    each = {n: torch.as_tensor(cost[n], dtype=torch.float64).expand(p.shape) for n, p in parameters.items()}
+    whole = sum(float(costs.sum()) for costs in each.values())
     allowed = (whole + fixed) * (1 - sparsity) - fixed
     if allowed <= 0:
         raise InvalidValue(

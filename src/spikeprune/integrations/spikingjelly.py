@@ -243,7 +243,7 @@ def _integrated(p: NeuronParams, v: Any, sequence: Tensor) -> Iterator[Tensor]:
 _IF, _LIF, _PLIF = neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode
 
 
-def _parameters(function: Any) -> dict[str, Any]:
+def _parameters(function: Any) -> dict[str, float]:
     # 0.0.0.0.14 keeps a single parameter, alpha, on most surrogates and has no list of them.
     return {"alpha": function.alpha}
 

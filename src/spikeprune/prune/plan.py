@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import final
 
 from spikeprune.core.errors import InvalidValue
@@ -64,9 +65,9 @@ class UpdatePlan:
         """The highest sparsity that will be asked for."""
         return max((update.target for update in self.updates), default=0.0)
 
-    @property
+    @cached_property
     def looks_at_neurons(self) -> bool:
-        """Whether neurons are recorded for any mask update."""
+        """Whether neurons are recorded for any mask update; asked in every step, and a run may have many updates."""
         return any(self.window(update) > 0 for update in self.updates)
 
     def at(self, step: int) -> MaskUpdate | None:

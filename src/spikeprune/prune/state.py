@@ -1,11 +1,9 @@
 """What `pruner.state_dict()` holds, and how it is read again: every part is checked before any is taken up."""
 
-import ast
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import cast, final
+from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue, UserError
@@ -15,7 +13,15 @@ from spikeprune.methods.base import Memory, Method
 from spikeprune.prune.choices import Choices
 from spikeprune.prune.spaces.space import Space
 from spikeprune.prune.steps import Steps
-from spikeprune.record.checkpoint import PrunerSettings, PrunerState, RewindState, SpaceState
+from spikeprune.record.checkpoint import (
+    PrunerSettings,
+    PrunerState,
+    RewindState,
+    SpaceState,
+    check_kinds,
+    check_settings,
+    same_call,
+)
 from spikeprune.record.round import Round
 
 VERSION = 1
@@ -131,16 +137,12 @@ def read_state(state: PrunerState, settings: PrunerSettings, space: Space, *, st
         if state["version"] != VERSION:
             raise InvalidValue(f"pruner state has version {state['version']}, this library reads {VERSION}")
         if strict:
-            _check_settings(settings, state["settings"])
-        step, own = cast(object, state["step"]), state["space"]
-        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-            raise TypeError(f"step is {step!r}")
-        for key in ("masks", "regrown", "ever_regrown", "totals", "memory", "space", "rewind"):
-            _check_kind(key, state.get(key))
+            check_settings(settings, state["settings"])
+        check_kinds(state)
+        own, began = state["space"], state.get("began")
         device = next(iter(space.parts.parameters.values())).device
-        began = state.get("began")
         return Saved(
-            step=step,
+            step=state["step"],
             masks=space.held(state["masks"]),
             regrown=None if state["regrown"] is None else space.unpacked(state["regrown"], own),
             ever_regrown=space.unpacked(state.get("ever_regrown") or {}, own),
@@ -149,8 +151,8 @@ def read_state(state: PrunerState, settings: PrunerSettings, space: Space, *, st
             space=own,
             memory={kind: {n: v.to(device) for n, v in kept.items()} for kind, kept in state["memory"].items()},
             rewind=state["rewind"],
-            began=None if began is None else _share(began),
-            other_schedule=not _same_call(settings["schedule"], state["settings"].get("schedule")),
+            began=None if began is None else float(began),
+            other_schedule=not same_call(settings["schedule"], state["settings"].get("schedule")),
         )
     except InvalidValue:
         raise
@@ -159,66 +161,3 @@ def read_state(state: PrunerState, settings: PrunerSettings, space: Space, *, st
 
 
 _DAMAGED = "this is not a saved pruner.state_dict(), or it is damaged ({})"
-
-
-def _share(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise TypeError(f"began is {value!r:.40}")
-    return float(value)
-
-
-def _check_kind(key: str, value: object) -> None:
-    """Raises: TypeError if a part of a state has another shape than `state_of` gives it."""
-    if value is None and key in ("regrown", "ever_regrown", "rewind"):
-        return
-    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise TypeError(f"{key} is no mapping of names but {type(value).__name__}")
-    entries = cast(Mapping[str, object], value)
-    if key in ("masks", "regrown", "ever_regrown"):
-        wrong = next((n for n, bits in entries.items() if not _is_bits(bits)), None)
-    elif key == "totals":
-        wrong = next((n for n, total in entries.items() if not _is_total(total)), None)
-    elif key in ("memory", "space"):
-        wrong = next((n for n, kept in entries.items() if not _all_tensors(kept)), None)
-    else:
-        wrong = None if _all_tensors(entries.get("point")) and type(entries.get("since")) is int else "point or since"
-    if wrong is not None:
-        raise TypeError(f"{key} holds another kind of value under {wrong[:40]!r}")
-
-
-def _is_bits(value: object) -> bool:
-    return isinstance(value, Tensor) and value.dtype is torch.uint8 and value.dim() == 1
-
-
-def _is_total(value: object) -> bool:
-    if not isinstance(value, (tuple, list)) or len(cast(Sequence[object], value)) != 2:
-        return False
-    total, number = cast(tuple[object, object], value)
-    return (total is None or isinstance(total, Tensor)) and type(number) in (int, float)
-
-
-def _all_tensors(value: object) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(v, Tensor) for v in cast(Mapping[str, object], value).values())
-
-
-def _check_settings(mine: PrunerSettings, theirs: PrunerSettings) -> None:
-    for key, value in mine.items():
-        if value != theirs.get(key) and not _same_call(value, theirs.get(key)):
-            raise InvalidValue(
-                f"the saved pruner state was made with another {key}: {str(theirs.get(key))[:80]}; make the Pruner "
-                "alike, or pass strict=False"
-            )
-
-
-def _same_call(a: object, b: object) -> bool:
-    """Whether two representations of an object say the same; 0.1 wrote the settings of a method in another order."""
-    try:
-        calls = [ast.parse(text, mode="eval").body for text in (a, b) if isinstance(text, str)]
-    except SyntaxError:
-        return False
-    said = [
-        (ast.dump(call.func), sorted((str(k.arg), ast.dump(k.value)) for k in call.keywords))
-        for call in calls
-        if isinstance(call, ast.Call) and not call.args
-    ]
-    return len(said) == 2 and said[0] == said[1]

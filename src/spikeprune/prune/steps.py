@@ -14,12 +14,12 @@ from spikeprune.core.mask import count, unchanged
 from spikeprune.core.schedule import MaskUpdate, Schedule
 from spikeprune.methods.registry import name_of
 from spikeprune.model.trace import Graph
-from spikeprune.prune import ranks
 from spikeprune.prune.choices import Choices
 from spikeprune.prune.history import History
 from spikeprune.prune.plan import UpdatePlan
 from spikeprune.prune.updater import Updater
-from spikeprune.upkeep.attachment import Attachment, check_alone
+from spikeprune.upkeep import ranks
+from spikeprune.upkeep.attachment import Attachment
 from spikeprune.upkeep.follow import Follower
 from spikeprune.upkeep.guard import Guard, missing
 from spikeprune.upkeep.rewind import Rewind
@@ -121,22 +121,9 @@ class Steps:
         Raises: InvalidValue if no optimizer holds some prunable parameter, one takes no hooks or has another Pruner of
             the same parameters; if the model has other parameters by now; if ranks differ in their settings.
         """
-        parameters = self.space.parts.parameters
         self.guard.check()
-        attachment = Attachment(self, optimizers, parameters, owner)
-        try:
-            held = {id(p) for o in attachment.optimizers for group in o.param_groups for p in group["params"]}
-            absent = [n for n, p in parameters.items() if id(p) not in held]
-            if absent:
-                raise InvalidValue(
-                    f"the optimizer does not hold {absent[0]!r} ({len(absent)} of {len(parameters)} prunable "
-                    "parameters); build it from the parameters of the model given to the Pruner"
-                )
-            check_alone(attachment.optimizers, parameters.values(), self)
-            ranks.check_alike(settings, self._device)
-        except InvalidValue:
-            attachment.remove()
-            raise
+        ranks.check_alike(settings, self._device)
+        attachment = Attachment(self, optimizers, self.space.parts.parameters, owner)
         self.detach()
         self._attachment, self.upkeep.optimizers = attachment, attachment.optimizers
         if self.rewind is not None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue
@@ -19,13 +18,7 @@ from spikeprune.model.observer import Observer
 from spikeprune.prune.plan import UpdatePlan
 from spikeprune.prune.spaces.space import Space
 from spikeprune.upkeep.gradients import KeptGradients
-
-
-def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum over all processes, in place; the tensor itself where there is one process."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(tensor)
-    return tensor
+from spikeprune.upkeep.ranks import sum_over_ranks
 
 
 @final

@@ -3,11 +3,14 @@
 All of it is plain types and tensors, so that `torch.load` reads it weights-only.
 """
 
-from collections.abc import Mapping
-from typing import Any, NotRequired, TypedDict
+import ast
+from collections.abc import Mapping, Sequence
+from typing import Any, NotRequired, TypedDict, cast
 
+import torch
 from torch import Tensor
 
+from spikeprune.core.errors import InvalidValue
 from spikeprune.record.base import Json
 
 
@@ -193,3 +196,71 @@ class BestCheckpoint(TypedDict):
     phase: str
     epoch: int
     model: Mapping[str, Tensor]
+
+
+def check_kinds(state: PrunerState) -> None:
+    """Raises: TypeError if a part of a saved `pruner.state_dict()` holds another kind of value."""
+    for key in ("masks", "regrown", "ever_regrown", "totals", "memory", "space", "rewind"):
+        _check_kind(key, state.get(key))
+    step, began = cast(object, state["step"]), cast(object, state.get("began"))
+    if type(step) is not int or step < 0:
+        raise TypeError(f"step is {step!r:.40}")
+    if began is not None and not (type(began) in (int, float) and 0 <= cast(float, began) <= 1):
+        raise TypeError(f"began is {began!r:.40}")
+
+
+def _check_kind(key: str, value: object) -> None:
+    if value is None and key in ("regrown", "ever_regrown", "rewind"):
+        return
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"{key} is no mapping of names but {type(value).__name__}")
+    entries = cast(Mapping[str, object], value)
+    if key in ("masks", "regrown", "ever_regrown"):
+        wrong = next((n for n, bits in entries.items() if not _is_bits(bits)), None)
+    elif key == "totals":
+        wrong = next((n for n, total in entries.items() if not _is_total(total)), None)
+    elif key in ("memory", "space"):
+        wrong = next((n for n, kept in entries.items() if not _all_tensors(kept)), None)
+    else:
+        wrong = None if _all_tensors(entries.get("point")) and type(entries.get("since")) is int else "point or since"
+    if wrong is not None:
+        raise TypeError(f"{key} holds another kind of value under {wrong[:40]!r}")
+
+
+def _is_bits(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dtype is torch.uint8 and value.dim() == 1
+
+
+def _is_total(value: object) -> bool:
+    if not isinstance(value, (tuple, list)) or len(cast(Sequence[object], value)) != 2:
+        return False
+    total, number = cast(tuple[object, object], value)
+    return (total is None or isinstance(total, Tensor)) and type(number) in (int, float)
+
+
+def _all_tensors(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(v, Tensor) for v in cast(Mapping[str, object], value).values())
+
+
+def check_settings(mine: PrunerSettings, theirs: PrunerSettings) -> None:
+    """Raises: InvalidValue if a state was saved under settings that make other masks."""
+    for key, value in mine.items():
+        if value != theirs.get(key) and not same_call(value, theirs.get(key)):
+            raise InvalidValue(
+                f"the saved pruner state was made with another {key}: {str(theirs.get(key))[:80]}; make the Pruner "
+                "alike, or pass strict=False"
+            )
+
+
+def same_call(a: object, b: object) -> bool:
+    """Whether two representations of an object say the same; 0.1 wrote the settings of a method in another order."""
+    try:
+        calls = [ast.parse(text, mode="eval").body for text in (a, b) if isinstance(text, str)]
+    except SyntaxError:
+        return False
+    said = [
+        (ast.dump(call.func), sorted((str(k.arg), ast.dump(k.value)) for k in call.keywords))
+        for call in calls
+        if isinstance(call, ast.Call) and not call.args
+    ]
+    return len(said) == 2 and said[0] == said[1]

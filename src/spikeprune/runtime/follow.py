@@ -51,26 +51,28 @@ def find_batches(model: nn.Module, adapter: Adapter, example: Tensor) -> list[Ba
     other = generated(tuple(example.shape), top, seed=1)
     # A loud example may reset every neuron at every step, and then steps do not depend on each other either.
     quiet = [generated(tuple(example.shape), scale * top, seed=2) for scale in (0.5, 0.2)]
-    alone = call(model, adapter, example)
+    inputs = [example, *quiet]
+    alone = [call(model, adapter, example)]
     found: list[Batch] = []
     for axis in range(min(2, example.dim())):
-        places = [
-            place
-            for place in range(alone.dim())
-            if all(_apart(model, adapter, x, other, axis, place) for x in (example, *quiet))
-        ]
-        if places:
-            found.append(Batch(axis, places[0]))
+        places = list(range(alone[0].dim()))
+        try:
+            for number, x in enumerate(inputs):
+                if number == len(alone):
+                    alone.append(call(model, adapter, x))
+                pairs = [call(model, adapter, torch.cat(pair, axis)) for pair in ((x, other), (other, x))]
+                places = [place for place in places if _apart(alone[number], pairs, place)]
+                if not places:
+                    break
+        except Exception as error:  # a model may refuse any other shape in words of its own
+            log.debug("axis %d is not the batch: %s", axis, error)
+            continue
+        found += [Batch(axis, place) for place in places[:1]]
     return found
 
 
-def _apart(model: nn.Module, adapter: Adapter, x: Tensor, other: Tensor, axis: int, place: int) -> bool:
-    """Whether x, with another input before or behind it along an axis, gives what it gives alone."""
-    try:
-        alone, *pairs = (call(model, adapter, y) for y in (x, torch.cat((x, other), axis), torch.cat((other, x), axis)))
-    except Exception as error:  # a model may refuse any other shape in words of its own
-        log.debug("axis %d is not the batch: %s", axis, error)
-        return False
+def _apart(alone: Tensor, pairs: list[Tensor], place: int) -> bool:
+    """Whether an output stands unchanged, along an axis, first in one pair's output and last in the other one's."""
     size = alone.shape[place]
     doubled = tuple(2 * n if i == place else n for i, n in enumerate(alone.shape))
     if any(tuple(pair.shape) != doubled for pair in pairs):

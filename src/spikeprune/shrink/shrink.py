@@ -288,9 +288,10 @@ class _Widening(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if multiplied(short_name(func), Arguments(args, kwargs or {})):
-            args = tuple(_double(value) for value in args)
-        return func(*args, **(kwargs or {}))
+        named = kwargs or {}
+        if multiplied(short_name(func), Arguments(args, named)):
+            args, named = _double(args), {key: _double(value) for key, value in named.items()}
+        return func(*args, **named)
 
 
 def _double(value: Any) -> Any:

@@ -120,7 +120,7 @@ def read_certificate(content: bytes | str, source: str) -> Certificate:
         facts: dict[str, str] = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]
         if facts["format"] != FORMAT or facts["digest"] != _digest_of(facts["head"], tensors):
             raise UserError(wrong)
-        head: dict[str, Any] = json.loads(facts["head"])
+        head = json.loads(facts["head"])
         spikes = {name: unpack(tensors[_SPIKES + name], (int(size),)) for name, size in head["neurons"].items()}
         return Certificate(
             head["tensors"], head["masks"], tensors[_INPUT], Fingerprint(spikes), float(head["tolerance"])

@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from spikeprune.core import allocate as allocation
-from spikeprune.core.errors import InvalidValue, unknown
-from spikeprune.core.mask import Masks
+from spikeprune.core.mask import Masks, check_fit, count
 from spikeprune.core.pattern import nm_pattern
 from spikeprune.core.update import Target
-from spikeprune.count.costs import weight_costs
+from spikeprune.count.costs import weight_budget
 from spikeprune.squeeze.network import Network
 from spikeprune.squeeze.settings import SqueezeSettings
 
@@ -21,14 +19,7 @@ def given_masks(network: Network, masks: Mapping[str, Tensor]) -> dict[str, Tens
     Raises: UnknownName, InvalidValue for masks of another network.
     """
     every = dict(network.model.named_parameters())
-    for name, mask in masks.items():
-        if name not in every:
-            raise unknown("parameter", name, every, "(masks are named as in model.named_parameters())")
-        if mask.shape != every[name].shape:
-            raise InvalidValue(
-                f"the mask of {name!r} has shape {tuple(mask.shape)}, the parameter {tuple(every[name].shape)}; "
-                "give the masks of this network"
-            )
+    check_fit(masks, every)
     wanted = {n for n in masks if n in network.parameters or every[n].ndim < 2}
     return {n: Masks({n: masks[n]})[n].to(p.device) for n, p in every.items() if n in wanted}
 
@@ -46,13 +37,7 @@ def target(network: Network, settings: SqueezeSettings, sparsity: float, rates: 
     if settings.budget == "weights":
         where = settings.allocate if settings.allocate in ("uniform", "erk") else "global"
         return Target(keep, where, least, pattern=nm_pattern(settings.pattern))
-    costs, fixed = weight_costs(settings.budget, network.model, parameters, network.graph, rates)
-    whole = cost_of({n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()}, costs)
-    allowed = (whole + fixed) * (1 - sparsity) - fixed
-    if allowed <= 0:
-        raise InvalidValue(
-            f"a sparsity of {sparsity:g} in {settings.budget} cannot be met: what is not prunable alone needs more"
-        )
+    costs, allowed = weight_budget(settings.budget, network.model, parameters, network.graph, rates, sparsity)
     return Target(keep, "global", least, cost=costs, budget=allowed)
 
 
@@ -65,19 +50,11 @@ def is_met(alive: Mapping[str, Tensor], wanted: Target) -> bool:
     return wanted.pattern is None or all(_fits(m, *wanted.pattern) for m in alive.values())
 
 
-def count(masks: Mapping[str, Tensor]) -> int:
-    """How many are alive."""
-    return sum(int(torch.count_nonzero(m)) for m in masks.values())
-
-
-def cost_of(masks: Mapping[str, Tensor], costs: Mapping[str, float | Tensor]) -> float:
-    """What the alive weights cost."""
-    return sum(float((m.double() * costs[n]).sum()) for n, m in masks.items())
-
-
 def size_of(alive: Mapping[str, Tensor], wanted: Target) -> float:
     """The alive weights in the target's own unit: how many, or what they cost."""
-    return float(count(alive)) if wanted.cost is None else cost_of(alive, wanted.cost)
+    if wanted.cost is None:
+        return float(count(alive))
+    return sum(float((m.double() * wanted.cost[n]).sum()) for n, m in alive.items())
 
 
 def _fits(mask: Tensor, n: int, m: int) -> bool:

@@ -384,21 +384,17 @@ class Squeezing:
         warnings.warn(text, UserWarning, stacklevel=5)
 
     def _warn_few_rows(self, problems: Mapping[str, LayerProblem], masks: Mapping[str, Tensor]) -> None:
-        short: dict[str, int] = {}
+        short: dict[str, tuple[int, int, int]] = {}  # images that would do (0: more rows would), rows, weights
         for name, mask in ((n, masks[n]) for n in problems if n in masks):
             rows = problems[name].rows
             most = int(mask.flatten(1).sum(1).max())
             if self.settings.solve and rows is not None and rows.x.shape[2] < most:
-                more = self.batches.images * most / rows.available
-                short[name] = max(1, math.ceil(more)) if rows.available < most else 0
-        if not short:
-            return
-        name = max(short, key=lambda n: short[n])
-        most = int(masks[name].flatten(1).sum(1).max())
-        rows = problems[name].rows
-        assert rows is not None
-        advice = f"images={short[name]}" if short[name] else f"rows={most}"
-        self._warn(
-            f"{name!r} has {rows.x.shape[2]} rows for up to {most} weights of a neuron, so the ridge decides a part of "
-            f"them; pass {advice} or more (layers with too few rows: {len(short)})"
-        )
+                more = max(1, math.ceil(self.batches.images * most / rows.available)) if rows.available < most else 0
+                short[name] = more, rows.x.shape[2], most
+        if short:
+            name = max(short, key=lambda n: short[n][0])
+            more, used, most = short[name]
+            self._warn(
+                f"{name!r} has {used} rows for up to {most} weights of a neuron, so the ridge decides a part of them; "
+                f"pass {f'images={more}' if more else f'rows={most}'} or more (layers with too few rows: {len(short)})"
+            )

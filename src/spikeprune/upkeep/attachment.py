@@ -51,7 +51,8 @@ class Attachment:
     ) -> None:
         """`owner` returns the user's Pruner, or None if the user holds it no longer.
 
-        Raises: InvalidValue if one of the optimizers takes no hooks.
+        Raises: InvalidValue if one of the optimizers takes no hooks or has another Pruner of the same parameters, or if
+            none of them holds some parameter.
         """
         self.listener, self.parameters, self._owner = listener, parameters, owner
         self.given = tuple(hooked(optimizer) for optimizer in optimizers)
@@ -63,6 +64,8 @@ class Attachment:
                 if id(member) not in self._root and (member is optimizer or self._holds(member)):
                     self._root[id(member)] = index
                     self.optimizers.append(member)
+        self._check_held()
+        _check_alone(self.optimizers, parameters.values(), listener)
         self._running: list[int] = []
         self._ended = 0
         self._others: dict[int, int] = {}
@@ -87,6 +90,15 @@ class Attachment:
             if isinstance(vars(wrapper).get("step"), _WatchedStep):
                 del wrapper.step
         self._handles, self._wrapped = [], []
+
+    def _check_held(self) -> None:
+        held = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        absent = [name for name, p in self.parameters.items() if id(p) not in held]
+        if absent:
+            raise InvalidValue(
+                f"the optimizer does not hold {absent[0]!r} ({len(absent)} of {len(self.parameters)} prunable "
+                "parameters); build it from the parameters of the model given to the Pruner"
+            )
 
     def _holds(self, optimizer: torch.optim.Optimizer) -> str | None:
         """The name of a parameter that the optimizer changes, if it changes any of ours."""
@@ -231,7 +243,7 @@ def closure_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[[], A
     return next((value for value in (*args[1:], kwargs.get("closure")) if callable(value)), None)
 
 
-def check_alone(optimizers: Iterable[torch.optim.Optimizer], parameters: Iterable[nn.Parameter], mine: object) -> None:
+def _check_alone(optimizers: Iterable[torch.optim.Optimizer], parameters: Iterable[nn.Parameter], mine: object) -> None:
     """Raises: InvalidValue if another Pruner that is attached to an optimizer holds one of the parameters too."""
     held = {id(p) for p in parameters}
     for optimizer in optimizers:

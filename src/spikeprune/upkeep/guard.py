@@ -85,9 +85,10 @@ class Guard:
 
     def check_zeros(self, masks: Mapping[str, Tensor]) -> None:
         """Raises: InvalidValue if a dead weight is not 0."""
-        revived = {n: (p.detach() != 0) & ~masks[n] for n, p in self._parameters.items() if n in masks}
-        name = next((n for n, r in revived.items() if bool(r.any())), None)
+        held = {n: p.detach() for n, p in self._parameters.items() if n in masks}
+        name = next((n for n, value in held.items() if bool((value != 0).gt(masks[n]).any())), None)
         if name is not None:
+            revived = {n: (value != 0).gt(masks[n]) for n, value in held.items()}
             raise InvalidValue(
                 f"{count(revived)} dead weights are not 0, the first in {name!r}: somebody wrote them since the last "
                 "step (a checkpoint of before a mask update?); load that moment's pruner state too, or call "

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 from spikeprune.core.errors import InvalidValue, UserError, unknown
 from spikeprune.zoo.registry import build
@@ -128,10 +128,8 @@ def read_card(path: Path) -> Card:
         raise UserError(f"{path.name} is missing or damaged; install spikeprune again to get the file back") from error
     if _KEY not in header:
         raise InvalidValue(f"{path.name} has no model card in its header; it is no file of trained weights from here")
-    fields: dict[str, Any] = json.loads(header[_KEY])
-    for key in ("mean", "std", "notes"):
-        fields[key] = tuple(fields[key])
-    return Card(**fields)
+    fields = json.loads(header[_KEY])
+    return Card(**fields | {key: tuple(fields[key]) for key in ("mean", "std", "notes")})
 
 
 def _weights(path: Path) -> "dict[str, Tensor]":

@@ -119,11 +119,11 @@ def plot(
     parts = [
         f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{html.escape(f"{y_name} over {x_name}")}">'
     ]
-    for value in _ticks(y_low, y_high):
+    for value in round_numbers(y_low, y_high):
         parts.append(f'<path class="grid" d="M{_LEFT} {y(value)}H{_WIDTH - _RIGHT}"/>')
         parts.append(f'<text class="end" x="{_LEFT - 6}" y="{y(value) + 4}">{value:.4g}</text>')
     whole = all(float(p[0]).is_integer() for p, _ in every)
-    round_ones = _log_ticks(x_low, x_high) if log else _ticks(x_low, x_high, whole)
+    round_ones = _log_ticks(x_low, x_high) if log else round_numbers(x_low, x_high, whole=whole)
     for value, text in (at or {value: tick(value) for value in round_ones}).items():
         parts.append(f'<text class="middle" x="{x(value)}" y="{_HEIGHT - _BOTTOM + 16}">{html.escape(text)}</text>')
     parts.append(f'<text class="middle" x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 8}">{html.escape(x_name)}</text>')
@@ -211,7 +211,7 @@ def forest(rows: Sequence[Difference], x_name: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}"><style>{_STYLE}',
         f".m {{ fill: {COLOURS[0]}; stroke: {COLOURS[0]}; }} .seed {{ fill: {COLOURS[0]}; opacity: .35; }}</style>\n",
     ]
-    for value in _ticks(low, high):
+    for value in round_numbers(low, high):
         parts.append(f'<path class="{"front" if value == 0 else "grid"}" d="M{x(value)} {_TOP}V{bottom:g}"/>')
         parts.append(
             f'<text class="middle" x="{x(value)}" y="{bottom + 16:g}">{f"{value:+.3g}" if value else 0}</text>\n'
@@ -268,9 +268,16 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return sorted({*ticks, *(float(f"{end:.{digits}g}") for end in ends)})  # one tick alone gives no scale
 
 
-def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten, about five of them; whole numbers alone where it must be."""
-    raw = max((high - low) / 5, 1.0 if whole else 0.0)
+def round_numbers(low: float, high: float, about: int = 5, *, whole: bool = False, least: int = 0) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten from `low` to `high`, `about` so many.
+
+    Args:
+        whole: whole numbers only.
+        least: how many there are in any case; the last ones may then be above `high`.
+    """
+    raw = (high - low or 1e-9) / about
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(size * m for m in (1, 2, 5, 10) if size * m >= raw * 0.999)
-    return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    step = max(1.0, step) if whole else step
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(i * step, 12) for i in range(first, max(last + 1, first + least))]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import final
 
 from spikeprune.lab.page import words
+from spikeprune.lab.page.charts import round_numbers
 from spikeprune.lab.page.read import ShownRun
 from spikeprune.record.bench import CLOCKS, EngineTime, TimedThreads
 from spikeprune.record.epoch import Epoch
@@ -165,7 +166,7 @@ def timeline(run: ShownRun) -> Timeline:
         panels.append(Panel("sparsity", False, whole_axis, (Line("pruned", stair),)))
     return Timeline(
         tuple(panels),
-        tuple(Tick(x(at), f"{at:g}") for at in _nice(0, last, 6, whole=True)),
+        tuple(Tick(x(at), f"{at:g}") for at in round_numbers(0, last, 6, whole=True, least=2)),
         tuple(x(at) for at in events),
         x(events[-1]) if events else None,
         low,
@@ -343,7 +344,7 @@ def _accuracy_axis(run: ShownRun, lines: Sequence[Sequence[Epoch]], last: int) -
     settled = [run.accuracy(e) for line in lines for e in line if e.epoch > 0.1 * last] or [0.0]
     low, high = min(settled), max(run.accuracy(e) for line in lines for e in line)
     low = max(0.0, min(low, high - 0.01))
-    at = _nice(low, high, 4)
+    at = round_numbers(low, high, 4, least=2)
     step = at[1] - at[0]
     if at[0] > low:
         at.insert(0, at[0] - step)
@@ -353,17 +354,6 @@ def _accuracy_axis(run: ShownRun, lines: Sequence[Sequence[Epoch]], last: int) -
     digits = max(0, -math.floor(math.log10(100 * step) + 1e-9))
     ticks = [Tick(100 - 100 * (v - bottom) / (top - bottom), f"{100 * v:.{digits}f} %") for v in at if v <= top + 1e-9]
     return tuple(ticks), bottom, top
-
-
-def _nice(low: float, high: float, about: int, *, whole: bool = False) -> list[float]:
-    """Round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of ten; at least two."""
-    raw = max(high - low, 1e-9) / about
-    size = 10.0 ** math.floor(math.log10(raw))
-    step = next(size * m for m in (1, 2, 5, 10) if size * m >= raw * 0.999)
-    step = max(1.0, step) if whole else step
-    first = math.ceil(low / step - 1e-9)
-    count = math.floor(high / step + 1e-9) - first
-    return [round((first + i) * step, 9) for i in range(max(1, count) + 1)]
 
 
 def _stair(run: ShownRun, line: Sequence[Epoch], events: Sequence[float], last: float) -> list[tuple[float, float]]:

@@ -204,9 +204,7 @@ def _build(written: Mapping[str, Json], given: Mapping[str, str], name: str) -> 
     own = method_settings()
     values: dict[str, Json] = {"name": name, **written, **given}
     settings = {key: _plain_value(key, value, key in given) for key, value in values.items() if key in own}
-    groups: dict[str, Any] = {}
-    for prefix, cls in [*GROUPS.items()][1:]:
-        groups[prefix[:-1]] = cls(**_of_class(cls, prefix, values))
+    groups = {prefix[:-1]: cls(**_of_class(cls, prefix, values)) for prefix, cls in [*GROUPS.items()][1:]}
     return Recipe(**_of_class(Recipe, "", values), **groups, settings=settings)
 
 

@@ -122,7 +122,7 @@ def build(name: str, classes: int, T: int, shape: tuple[int, ...], seed: int) ->
     Raises: UserError if the user's function cannot be called so, or returns no module.
     """
     torch.manual_seed(seed)
-    keywords: dict[str, Any] = {"classes": classes, "T": T, "size": shape[-1], "in_channels": shape[0]}
+    keywords = {"classes": classes, "T": T, "size": shape[-1], "in_channels": shape[0]}
     if ":" not in name:
         return zoo.build(name, **keywords)
     function = resolve_object(name)

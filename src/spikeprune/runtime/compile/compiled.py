@@ -88,8 +88,7 @@ class CompiledSNN:
         x, still, T, N = self._input(x)
         with torch.no_grad():
             values = self._schedule(still, T, N).run(x, T, N, torch.get_num_threads())
-        output = self.network.output
-        return values[output] if output in self.network.static(still) else self.network.layout.outside(values[output])
+        return self.network.returned(values, still)
 
     def trace(self, x: Tensor) -> dict[str, Tensor]:
         """The spikes of every neuron, by its name as in `named_modules`, shaped as the model gives them."""

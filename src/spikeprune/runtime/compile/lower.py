@@ -12,7 +12,7 @@ from spikeprune.model.adapter import Adapter, adapter_for
 from spikeprune.model.examples import evaluating, undisturbed
 from spikeprune.model.trace import Graph, Node, Tracer
 from spikeprune.model.wrappers import eager
-from spikeprune.runtime.compile.network import LoweredLayer, LoweredNetwork, Option, busyness, interpret
+from spikeprune.runtime.compile.network import LoweredLayer, LoweredNetwork, Option, interpret
 from spikeprune.runtime.compile.ops import Operation, operation, operations
 from spikeprune.runtime.compile.probe import probe
 
@@ -56,10 +56,7 @@ def _check(network: LoweredNetwork, recorded: _Recorded, example: Tensor) -> Non
     """
     with torch.no_grad():
         values = interpret(network, example.detach().float().cpu(), network.still)
-    static = network.static(network.still)
-    for layer in network.layers:
-        if layer.op.sparse_result and values[layer.output].dim() > 2 and layer.output not in static:
-            network.busy[layer.output] = busyness(values[layer.output])
+    network.measure(values, network.still)
     for layer in network.layers:
         if not layer.op.fires:
             continue

@@ -6,6 +6,7 @@ Values are numbered; value 0 is the input. A value is static (the same at every 
 T time steps, N batch, C channels, H/W space.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -91,6 +92,13 @@ class LoweredNetwork:
     busy: dict[int, tuple[float, float]] = field(default_factory=dict[int, tuple[float, float]])
     layout: Layout = field(default_factory=lambda: Layout())
 
+    def measure(self, values: Mapping[int, Tensor], still: bool) -> None:
+        """Notes how busy spikes are, from all values that an example gives."""
+        static = self.static(still)
+        for layer in self.layers:
+            if layer.op.sparse_result and values[layer.output].dim() > 2 and layer.output not in static:
+                self.busy[layer.output] = busyness(values[layer.output])
+
     def readers(self) -> dict[int, list[int]]:
         """Value -> places of the layers that read it."""
         table: dict[int, list[int]] = {0: []}
@@ -107,6 +115,13 @@ class LoweredNetwork:
             if layer.op.ends_time or (layer.op.keeps_static and all(value in found for value in layer.inputs)):
                 found.add(layer.output)
         return found
+
+    def returned(self, values: Mapping[int, Tensor], still: bool) -> Tensor:
+        """The output among all values, with its axes as the model returns them."""
+        output = values[self.output]
+        if self.layout.output == (0, 1) or self.output in self.static(still):
+            return output
+        return self.layout.outside(output)
 
     def shapes(self) -> dict[int, tuple[int, ...]]:
         """Value -> shape of one image and step."""

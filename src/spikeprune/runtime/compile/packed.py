@@ -7,22 +7,22 @@ become smaller is stored as it is.
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import pack, unpack
+from spikeprune.record.base import Json
 
 _BITS, _VALUES = ".bits", ".values"
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.int16, torch.int32)}
 
 
-def packed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def packed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, tuple[str, list[int]]]]:
     """The tensors to store, and what `unpacked` must know of them: name -> [dtype, shape]."""
     stored: dict[str, Tensor] = {}
-    said: dict[str, Any] = {}
+    said: dict[str, tuple[str, list[int]]] = {}
     for name, tensor in tensors.items():
         kind = str(tensor.dtype).removeprefix("torch.")
         alive = tensor != 0
@@ -31,7 +31,7 @@ def packed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
         if kind not in _DTYPES or size >= tensor.numel() * tensor.element_size():
             stored[name] = tensor.contiguous().clone()
             continue
-        said[name] = [kind, list(tensor.shape)]
+        said[name] = kind, list(tensor.shape)
         stored |= {name + _BITS: pack(alive), name + _VALUES: values.contiguous()}
     return stored, said
 
@@ -48,16 +48,15 @@ def _short(values: Tensor) -> Tensor:
     return whole if torch.equal(whole.to(values.dtype), values) else values
 
 
-def unpacked(stored: Mapping[str, Tensor], said: object) -> dict[str, Tensor]:
+def unpacked(stored: Mapping[str, Tensor], said: Json) -> dict[str, Tensor]:
     """The tensors that `packed` was given; 0 where it was -0.
 
     Raises: InvalidValue if the stored tensors are not what `said` tells; no tensor is larger than 32 times its bits.
     """
     if not isinstance(said, dict):
         raise InvalidValue("its table of packed tensors is none; compile the model again and .save(path)")
-    table: dict[str, Any] = said
-    tensors = {n: t for n, t in stored.items() if n.removesuffix(_BITS) not in table and _owner(n) not in table}
-    for name, entry in table.items():
+    tensors = {n: t for n, t in stored.items() if n.removesuffix(_BITS) not in said and _owner(n) not in said}
+    for name, entry in said.items():
         kind, shape = _checked(name, entry)
         bits, values = stored.get(name + _BITS), stored.get(name + _VALUES)
         if bits is None or values is None or bits.dtype is not torch.uint8 or bits.dim() != 1 or values.dim() != 1:
@@ -75,7 +74,7 @@ def _owner(name: str) -> str:
     return name.removesuffix(_VALUES)
 
 
-def _checked(name: str, entry: object) -> tuple[torch.dtype, tuple[int, ...]]:
+def _checked(name: str, entry: Json) -> tuple[torch.dtype, tuple[int, ...]]:
     kind, shape = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
     sizes = shape if isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape) else None
     if kind not in _DTYPES or sizes is None or len(sizes) > 8 or math.prod(sizes) >= 2**40:

@@ -18,7 +18,7 @@ from spikeprune.model.adapter import Adapter
 from spikeprune.model.examples import undisturbed
 from spikeprune.runtime.compile.network import LoweredLayer, LoweredNetwork, channelwise
 
-SCALES = (0.25, 1.0, 8.0)  # mixed at random over steps, samples and positions
+SCALES = (0.25, 1.0, 8.0)  # mixed at random over steps, samples, channels and columns
 TOLERANCE = 1e-3  # of the largest input current of a layer
 
 
@@ -67,7 +67,7 @@ class _Seen:
         self.inputs[layer.output] = x.float().cpu()
         threshold, gain = layer.tensors["threshold"], layer.tensors["gain"]
         size = (threshold.abs() / gain.abs().clamp(min=1e-6)).clamp(1e-3, 1e3)
-        current = (3 * _mixed(tuple(x.shape), self.generator) - 0.5) * channelwise(size, x.dim() - 2)
+        current = _mixed(tuple(x.shape), self.generator).mul_(3).sub_(0.5).mul_(channelwise(size, x.dim() - 2))
         self.currents[layer.output] = current
         return (current.to(x), *args[1:])
 
@@ -78,7 +78,12 @@ class _Seen:
 
 
 def _mixed(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    scale = torch.tensor(SCALES)[torch.randint(len(SCALES), shape, generator=generator)]
+    """Random numbers from 0 to one of the scales, which is drawn anew along all axes but those between C and the last.
+
+    A scale for each position would take longer to draw than the neuron takes to run.
+    """
+    drawn = tuple(1 if 2 < axis < len(shape) - 1 else size for axis, size in enumerate(shape))
+    scale = torch.tensor(SCALES)[torch.randint(len(SCALES), drawn, generator=generator)]
     return torch.rand(shape, generator=generator) * scale
 
 

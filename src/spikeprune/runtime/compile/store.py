@@ -9,7 +9,6 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -32,14 +31,16 @@ def save(
     Args:
         facts: further entries of its metadata, which loading does not read.
     """
-    layers: list[dict[str, Any]] = []
-    tensors = {}
-    for place, layer in enumerate(network.layers):
-        layers.append(
-            {"kind": layer.kind, "name": layer.name, "inputs": layer.inputs, "output": layer.output,
-             "shape": layer.shape, "options": layer.options, "tensors": sorted(layer.tensors)}
-        )  # fmt: skip
-        tensors |= {f"{place}.{name}": tensor for name, tensor in layer.tensors.items()}
+    layers = [
+        {"kind": layer.kind, "name": layer.name, "inputs": layer.inputs, "output": layer.output,
+         "shape": layer.shape, "options": layer.options, "tensors": sorted(layer.tensors)}
+        for layer in network.layers
+    ]  # fmt: skip
+    tensors = {
+        f"{place}.{name}": tensor
+        for place, layer in enumerate(network.layers)
+        for name, tensor in layer.tensors.items()
+    }
     stored, said = packed(tensors)
     head = {
         "precision": precision, "layers": layers, "output": network.output, "input_shape": network.input_shape,

@@ -47,7 +47,8 @@ def network_of(head: Any, tensors: Mapping[str, Tensor]) -> tuple[LoweredNetwork
     if used != len(tensors):
         raise InvalidValue(f"the compiled file holds {len(tensors)} tensors, its layers need {used}; compile again")
     output = _whole(head["output"], "output", 0, MOST_LAYERS)
-    network = LoweredNetwork(layers, output, shape, T, head["still"], _busy(head["busy"]), _layout(head, len(shape)))
+    layout = _layout(head.get("layout", [0, 1, 0, 1, False]), len(shape))  # the usual one is left out of a file
+    network = LoweredNetwork(layers, output, shape, T, head["still"], _busy(head["busy"]), layout)
     check(network)
     return network, head["precision"]
 
@@ -144,8 +145,7 @@ def _shape(value: Any, what: str) -> tuple[int, ...]:
     return tuple(_whole(size, f"size of {what}", 1, LARGEST_SIZE) for size in value)
 
 
-def _layout(head: dict[str, Any], dims: int) -> Layout:
-    value = head.get("layout", [0, 1, 0, 1, False])
+def _layout(value: Any, dims: int) -> Layout:
     if not isinstance(value, list) or len(value) != 5 or type(value[4]) is not bool:
         raise InvalidValue("the compiled file does not say where time and samples lie; compile the model again")
     axes = [_whole(axis, "axis", 0, dims + 5) for axis in value[:4]]

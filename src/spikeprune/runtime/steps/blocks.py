@@ -31,7 +31,7 @@ class StepRows:
 class Origins:
     """Time, sample and place in its block of every code."""
 
-    def __init__(self, calls: list[CapturedCall], time_axis: int | None, batch_axis: int, N: int) -> None:
+    def __init__(self, calls: list[CapturedCall], time_axis: int, batch_axis: int, N: int) -> None:
         self.calls, self.N = calls, N
         size = calls[-1].start + math.prod(calls[-1].shape)
         self.time, self.sample = torch.full((size,), -1), torch.full((size,), -1)
@@ -40,6 +40,7 @@ class Origins:
         self.blocks: dict[Place, tuple[int, ...]] = {}
         self.codes: dict[Place, Tensor] = {}  # [N, M] of each part
         self.batch_axis, self.time_axis = batch_axis, time_axis
+        self._read: dict[tuple[int, torch.Size], dict[int, StepRows]] = {}  # of one call: what its steps read
         for number, call in enumerate(calls):
             span = slice(call.start, call.start + math.prod(call.shape))
             self.call[span] = number
@@ -53,6 +54,7 @@ class Origins:
                 self.offset[span.start + own.index] = torch.arange(own.index.shape[1])
                 self.blocks[number, t] = own.shape
                 self.codes[number, t] = span.start + own.index
+            self._read.clear()
             for t, own in rows.items():
                 self._step(number, call, t, own)
 
@@ -67,9 +69,8 @@ class Origins:
         if call.name == "input":
             t, n = (torch.full(call.shape, -1) for _ in range(2))
             for labels, axis in ((t, self.time_axis), (n, self.batch_axis)):
-                if axis is not None:
-                    view = [-1 if d == axis else 1 for d in range(len(call.shape))]
-                    labels.copy_(torch.arange(call.shape[axis]).view(view).expand(call.shape))
+                view = [-1 if d == axis else 1 for d in range(len(call.shape))]
+                labels.copy_(torch.arange(call.shape[axis]).view(view).expand(call.shape))
             return t, n
         base = call.name.partition(".")[0]
         inputs = [(self.time[codes], self.sample[codes]) for codes in call.inputs]
@@ -236,7 +237,10 @@ class Origins:
         return self.values(codes.reshape(-1)).view(codes.shape)
 
     def _own_region(self, codes: Tensor, t: int, call: CapturedCall) -> Region:
-        rows = self.rows(codes, call)
+        key = codes.data_ptr(), codes.shape
+        if key not in self._read:
+            self._read[key] = self.rows(codes, call)
+        rows = self._read[key]
         if t not in rows:
             raise self.refuse(call, "reads another time step in a way that is not known")
         return self.region(codes.reshape(-1)[rows[t].index], rows[t].shape, call)

@@ -33,7 +33,7 @@ class LayerMaker:
         self.sums: dict[Key, int] = {}  # a running sum that only its end is read of -> what is summed
         self._sequences: dict[Key, int] = {}
 
-    def network(self, T: int, still: bool) -> LoweredNetwork:
+    def network(self, T: int) -> LoweredNetwork:
         """All layers, in order."""
         rolled = self.rolled
         source = next((k for k, s in rolled.steps.items() if s.name == "input"), None)
@@ -58,7 +58,7 @@ class LayerMaker:
             output = self._region(rolled.output)
         else:
             output = self._tail(rolled.output)
-        return LoweredNetwork(self.layers, output, self.shapes[0], T, still)
+        return LoweredNetwork(self.layers, output, self.shapes[0], T, still=False)
 
     def _wanted(self) -> set[tuple[Key, Key | None]]:
         """(step, who reads it); None for what follows the last time step."""

@@ -128,7 +128,7 @@ class Capture(TorchDispatchMode):
             if any(t.untyped_storage()._cdata in self._lost for t in found):
                 self._lose([r for r in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(r, Tensor)])
             return out
-        if base in ("_local_scalar_dense", "is_nonzero", "nonzero"):
+        if base in ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "allclose"):
             raise InvalidValue(f"{self._where()} decides by a value that it computes, so its steps cannot be told")
         mutable = func._schema.is_mutable
         if base in _MOVES and not (base == "_to_copy" and _loses(args[0], kwargs)):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spikeprune.core.neuron import charge, reset_after
 from spikeprune.runtime.steps.cell import Cell, double, run_cell
 from spikeprune.runtime.steps.steps import ELEMENTWISE, StepFunction, gathered
 
@@ -128,10 +129,10 @@ def simulate(n: Normal, xs: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
     found: list[tuple[Tensor, Tensor]] = []
     p = {name: getattr(n, name).to(v) for name in ("decay", "gain", "shift", "threshold", "reset")}
     for x in xs:
-        v_pre = p["decay"] * v + p["gain"] * x + p["shift"]
+        v_pre = charge(x, v, p["decay"], p["gain"], p["shift"])
         u = v_pre - p["threshold"]
         fired = u > 0 if n.strict else u >= 0
-        v = v_pre - (p["threshold"] - p["reset"]) * fired if n.soft else torch.where(fired, p["reset"], v_pre)
+        v = reset_after(v_pre, fired, p["threshold"] - p["reset"], None if n.soft else p["reset"])
         found.append((u, fired))
     return found
 

@@ -9,7 +9,7 @@ from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.discover import spiking_adapter
 from spikeprune.model.examples import evaluating, opened, undisturbed
-from spikeprune.runtime.compile.network import Layout, LoweredNetwork, busyness, interpret
+from spikeprune.runtime.compile.network import Layout, LoweredNetwork, interpret
 from spikeprune.runtime.follow import Batch, call, find_batches, generated
 from spikeprune.runtime.steps.blocks import Origins
 from spikeprune.runtime.steps.build import LayerMaker
@@ -127,10 +127,11 @@ def _lowered(model: nn.Module, adapter: Adapter, example: Tensor, batch: Batch, 
     roller = Roller(origins, T)
     rolled = roller.roll(codes)
     builder = LayerMaker(rolled, {n: c.value for n, c in enumerate(calls) if c.name == "constant"})
-    network = builder.network(T, still=False)
+    network = builder.network(T)
     network.layout = Layout((axis, batch.input), _output_axes(codes, origins, rolled.sequence))
-    _compare(network, builder, roller, origins, x)
-    _same_output(network, output, x, "the example")
+    values = _interpreted(network, x)
+    _compare(network, values, builder, roller, origins)
+    _same_output(network.returned(values, False), output, "the example")
     same = [(c.name, c.shape) for c in calls]
     top = float(example.abs().max()) or 1.0
     for seed, scale in enumerate(SCALES):
@@ -143,18 +144,20 @@ def _lowered(model: nn.Module, adapter: Adapter, example: Tensor, batch: Batch, 
             )
         again = copy.copy(origins)  # the same calls have the same codes, and other values
         again.calls = calls
-        _compare(network, builder, roller, again, other)
-        _same_output(network, output, other, "a generated input")
+        values = _interpreted(network, other)
+        _compare(network, values, builder, roller, again)
+        _same_output(network.returned(values, False), output, "a generated input")
     network.T = example.shape[axis]
     whole = _sized(example, batch.input, N)
     longer = _sized(whole, axis, network.T + 1)
-    fixed = not _agrees(network, model, adapter, longer)
-    if not _agrees(network, model, adapter, whole):
+    fixed = not _agrees(network, _interpreted(network, longer), model, adapter, longer)
+    values = _interpreted(network, whole)
+    if not _agrees(network, values, model, adapter, whole):
         raise InvalidValue(
             f"cannot compile {type(model).__name__}: it computes something else for T = {network.T} steps"
         )
     network.layout = Layout(network.layout.input, network.layout.output, fixed)
-    _measure(network, whole)
+    network.measure(values, False)
     return network
 
 
@@ -171,10 +174,15 @@ def _output_axes(codes: Tensor, origins: Origins, sequence: bool) -> tuple[int, 
     return found[0], found[1]
 
 
-def _compare(network: LoweredNetwork, builder: LayerMaker, roller: Roller, origins: Origins, x: Tensor) -> None:
-    """Every layer's values, potentials among them, at every step but the first, where a model may begin otherwise."""
+def _interpreted(network: LoweredNetwork, x: Tensor) -> dict[int, Tensor]:
     with torch.no_grad():
-        values = interpret(network, network.layout.inside(x), False)
+        return interpret(network, network.layout.inside(x), False)
+
+
+def _compare(
+    network: LoweredNetwork, values: dict[int, Tensor], builder: LayerMaker, roller: Roller, origins: Origins
+) -> None:
+    """Every layer's values, potentials among them, at every step but the first, where a model may begin otherwise."""
     places: dict[int, dict[int, tuple[int, int]]] = {}
     for place, key in roller.key.items():
         places.setdefault(key, {}).setdefault(place[1], place)
@@ -183,10 +191,10 @@ def _compare(network: LoweredNetwork, builder: LayerMaker, roller: Roller, origi
         if key is None or layer.op.ends_time:
             continue
         at = places.get(key, {})  # keys are numbered as they come, so a forward that does the same has the same ones
-        missing = [t for t in range(1, roller.T - 1) if t not in at and -1 not in at]
+        missing = [t for t in range(1, roller.T - 1) if t not in at]
         if missing:
             raise InvalidValue(f"cannot compile {layer.name!r}: at step {missing[0]} it computes something else")
-        for t in sorted(t for t in at if t > 0):
+        for t in sorted(at.keys() - {0}):
             expected = origins.values(origins.codes[at[t]])
             found = values[layer.output][t].reshape(expected.shape)
             far = (found - expected).abs() > TOLERANCE * float(expected.abs().max()) + 1e-5
@@ -201,11 +209,7 @@ def _compare(network: LoweredNetwork, builder: LayerMaker, roller: Roller, origi
                 )
 
 
-def _same_output(network: LoweredNetwork, expected: Tensor, x: Tensor, what: str) -> None:
-    with torch.no_grad():
-        found = interpret(network, network.layout.inside(x), False)[network.output]
-    if network.output not in network.static(False):
-        found = network.layout.outside(found)
+def _same_output(found: Tensor, expected: Tensor, what: str) -> None:
     if found.shape != expected.shape:
         raise InvalidValue(
             f"the layers give the shape {list(found.shape)} for {what}, and the model {list(expected.shape)}; "
@@ -222,22 +226,10 @@ def _near(found: Tensor, expected: Tensor) -> bool:
     return int(far.sum()) <= 0.1 * far.numel()  # a spike that rounding decided moves some outputs of one sample
 
 
-def _agrees(network: LoweredNetwork, model: nn.Module, adapter: Adapter, x: Tensor) -> bool:
+def _agrees(network: LoweredNetwork, values: dict[int, Tensor], model: nn.Module, adapter: Adapter, x: Tensor) -> bool:
     try:
         expected = call(model, adapter, x)
     except Exception:  # a model may refuse any other length in words of its own
         return False
-    with torch.no_grad():
-        found = interpret(network, network.layout.inside(x), False)[network.output]
-    if network.output not in network.static(False):
-        found = network.layout.outside(found)
+    found = network.returned(values, False)
     return found.shape == expected.shape and _near(found, expected.float())
-
-
-def _measure(network: LoweredNetwork, x: Tensor) -> None:
-    with torch.no_grad():
-        values = interpret(network, network.layout.inside(x), False)
-    static = network.static(False)
-    for layer in network.layers:
-        if layer.op.sparse_result and values[layer.output].dim() > 2 and layer.output not in static:
-            network.busy[layer.output] = busyness(values[layer.output])

@@ -61,7 +61,6 @@ class Roller:
         self.steady: dict[Key, Place] = {}
         for place in steady:
             self.steady.setdefault(self.key[place], place)
-        self.static = {self.key[p]: p for p in origins.steps if p[1] == -1}
 
     def _number(self, what: Any) -> Key:
         return self.known.setdefault(what, len(self.known))
@@ -80,7 +79,7 @@ class Roller:
         for kind, what in region.sources:
             if kind == "k":
                 sources.append(self._constant(what))
-            elif what[1] == t or what[1] == -1:
+            elif what[1] == t:
                 sources.append(self.key[what])
             else:
                 sources.append((t - what[1], None if before is None else before[what]))
@@ -98,21 +97,20 @@ class Roller:
 
     def roll(self, output: Tensor) -> Rolled:
         rows = self.o.rows(output, self.o.calls[-1])
-        times = [t for t in rows if t >= 0]
         call = self.o.calls[-1]
         region = {t: self.o.region(output.reshape(-1)[r.index], r.shape, call) for t, r in rows.items()}
-        rolled = Rolled({}, {}, Region((), []), len(times) > 1)
+        rolled = Rolled({}, {}, Region((), []), len(rows) > 1)
         if rolled.sequence:
-            if times != list(range(self.T)):
+            if list(rows) != list(range(self.T)):
                 raise InvalidValue(
                     "a compiled model returns all time steps, or one result; this one returns a part of them"
                 )
             rolled.output = self._steady(region[self.at], self.at, rolled)
         else:
             (t,) = rows
-            if t not in (self.T - 1, -1):
+            if t != self.T - 1:
                 raise InvalidValue("the model's output does not depend on the last time step, so T cannot be told")
-            rolled.output = self._tailed(region[t], t, rolled)
+            rolled.output = self._tailed(region[t], rolled)
         for key in list(rolled.steps):
             self._initial(key, rolled)
         return rolled
@@ -120,9 +118,6 @@ class Roller:
     def _steady(self, region: Region, t: int, rolled: Rolled) -> Region:
         def source(what: Place) -> tuple[Any, ...]:
             key = self.key[what]
-            if key in self.static and what[1] == -1:
-                self._add(key, self.static[key], rolled)
-                return "n", key, 0
             if key not in self.steady:
                 name = self.o.calls[what[0]].module
                 raise InvalidValue(
@@ -142,13 +137,13 @@ class Roller:
         rolled.steps[key] = made  # before its inputs, which may read it a step later
         made.inputs = [self._steady(r, place[1], rolled) for r in step.inputs]
 
-    def _tailed(self, region: Region, t: int, rolled: Rolled) -> Region:
+    def _tailed(self, region: Region, rolled: Rolled) -> Region:
         def source(what: Place) -> tuple[Any, ...]:
             key = self.key[what]
-            if key in self.steady or what[1] == -1:
-                if what[1] not in (self.T - 1, -1):
+            if key in self.steady:
+                if what[1] != self.T - 1:
                     raise InvalidValue("the model's output reads single time steps; let it read all or the last")
-                self._add(key, self.steady[key] if what[1] >= 0 else self.static[key], rolled)
+                self._add(key, self.steady[key], rolled)
             elif key not in rolled.tail:
                 self._tail_step(key, what, rolled)
             return "n", key, 0
@@ -164,7 +159,7 @@ class Roller:
                 raise InvalidValue(f"cannot compile {step.module!r}: it reduces over some of the time steps alone")
             made.inputs = [self._steady(step.inputs[self.at], self.at, rolled)]
         else:
-            made.inputs = [self._tailed(r, place[1], rolled) for r in step.inputs]
+            made.inputs = [self._tailed(r, rolled) for r in step.inputs]
         rolled.tail[key] = made
 
     # -- before the first step ---------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeprune.model.trace import Node
-from spikeprune.runtime.compile.network import LoweredLayer
+from spikeprune.runtime.compile.network import LoweredLayer, Option
 from spikeprune.runtime.compile.ops import base
 from spikeprune.runtime.compile.ops.base import Operation, Shape, register
 from spikeprune.runtime.compile.ops.conv import pair
@@ -136,7 +136,7 @@ class Pool(Operation):
             graph.node(layer, nir.AvgPool2d(*window))
 
 
-def _adaptive(shape: Shape, size: tuple[int, ...]) -> dict[str, Any]:
+def _adaptive(shape: Shape, size: tuple[int, ...]) -> dict[str, Option]:
     """Adaptive pooling, as plain average pooling where the output's size divides the input's."""
     if any(i % o for i, o in zip(shape[1:], size, strict=True)):
         return {"mode": "adaptive", "size": size}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue
 
@@ -20,6 +21,13 @@ def _gathered(values: list[int], device: torch.device) -> list[list[int]]:
     all_ranks = [torch.empty_like(mine) for _ in range(_size())]
     dist.all_gather(all_ranks, mine)
     return [[int(value) for value in found] for found in all_ranks]
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum over all processes, in place; the tensor itself where there is one process."""
+    if _size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
 
 
 def check_alike(settings: Mapping[str, object], device: torch.device) -> None:
