@@ -15,7 +15,9 @@ from types import ModuleType
 
 # Old path below `spikeprune` -> new one. The longest match counts, so that single modules may leave their folder.
 MOVED = {
+    "core.callable": "host.callable",
     "core.counts": "count.formulas",
+    "core.objects": "host.objects",
     "methods.lottery": "methods.shared.lottery",
     "pruner": "prune",
     "pruner.adapter": "model.adapter",

@@ -8,7 +8,7 @@ import pytest
 
 from spikeprune.cli.main import main
 from spikeprune.core.errors import InvalidValue
-from spikeprune.core.objects import resolve_object
+from spikeprune.host.objects import resolve_object
 
 FINISHED = Path(__file__).parents[1] / "fixtures" / "0.1.0" / "finished" / "tiny-7ecc3f540e"
 EVIL = "from pathlib import Path\nPath({marker!r}).write_text('executed')\n"

@@ -8,8 +8,8 @@ import pytest
 import spikeprune as sp
 from spikeprune.cli.main import main
 from spikeprune.core.errors import UnknownName
-from spikeprune.core.references import TOOLS, known_references, references_of
 from spikeprune.data.registry import known_dataset
+from spikeprune.host.references import TOOLS, known_references, references_of
 from spikeprune.methods.registry import source_of
 
 RUN = next((Path(__file__).parents[1] / "fixtures/0.1.0/finished").glob("tiny-*"))

@@ -15,10 +15,10 @@ import torch
 
 import spikeprune
 from spikeprune.core.errors import InvalidValue, UserError
-from spikeprune.core.plugins import import_folders
 from spikeprune.data import Facts, Request, Source, Split, known_dataset, load, names
 from spikeprune.data.formats.files import all_published
 from spikeprune.data.registry import KnownDataset, other_owner
+from spikeprune.host.plugins import import_folders
 from spikeprune.lab.recipe import load as load_recipe
 
 SRC = Path(spikeprune.__file__).parent

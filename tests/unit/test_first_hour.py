@@ -15,11 +15,11 @@ from torch import nn
 import spikeprune as sp
 from spikeprune.cli import bench, demo
 from spikeprune.cli import main as cli
-from spikeprune.core import catalogue
 from spikeprune.core.errors import InvalidValue, unknown
 from spikeprune.core.schedule import _check_steps
 from spikeprune.count import table
 from spikeprune.count.layers import Table
+from spikeprune.host import catalogue
 from spikeprune.lab.page import figures
 from spikeprune.lab.recipe import load
 from spikeprune.lab.recipe.timetable import lay_out

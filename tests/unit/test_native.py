@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from spikeprune.cli import doctor
-from spikeprune.core import machine
 from spikeprune.core.errors import InvalidValue, RunFailed, UnknownName
+from spikeprune.host import machine
 from spikeprune.runtime import native, structs
 
 SOURCE = 'extern "C" int answer(void) {{ return {value}; }}\n'

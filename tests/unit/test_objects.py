@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from spikeprune.core.errors import InvalidValue, UnknownName, UserError
-from spikeprune.core.objects import resolve_object
+from spikeprune.host.objects import resolve_object
 
 
 @pytest.fixture

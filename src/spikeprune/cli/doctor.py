@@ -9,7 +9,7 @@ from typing import NotRequired, TypedDict
 
 from spikeprune.cli._arguments import Parser, print_json
 from spikeprune.core.errors import RunFailed
-from spikeprune.core.machine import version
+from spikeprune.host.machine import version
 from spikeprune.runtime.native import comes_with_kernels, compiler
 
 _OPTIONAL = {
@@ -87,7 +87,7 @@ def examine() -> Findings:
     if found["core"] == "works":
         import torch
 
-        from spikeprune.core.machine import cpu_features, cpu_name
+        from spikeprune.host.machine import cpu_features, cpu_name
         from spikeprune.lab.train.device import choose_precision
 
         flags = cpu_features()

@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 from spikeprune.cli._arguments import Parser, print_json
-from spikeprune.core.catalogue import UNREAD, Registration, Written, recipe_heads, registrations
 from spikeprune.core.errors import unknown
+from spikeprune.host.catalogue import UNREAD, Registration, Written, recipe_heads, registrations
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -104,7 +104,7 @@ def _listener(spec: str | None) -> "OnEpoch | None":
     """The function that --on-epoch names. Raises: InvalidValue if there is none."""
     if spec is None:
         return None
-    from spikeprune.core.objects import resolve_object
+    from spikeprune.host.objects import resolve_object
 
     found = resolve_object(spec)
     if not callable(found):

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import final
 
 from spikeprune.core.errors import InvalidValue, unknown
-from spikeprune.core.plugins import import_folders, import_siblings
 from spikeprune.data.dataset import Source
+from spikeprune.host.plugins import import_folders, import_siblings
 
 
 @final

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from spikeprune.core.errors import InvalidValue, UserError
-from spikeprune.core.objects import resolve_object
 from spikeprune.data.dataset import Dataset, Source, Split
+from spikeprune.host.objects import resolve_object
 
 _ACCEPTED = (
     "a spikeprune Dataset, or (train, test) or (train, validation, test) of torch Datasets, DataLoaders or "

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from spikeprune.core.errors import InvalidValue, unknown
-from spikeprune.core.plugins import import_folders, import_siblings
 from spikeprune.core.schedule import Schedule
+from spikeprune.host.plugins import import_folders, import_siblings
 from spikeprune.methods.base import Method
 from spikeprune.record.base import Json
 

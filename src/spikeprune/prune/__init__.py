@@ -1,5 +1,5 @@
 """The Pruner: from scores to exact masks, during the user's own training or in one shot."""
 
-from spikeprune.core.callable import answer_calls
+from spikeprune.host.callable import answer_calls
 
 answer_calls(__name__, "spikeprune.prune.once:prune")

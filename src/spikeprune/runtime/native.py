@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spikeprune.core.errors import InvalidValue, RunFailed, unknown
-from spikeprune.core.machine import cpu_features as cpu_features
-from spikeprune.core.machine import cpu_name as cpu_name
+from spikeprune.host.machine import cpu_features as cpu_features
+from spikeprune.host.machine import cpu_name as cpu_name
 
 log = logging.getLogger("spikeprune")
 MOST_SECONDS = 600.0  # for the compiler, which may hang

@@ -1,5 +1,5 @@
 """A trained network made small without labels and without training: cut in rounds, re-solved, measured again."""
 
-from spikeprune.core.callable import answer_calls
+from spikeprune.host.callable import answer_calls
 
 answer_calls(__name__, "spikeprune.squeeze.squeeze:squeeze")

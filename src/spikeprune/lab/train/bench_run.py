@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue, UserError
-from spikeprune.core.machine import version
 from spikeprune.data import batches as batches_of
+from spikeprune.host.machine import version
 from spikeprune.lab.train.code import NO_CODE, Code
 from spikeprune.lab.train.finished import Finished, finished
 from spikeprune.lab.train.folder import read_safetensors

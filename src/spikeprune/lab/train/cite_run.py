@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from spikeprune.core.errors import UnknownName
-from spikeprune.core.references import TOOLS
 from spikeprune.data.registry import known_dataset
+from spikeprune.host.references import TOOLS
 from spikeprune.lab.recipe.squeeze_settings import SQUEEZE
 from spikeprune.methods.registry import names, source_of
 from spikeprune.record.run import RunRecord

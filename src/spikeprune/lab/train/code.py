@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import final
 
 from spikeprune.core.errors import UserError
-from spikeprune.core.objects import resolve_object
+from spikeprune.host.objects import resolve_object
 from spikeprune.lab.recipe import Recipe, load, read_values
 
 

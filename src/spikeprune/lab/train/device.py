@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.core.machine import cpu_features, cpu_name, version
+from spikeprune.host.machine import cpu_features, cpu_name, version
 from spikeprune.record.checkpoint import RandomState
 from spikeprune.record.run import Environment
 

@@ -2,7 +2,7 @@
 
 import spikeprune
 from spikeprune.core.errors import unknown
-from spikeprune.core.references import TOOLS, Reference, references_of
+from spikeprune.host.references import TOOLS, Reference, references_of
 from spikeprune.methods.base import Method
 from spikeprune.methods.registry import name_of, names, source_of
 
