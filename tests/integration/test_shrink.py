@@ -8,6 +8,7 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 import spikeprune as sp
+from gallery.loops import Rect
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import Masks
 from spikeprune.core.schedule import Constant
@@ -330,6 +331,28 @@ def test_the_width_of_an_mlp_is_cut_beside_attention():
     assert small.wide.out_features < 16
     assert small.q.out_features == small.k.out_features == 8
     assert plan.layers["wide"] == (16, small.wide.out_features)
+    torch.testing.assert_close(run(small, x), run(masked_copy(model, masks), x))
+
+
+class Named(nn.Module):
+    """Arguments of functions are named, and spikes are float32 whatever went in."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        spikes = Rect.apply(self.a(x) - 0.3)
+        return self.c(Rect.apply(nn.functional.linear(input=spikes, weight=self.b.weight, bias=self.b.bias)))
+
+
+def test_named_arguments_are_compared_in_float64_too():
+    model, x = Named().eval(), torch.rand(5, 3) * 4
+    masks = sp.prune(model, "magnitude", 0.5, data=[x], pattern="channel", allocate="uniform")
+    small, plan = shrink(model, masks, x)
+    assert not plan.blocked
+    assert (small.a.out_features, small.b.out_features) == (4, 4)
     torch.testing.assert_close(run(small, x), run(masked_copy(model, masks), x))
 
 

@@ -69,11 +69,15 @@ class Updater:
         target = self.space.target(update.target, self.observer.rates(sum_over_ranks), self.observer)
         evidence = self.evidence(update, membrane=looks and not after)
         scores = self.method.score(evidence)
-        if after:
-            self._measure_after(update, scores, share, target, protected)
-            evidence = self.evidence(update, membrane=True)
-        if share > 0 and "survivors" in self.method.needs:
-            evidence = replace(evidence, survivors=self._survivors(update, scores, share, target, protected))
+        asked = share > 0 and "survivors" in self.method.needs
+        if after or asked:
+            growing = self.space.may_regrow(self.observer) if after else scores.keys() - self.no_regrowth
+            anything = {n: torch.zeros_like(s) for n, s in scores.items() if n in growing}
+            survivors = self.select(update, scores, anything, share, target, protected).survivors
+            if after:
+                self._measure_after(survivors)
+                evidence = self.evidence(update, membrane=True)
+            evidence = replace(evidence, survivors=survivors if asked else None)
         regrow_scores = self.method.regrow_score(evidence) if share > 0 else {}
         regrow_scores = {n: s for n, s in regrow_scores.items() if n not in self.no_regrowth}
         growth = self.method.growth(evidence) if share > 0 and self.method.within_layers else None
@@ -131,33 +135,12 @@ class Updater:
             growth=growth,
         )
 
-    def _survivors(
-        self,
-        update: MaskUpdate,
-        scores: Scores,
-        share: float,
-        target: Target,
-        protected: Mapping[str, Tensor] | None,
-    ) -> Mapping[str, Tensor]:
-        """What the cut leaves, whatever is regrown after it."""
-        anything = {n: torch.zeros_like(s) for n, s in scores.items() if n not in self.no_regrowth}
-        return self.select(update, scores, anything, share, target, protected).survivors
-
-    def _measure_after(
-        self,
-        update: MaskUpdate,
-        scores: Scores,
-        share: float,
-        target: Target,
-        protected: Mapping[str, Tensor] | None,
-    ) -> None:
-        """For measure="after": makes the cut, runs the step's forwards once more, and puts the weights back."""
-        growing = self.space.may_regrow(self.observer)
-        anything = {n: torch.zeros_like(s) for n, s in scores.items() if n in growing}
-        survivors = self.space.masks(self.select(update, scores, anything, share, target, protected).survivors)
-        weights = {n: self.space.parts.model.get_parameter(n).data for n in survivors}
+    def _measure_after(self, survivors: Mapping[str, Tensor]) -> None:
+        """For measure="after": runs the step's forwards once more without what the cut takes; puts the weights back."""
+        masks = self.space.masks(survivors)
+        weights = {n: self.space.parts.model.get_parameter(n).data for n in masks}
         before = {n: weight.clone() for n, weight in weights.items()}
-        for name, mask in survivors.items():
+        for name, mask in masks.items():
             weights[name].mul_(mask)
         self.observer.measure_again()
         for name, value in before.items():
