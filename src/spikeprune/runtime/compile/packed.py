@@ -75,8 +75,11 @@ def _owner(name: str) -> str:
 
 
 def _checked(name: str, entry: Json) -> tuple[torch.dtype, tuple[int, ...]]:
+    wrong = InvalidValue(f"the packed tensor {name[:60]!r} has no known dtype and shape")
     kind, shape = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
-    sizes = shape if isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape) else None
-    if kind not in _DTYPES or sizes is None or len(sizes) > 8 or math.prod(sizes) >= 2**40:
-        raise InvalidValue(f"the packed tensor {name[:60]!r} has no known dtype and shape")
+    if not isinstance(kind, str) or kind not in _DTYPES or not isinstance(shape, list):
+        raise wrong
+    sizes = [size for size in shape if type(size) is int and size >= 0]
+    if len(sizes) != len(shape) or len(sizes) > 8 or math.prod(sizes) >= 2**40:
+        raise wrong
     return _DTYPES[kind], tuple(sizes)
