@@ -33,7 +33,7 @@ def potentials(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     for name, neuron in adapter.neurons(model).items():
 
         def keep(neuron: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-            found[name] = torch.cat([u.detach().flatten() for u in adapter.drive(neuron, args)])
+            found[name] = torch.cat([u.detach().flatten() for u in adapter.potentials(neuron, args)])
 
         handles.append(neuron.register_forward_pre_hook(keep))
     with torch.no_grad():

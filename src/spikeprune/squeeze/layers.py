@@ -1,6 +1,8 @@
 """One prunable weight during a squeeze: its rows, its dense weights, and what scores are made from."""
 
+import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import final
 
@@ -166,3 +168,26 @@ class LayerProblem:
             for part, p in zip(self._groups(), self.problems, strict=True)
         ]
         return torch.cat(parts)
+
+
+def too_few_rows(problems: Mapping[str, LayerProblem], masks: Mapping[str, Tensor], images: int) -> str | None:
+    """What to pass where a neuron keeps more weights than its layer has rows; None where no layer lacks any.
+
+    Args:
+        images: how many were used.
+    """
+    most = {n: int(masks[n].flatten(1).sum(1).max()) for n in problems if n in masks}
+    rows = {n: p.rows for n, p in problems.items() if n in most and p.rows is not None}
+    short: dict[str, int] = {}  # name -> images that would give enough rows; 0 where more rows can be drawn of these
+    for name, drawn in rows.items():
+        if drawn.x.shape[2] < most[name]:
+            more = math.ceil(images * most[name] / drawn.available)
+            short[name] = max(1, more) if drawn.available < most[name] else 0
+    if not short:
+        return None
+    name = max(short, key=lambda n: short[n])
+    advice = f"images={short[name]}" if short[name] else f"rows={most[name]}"
+    return (
+        f"{name!r} has {rows[name].x.shape[2]} rows for up to {most[name]} weights of a neuron, so the ridge decides a "
+        f"part of them; pass {advice} or more (layers with too few rows: {len(short)})"
+    )

@@ -25,6 +25,7 @@ from spikeprune.model.examples import undisturbed
 from spikeprune.model.pairing import Pairing
 from spikeprune.model.trace import Graph
 from spikeprune.squeeze.ear import Hidden
+from spikeprune.squeeze.leak import Leak, leak_of
 
 Derivative = Callable[[nn.Module, Tensor], Tensor]
 
@@ -131,6 +132,7 @@ class _Source:
     share: float
     generator: torch.Generator
     neuron: nn.Module | None
+    leak: Leak | None = None
     seen: int = 0
     drawn: int = 0
     note: str = ""
@@ -145,6 +147,13 @@ class _Source:
         if count <= 0:
             return torch.empty(0, dtype=torch.long)
         return torch.randperm(rows, generator=self.generator)[:count].sort().values
+
+    def gathered(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """The input of a call, as the membrane behind gathers it if that was asked for."""
+        found = None if self.leak is None else self.leak.gather(layer, x)
+        if self.leak is not None and found is None:
+            self.leak, self.note = None, "its input does not show the time steps: inputs as they are"
+        return x if found is None else found
 
     def close(self) -> None:
         """No further time step of the neuron belongs to the calls so far."""
@@ -163,7 +172,7 @@ class _Source:
         x = torch.cat([call.x.float() if call.x.dtype != torch.uint8 else call.x for call in self.done])
         found = [call.c for call in self.done if call.c is not None]
         c = torch.cat(found).T.contiguous() if self.neuron is not None and len(found) == len(self.done) else None
-        note = self.note or ("" if c is not None else "its neuron was not called behind it")
+        note = self.note or ("" if c is not None or self.leak is not None else "its neuron was not called behind it")
         return Rows(x.permute(1, 2, 0).contiguous(), c, self.seen, note)
 
 
@@ -190,6 +199,7 @@ class Drawing:
         pairs: weight name -> the neuron that it feeds.
         shares: weight name -> share of its rows to draw, in (0, 1].
         derivative: (neuron, u) -> surrogate'(u); None draws inputs only.
+        leaky: whether inputs are drawn as the membrane behind the layer gathers them.
     """
 
     def __init__(
@@ -201,6 +211,7 @@ class Drawing:
         shares: Mapping[str, float],
         derivative: Derivative | None,
         seed: int,
+        leaky: bool = False,
     ) -> None:
         modules = dict(model.named_modules())
         self.adapter, self.derivative = adapter, derivative
@@ -214,7 +225,11 @@ class Drawing:
             outputs = int(used[0].weight.shape[0])  # type: ignore[union-attr]
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
             source = _Source(used, outputs, shares[name], generator, None)
-            if derivative is None:
+            if leaky:
+                source.leak = leak_of(adapter, neuron)
+                missing = "feeds no neuron" if neuron is None else "its neuron has no plain leak: inputs as they are"
+                source.note = missing if source.leak is None else ""
+            elif derivative is None:
                 source.note = "all rows weigh alike"
             elif neuron is None:
                 source.note = "feeds no neuron"
@@ -246,7 +261,7 @@ class Drawing:
             with torch.no_grad(), torch._C.DisableTorchFunction():
                 if any(call.steps for call in source.open):
                     source.close()
-                x = given.first
+                x = source.gathered(layer, given.first)
                 rows = output.numel() // source.outputs
                 dims = len(layer.kernel_size) if isinstance(layer, _ConvNd) else 0
                 space = tuple(output.shape[output.ndim - dims :])
@@ -326,6 +341,8 @@ class Drawing:
         """Between two batches: no call waits for a neuron any longer."""
         for source in self.sources.values():
             source.close()
+            if source.leak is not None:
+                source.leak.forget()
 
     def rows(self) -> dict[str, Rows]:
         """Weight name -> what was drawn; weights that were never called are missing."""

@@ -1,6 +1,5 @@
 """One squeeze, from the data to the result: look, cut and solve in rounds, write, measure again, compare."""
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +20,7 @@ from spikeprune.model.prunable import normed_by_row, prunable
 from spikeprune.squeeze.batches import Batches, first_images
 from spikeprune.squeeze.ear import heard
 from spikeprune.squeeze.goals import given_masks, is_met, size_of, target
-from spikeprune.squeeze.layers import LayerProblem
+from spikeprune.squeeze.layers import LayerProblem, too_few_rows
 from spikeprune.squeeze.near import thinned
 from spikeprune.squeeze.network import Network, norm_behind, read, snapshot
 from spikeprune.squeeze.polish import Polish, Polisher
@@ -77,7 +76,7 @@ class Squeezing:
     def _check_neurons(self) -> None:
         network, settings = self.network, self.settings
         known = network.adapter is not None and network.adapter.neurons(network.model)
-        asked = settings.weighting == "criticality" or settings.score == "critical"
+        asked = settings.weighting != "none" or settings.score == "critical"
         if asked and not known and not network.graph.spikes:
             raise InvalidValue(
                 f"{NOT_FOUND.partition(':')[0]}, so nothing tells which errors flip a spike; register an adapter "
@@ -114,7 +113,9 @@ class Squeezing:
             if is_met(alive, wanted):
                 return self._unchanged(alive)
             weights, masks = self._rounds(problems, alive, wanted)
-        self._warn_few_rows(problems, masks)
+        advice = too_few_rows(problems, masks, self.batches.images) if settings.solve else None
+        if advice is not None:
+            self._warn(advice)
         self._clock("solving")
         return self._apply(problems, weights, masks)
 
@@ -169,8 +170,9 @@ class Squeezing:
         wanted = settings.rows * settings.oversample
         shares = {n: min(1.0, wanted / (per_forward[n] * scale)) for n in layers}
         drawing = Drawing(
-            network.model, network.adapter, layers, network.pairs, shares, self._derivative(), settings.seed
-        )
+            network.model, network.adapter, layers, network.pairs, shares, self._derivative(), settings.seed,
+            leaky=settings.weighting == "membrane",
+        )  # fmt: skip
         keeper = SpikeKeeper(network.model, network.adapter, network.graph)
 
         def hear(neuron: SpikeNeuron) -> None:
@@ -196,7 +198,7 @@ class Squeezing:
 
     def _derivative(self) -> Callable[[nn.Module, Tensor], Tensor] | None:
         settings, adapter = self.settings, self.network.adapter
-        if adapter is None or (settings.weighting == "none" and settings.score != "critical"):
+        if adapter is None or (settings.weighting != "criticality" and settings.score != "critical"):
             return None
         if settings.surrogate is None:
             return lambda neuron, u: (Discovered() if isinstance(neuron, SpikeNeuron) else adapter).derivative(
@@ -382,19 +384,3 @@ class Squeezing:
     def _warn(self, text: str) -> None:
         self.notes.append(text)
         warnings.warn(text, UserWarning, stacklevel=5)
-
-    def _warn_few_rows(self, problems: Mapping[str, LayerProblem], masks: Mapping[str, Tensor]) -> None:
-        short: dict[str, tuple[int, int, int]] = {}  # images that would do (0: more rows would), rows, weights
-        for name, mask in ((n, masks[n]) for n in problems if n in masks):
-            rows = problems[name].rows
-            most = int(mask.flatten(1).sum(1).max())
-            if self.settings.solve and rows is not None and rows.x.shape[2] < most:
-                more = max(1, math.ceil(self.batches.images * most / rows.available)) if rows.available < most else 0
-                short[name] = more, rows.x.shape[2], most
-        if short:
-            name = max(short, key=lambda n: short[n][0])
-            more, used, most = short[name]
-            self._warn(
-                f"{name!r} has {used} rows for up to {most} weights of a neuron, so the ridge decides a part of them; "
-                f"pass {f'images={more}' if more else f'rows={most}'} or more (layers with too few rows: {len(short)})"
-            )

@@ -15,6 +15,12 @@ from spikeprune.methods.base import check_choice, is_number
 from spikeprune.model.prunable import Names
 from spikeprune.squeeze.select import ALLOCATIONS, SALIENCIES
 
+_SCORES = {
+    "criticality": "critical",
+    "none": "energy",
+    "membrane": "obs",
+}  # weighting -> the saliency that goes with it
+
 
 @final
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class SqueezeSettings:
     pattern: str = "weight"
     allocate: str = "lamp"
     rounds: int = 8
-    weighting: Literal["criticality", "none"] = "criticality"
+    weighting: Literal["criticality", "none", "membrane"] = "criticality"
     saliency: str | None = None
     solve: bool = True
     surrogate: str | None = None
@@ -65,7 +71,7 @@ class SqueezeSettings:
             )
         if self.tolerance is not None and self.pattern != "weight":
             raise InvalidValue(f"tolerance= takes pattern='weight', whose sparsity can be any, not {self.pattern!r}")
-        check_choice("weighting", self.weighting, ("criticality", "none"))
+        check_choice("weighting", self.weighting, tuple(_SCORES))
         for setting, value, names in (
             ("budget", self.budget, BUDGETS),
             ("allocation", self.allocate, ALLOCATIONS),
@@ -86,10 +92,10 @@ class SqueezeSettings:
         for setting, number in (("power", self.power), ("eps", self.eps), ("ridge", self.ridge)):
             if not (math.isfinite(number) and number >= 0):
                 raise InvalidValue(f"{setting} must be a finite number of 0 or more, got {number}")
-        if self.oversample > 1 and self.weighting == "none":
+        if self.oversample > 1 and self.weighting != "criticality":
             raise InvalidValue(
-                f"oversample={self.oversample} draws rows by their criticality, which weighting='none' does not "
-                "measure; leave oversample at 1"
+                f"oversample={self.oversample} draws rows by their criticality, which weighting={self.weighting!r} does "
+                "not measure; leave oversample at 1"
             )
         if self.surrogate is not None:
             curve_named(self.surrogate)
@@ -127,4 +133,4 @@ class SqueezeSettings:
         """The saliency: as given, or the one that goes with the weighting."""
         if self.saliency is not None:
             return self.saliency
-        return "critical" if self.weighting == "criticality" else "energy"
+        return _SCORES[self.weighting]

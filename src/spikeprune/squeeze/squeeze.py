@@ -31,7 +31,7 @@ def squeeze(
     pattern: str = "weight",
     allocate: str = "lamp",
     rounds: int = 8,
-    weighting: Literal["criticality", "none"] = "criticality",
+    weighting: Literal["criticality", "none", "membrane"] = "criticality",
     saliency: str | None = None,
     solve: bool = True,
     surrogate: str | None = None,
@@ -85,7 +85,8 @@ def squeeze(
         allocate: how layers share the cut: "lamp", "global" (scores as they are), "energy" (over the layer's output
             energy), "neuron" (equal shares per neuron), "uniform", "erk".
         rounds: cuts; what is kept falls in equal ratios.
-        weighting: "criticality", or "none" for plain least squares and the plain output energy in the score.
+        weighting: "criticality"; "none" for plain least squares and the plain output energy in the score; "membrane" for
+            the rival SBC: plain least squares of potentials without reset, and their "obs" in the score.
         saliency: the score, if not the one that goes with the weighting ("critical" or "energy"): "magnitude", "obs",
             "wanda", "random".
         solve: whether remaining weights are solved again; False only cuts (and measures statistics again).

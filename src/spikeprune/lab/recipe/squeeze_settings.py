@@ -7,7 +7,7 @@ from spikeprune.core.errors import InvalidValue
 from spikeprune.core.schedule import duration
 from spikeprune.lab.recipe.validate import Rule, check_fields, key, share, whole
 from spikeprune.squeeze.select import ALLOCATIONS, SALIENCIES
-from spikeprune.squeeze.settings import SqueezeSettings
+from spikeprune.squeeze.settings import WEIGHTINGS, SqueezeSettings
 
 SQUEEZE = "squeeze"
 _OWN = SqueezeSettings()
@@ -23,7 +23,7 @@ class SqueezeOptions:
     images: int = key(_OWN.images, "calibration images, drawn from the training split", rule=_AT_LEAST_1)
     allocate: str = key(_OWN.allocate, "how layers share the cut", choices=ALLOCATIONS)
     rounds: int = key(_OWN.rounds, "cuts; what is kept falls in equal ratios", rule=_AT_LEAST_1)
-    weighting: str = key(_OWN.weighting, "what weighs the rows of the least squares", choices=("criticality", "none"))
+    weighting: str = key(_OWN.weighting, "what weighs the rows of the least squares", choices=WEIGHTINGS)
     saliency: str | None = key(
         _OWN.saliency, f"score of a weight ({', '.join(SALIENCIES)}); null: the one that goes with the weighting"
     )
