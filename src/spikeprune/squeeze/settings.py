@@ -15,11 +15,8 @@ from spikeprune.methods.base import check_choice, is_number
 from spikeprune.model.prunable import Names
 from spikeprune.squeeze.select import ALLOCATIONS, SALIENCIES
 
-_SCORES = {
-    "criticality": "critical",
-    "none": "energy",
-    "membrane": "obs",
-}  # weighting -> the saliency that goes with it
+_SCORES = {"criticality": "critical", "none": "energy", "membrane": "obs"}  # the saliency of each weighting
+WEIGHTINGS = tuple(_SCORES)
 
 
 @final
@@ -71,7 +68,7 @@ class SqueezeSettings:
             )
         if self.tolerance is not None and self.pattern != "weight":
             raise InvalidValue(f"tolerance= takes pattern='weight', whose sparsity can be any, not {self.pattern!r}")
-        check_choice("weighting", self.weighting, tuple(_SCORES))
+        check_choice("weighting", self.weighting, WEIGHTINGS)
         for setting, value, names in (
             ("budget", self.budget, BUDGETS),
             ("allocation", self.allocate, ALLOCATIONS),
@@ -94,8 +91,8 @@ class SqueezeSettings:
                 raise InvalidValue(f"{setting} must be a finite number of 0 or more, got {number}")
         if self.oversample > 1 and self.weighting != "criticality":
             raise InvalidValue(
-                f"oversample={self.oversample} draws rows by their criticality, which weighting={self.weighting!r} does "
-                "not measure; leave oversample at 1"
+                f"oversample={self.oversample} draws rows by their criticality, which weighting={self.weighting!r} "
+                "does not measure; leave oversample at 1"
             )
         if self.surrogate is not None:
             curve_named(self.surrogate)

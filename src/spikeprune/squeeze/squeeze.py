@@ -85,8 +85,8 @@ def squeeze(
         allocate: how layers share the cut: "lamp", "global" (scores as they are), "energy" (over the layer's output
             energy), "neuron" (equal shares per neuron), "uniform", "erk".
         rounds: cuts; what is kept falls in equal ratios.
-        weighting: "criticality"; "none" for plain least squares and the plain output energy in the score; "membrane" for
-            the rival SBC: plain least squares of potentials without reset, and their "obs" in the score.
+        weighting: "criticality"; "none" for plain least squares and the plain output energy in the score; "membrane"
+            for the rival SBC: plain least squares of potentials without reset, and their "obs" in the score.
         saliency: the score, if not the one that goes with the weighting ("critical" or "energy"): "magnitude", "obs",
             "wanda", "random".
         solve: whether remaining weights are solved again; False only cuts (and measures statistics again).
