@@ -170,6 +170,69 @@ def test_the_steepness_is_found_from_the_derivative(ours, alpha):
     assert not strict
 
 
+class Rectangle(torch.autograd.Function):
+    """Heaviside step with the derivative 1 within half of a unit."""
+
+    @staticmethod
+    def forward(ctx, u):
+        ctx.save_for_backward(u)
+        return (u > 0).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx, g):
+        (u,) = ctx.saved_tensors
+        return g * (u.abs() < 0.5)
+
+
+class Triangle(nn.Module):
+    """A surrogate of the user's own in the place of the framework's."""
+
+    def forward(self, u):
+        g = (1 - u.abs()).clamp(0) * u
+        return ((u >= 0).to(u.dtype) - g).detach() + g
+
+
+UNKNOWN = {
+    "Rect": surrogate.Rect,
+    "PiecewiseQuadratic": surrogate.PiecewiseQuadratic,
+    "LeakyKReLU": surrogate.LeakyKReLU,
+    "own function": lambda: Rectangle.apply,
+    "straight through": Triangle,
+}
+
+
+@pytest.mark.parametrize("make", list(UNKNOWN.values()), ids=list(UNKNOWN))
+@pytest.mark.parametrize("node", [neuron.LIFNode, neuron.ParametricLIFNode])
+def test_an_unknown_surrogate_is_asked_for_its_derivative(make, node):
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        layer.Conv2d(2, 6, 3, padding=1), layer.BatchNorm2d(6), node(v_threshold=0.4, surrogate_function=make()),
+        layer.Conv2d(6, 8, 3, padding=1), layer.BatchNorm2d(8),
+        node(v_reset=None, detach_reset=True, surrogate_function=make()),
+    )  # fmt: skip
+    functional.set_step_mode(plain.double(), "m")
+    fused, found = fuse(copy.deepcopy(plain)), []
+    x = torch.rand(4, 3, 2, 5, 7, dtype=torch.float64) * 3
+    for model in (plain, fused):
+        out = model(x)
+        (out.sum(0) * torch.linspace(-1, 1, 8, dtype=torch.float64).view(8, 1, 1)).square().sum().backward()
+        found.append((out, [p.grad for p in model.parameters()], list(model.buffers()), model[2].v))
+        functional.reset_net(model)
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1][0].abs().max() > 0
+    assert_close(found[1], found[0])
+    assert [row.norm for row in fuse_report(fused) if row.name in "25"] == ["1", "4"]
+
+
+def test_a_function_that_fires_more_than_spikes_keeps_its_forward():
+    class Graded(surrogate.ATan):
+        def forward(self, u):
+            return super().forward(u) + super().forward(u - 1)
+
+    fused = fuse(nn.Sequential(layer.Linear(4, 4), neuron.IFNode(surrogate_function=Graded())))
+    assert "gives other values than 0" in next(row.reason for row in fuse_report(fused) if row.name == "1")
+
+
 class Scaled(nn.Conv2d):
     def forward(self, x):
         return F.conv2d(x, self.weight * 3.0, self.bias, self.stride, self.padding)

@@ -247,8 +247,8 @@ def adapter_for(model: nn.Module) -> Adapter:
     adapter = find_adapter(model)
     if adapter is None:
         raise InvalidValue(
-            f"{type(model).__name__} has no spiking neuron among its modules that is known here; spike functions in a "
-            "forward are found for pruning, squeeze and count alone. For neurons of your own see "
-            "spikeprune.integrations.register_adapter"
+            f"{type(model).__name__} has no spiking neuron among its modules that is known here. Prune, squeeze, "
+            "count, compile and the exports find spike functions in a forward by themselves; this needs an adapter for "
+            "your neurons: spikeprune.integrations.register_adapter"
         )
     return adapter

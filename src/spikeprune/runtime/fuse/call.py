@@ -36,6 +36,13 @@ class Neuron:
     detach_reset: bool = False
     # How decay, gain and offset move with the leak q of a neuron that learns it.
     slopes: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    # A surrogate that the kernel does not know: the neuron's own function. It runs in PyTorch.
+    own: Curve | None = None
+
+    @property
+    def curve(self) -> Curve:
+        """The surrogate's curve and derivative."""
+        return self.own or curve_of(self.surrogate, self.alpha)
 
     @property
     def v_reset(self) -> float | None:

@@ -4,7 +4,8 @@
     h = decay * v + gain * x + offset,  s = step(h - v_threshold),  v = s ? reset_scale * h + reset_shift : h
 
 Both ways keep y alone until backward and compute everything else again. The kernel takes float32, bfloat16 and
-float64 on the CPU; everything else, and machines without a compiler, take the PyTorch way, on any device.
+float64 on the CPU; everything else, surrogates that it does not know, and machines without a compiler take the PyTorch
+way, on any device.
 
 Shapes: T steps, N samples, C channels; y is [T * N, C, *space], or [N, C, *space] if one step drives all T.
 """
@@ -115,7 +116,7 @@ def fire(
         v_start: potential carried over from an earlier call, [N, C, *space].
         leak: the scalar that a neuron with learned decay takes its decay from; its value stands in `call` already.
     """
-    way = Recomputed if kernels(y) is None else _Fused
+    way = Recomputed if kernels(y) is None or call.neuron.own is not None else _Fused
     return way.apply(y, weight, bias, v_start, leak, call)  # pyright: ignore[reportReturnType]
 
 

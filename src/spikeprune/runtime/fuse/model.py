@@ -55,9 +55,10 @@ def fuse(model: M) -> M:
     fed with exactly what a BatchNorm returned goes back to the BatchNorm's input, and whoever else reads that result
     still gets it. What cannot be fused runs as before; `fuse_report` names it.
 
-    On the CPU float32, bfloat16 and float64 run in C++ (in PyTorch without a compiler); other devices and types take
-    the PyTorch way. Under `torch.compile` the model runs unfused and is left to the compiler. Spikes are those of the
-    unfused model up to ties, gradients equal up to rounding. There is no second derivative.
+    On the CPU float32, bfloat16 and float64 run in C++ (in PyTorch without a compiler); other devices and types, and
+    surrogates other than ATan, Sigmoid and Dspike, take the PyTorch way, which saves memory but no time. Under
+    `torch.compile` the model runs unfused and is left to the compiler. Spikes are those of the unfused model up to
+    ties, gradients equal up to rounding. There is no second derivative.
 
     Returns: `model` itself.
     Raises: InvalidValue if the model has no spiking neuron, or if a part of it is fused already.

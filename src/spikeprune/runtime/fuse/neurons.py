@@ -1,40 +1,53 @@
 """Which neurons and normalisations the fused kernel can stand in for, and their numbers."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
+from spikeprune.core.surrogate import Curve
 from spikeprune.model.adapter import Adapter, NeuronParams
 from spikeprune.model.fusing import Fusing
 from spikeprune.runtime.fuse.call import Neuron, curve_of
 from spikeprune.runtime.structs import SURROGATES
 
 _PROBES = torch.tensor([-2.0, -0.75, -0.375, -0.1, 0.0, 0.1, 0.375, 0.75, 2.0], dtype=torch.float64)
+OWN = "own"  # stands for a surrogate that the kernel does not know
 _TORCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def surrogate_of(adapter: Adapter, neuron: nn.Module, steepness: float | None) -> tuple[str, float, bool] | str:
+def surrogate_of(
+    adapter: Adapter, neuron: nn.Module, steepness: float | None, smooth: bool = False
+) -> tuple[str, float, bool] | str:
     """(name, steepness, strict) of the neuron's surrogate, or why it cannot be told.
 
-    A surrogate is known by what it computes, not by its class: its derivative must agree with one of ours.
+    A surrogate is known by what it computes, not by its class: its derivative agrees with one of ours, or its name is
+    "own" and its derivative is asked of the function itself.
     """
     function = adapter.surrogate(neuron)
     called = f"surrogate {type(function).__name__}"
     try:
         derivative = adapter.derivative(neuron, _PROBES)
         with torch.no_grad():
-            strict = not bool(function(_PROBES.new_zeros(1)).item() >= 1.0)
+            fired = function(_PROBES)
     except InvalidValue as error:
         return str(error)
+    strict = not bool(fired[_PROBES == 0].item() >= 1.0)
+    if not smooth and not torch.equal(fired, (_PROBES > 0 if strict else _PROBES >= 0).to(fired.dtype)):
+        return f"{called} gives other values than 0 below the threshold and 1 above it"
     top = float(derivative[_PROBES == 0])
     for name in SURROGATES:
         alpha = _steepness(name, top) if steepness is None else float(steepness)
         if alpha and torch.allclose(derivative, curve_of(name, alpha).derivative(_PROBES), rtol=1e-6, atol=1e-9):
             return name, alpha, strict
-    return f"{called} is none of ATan, Sigmoid, Dspike"
+    if smooth:
+        return f"{called} is none of ATan, Sigmoid, Dspike, and the neuron fires its curve"
+    if isinstance(function, nn.Module) and any(p.requires_grad for p in function.parameters()):
+        return f"{called} has parameters that are learned"
+    return OWN, 0.0, strict
 
 
 def _steepness(name: str, top: float) -> float:
@@ -66,7 +79,7 @@ class Reader:
         function, steepness = self.adapter.surrogate(neuron), self.fusing.steepness(neuron)
         key = (type(function) if steepness is not None else function, steepness, self.fusing.smooth(neuron))
         if key != self.key:
-            self.key, self.surrogate = key, surrogate_of(self.adapter, neuron, steepness)
+            self.key, self.surrogate = key, surrogate_of(self.adapter, neuron, steepness, self.fusing.smooth(neuron))
         return self._read(neuron)
 
     def _read(self, neuron: nn.Module) -> Neuron | str:
@@ -98,7 +111,12 @@ class Reader:
             smooth=self.fusing.smooth(neuron),
             detach_reset=params.detach_reset,
             slopes=(0.0, 0.0, 0.0) if leak is None else leak.slopes,
+            own=self._own(neuron) if name == OWN else None,
         )
+
+    def _own(self, neuron: nn.Module) -> Curve:
+        """The neuron's own surrogate as it is at the moment of each call."""
+        return Curve(partial(self.adapter.smooth, neuron), partial(self.adapter.derivative, neuron))
 
 
 def _numbers(params: NeuronParams) -> list[float | None] | None:

@@ -1,4 +1,7 @@
-"""The fused function in PyTorch alone: what the kernel must give, and what runs where there is no kernel."""
+"""The fused function in PyTorch alone: what the kernel must give.
+
+It runs where there is no kernel, and for surrogates that the kernel does not know.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -9,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spikeprune.core.neuron import charge, reset_after
-from spikeprune.runtime.fuse.call import Call, Neuron, Norm, curve_of
+from spikeprune.runtime.fuse.call import Call, Neuron, Norm
 
 
 class Recomputed(torch.autograd.Function):
@@ -64,7 +67,7 @@ def reference(
     x = y if call.norm is None else normalised(y, call.T, call.norm, weight, bias)
     steps = [x] * call.T if call.is_static else list(x.unflatten(0, (call.T, -1)))
     wide = torch.float64 if y.dtype == torch.float64 else torch.float32
-    surrogate = curve_of(n.surrogate, n.alpha)
+    surrogate = n.curve
     decay, gain, offset = n.decay, n.gain, n.offset
     if leak is not None:  # linear in the leak, so value and slopes say everything
         move = leak.to(wide) - leak.detach().to(wide)
@@ -112,4 +115,4 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         (u,) = ctx.saved_tensors
         n: Neuron = ctx.neuron
-        return g * curve_of(n.surrogate, n.alpha).derivative(u), None
+        return g * n.curve.derivative(u), None
