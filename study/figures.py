@@ -1,4 +1,4 @@
-"""Pictures of the deep study: accuracy over sparsity and over CPU seconds, from comparisons of `spikeprune compare`."""
+"""Pictures of the deep study and of cost: accuracy over sparsity and over seconds, from `spikeprune compare`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,6 +8,7 @@ from spikeprune.lab.study.compare import Arm, Comparison
 WEIGHTS = ("deep", "deep_more")
 CHANNELS = ("deep_channels", "deep_channels_more")
 COST = ("deep_cost",)
+SMALL_COST = ("cost",)
 
 
 def deep(found: Mapping[str, Comparison]) -> dict[str, str]:
@@ -16,6 +17,7 @@ def deep(found: Mapping[str, Comparison]) -> dict[str, str]:
         "deep-weights": over_sparsity(_rows(found, WEIGHTS)),
         "deep-channels": over_sparsity(_rows(found, CHANNELS)),
         "deep-cost": over_seconds(_rows(found, COST)),
+        "cost": over_seconds(_rows(found, SMALL_COST)),
     }
     return {name: svg for name, svg in pictures.items() if svg}
 
@@ -25,10 +27,11 @@ def section(found: Mapping[str, Comparison]) -> list[str]:
     captions = {
         "deep-weights": "Accuracy over the share of weights cut, one panel a network; mean and 95 % interval.",
         "deep-channels": "Accuracy over the share of channels cut, one panel a network; mean and 95 % interval.",
-        "deep-cost": "Accuracy over seconds: those until the masks are known, and those of the whole training.",
+        "deep-cost": "Deep networks: accuracy over CPU seconds, until the masks are known and of the whole training.",
+        "cost": "Small network, 95 %: accuracy over CPU seconds, until the masks are known and of the whole training.",
     }
     lines = [line for name in deep(found) for line in (f"![{captions[name]}](images/study-{name}.svg)", "")]
-    return ["## The deep networks in pictures", "", *lines] if lines else []
+    return ["## In pictures: the deep networks, and cost", "", *lines] if lines else []
 
 
 def over_sparsity(rows: Sequence[Arm]) -> str:

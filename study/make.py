@@ -27,10 +27,13 @@ _SEEDS = ("0", "1", "2")
 
 
 def spikeprune(*words: str, quiet: bool = False) -> str:
-    """What the command prints, which is shown as well unless `quiet`. Raises: SystemExit if it fails."""
+    """What the command prints, which is shown as well unless `quiet`; its seconds are CPU seconds (study/clock.py).
+
+    Raises: SystemExit if it fails.
+    """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # the recipes name study.networks
     done = subprocess.run(
-        [sys.executable, "-m", "spikeprune", *words],
+        [sys.executable, str(ROOT / "study" / "clock.py"), *words],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,  # files of the study name each other from there

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import abstract
 import figures
+import price
 
 from spikeprune.core.errors import UserError
 from spikeprune.lab.page.charts import Difference, Series, forest, front, picture, plot
@@ -20,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "fashion", "cifar10", "never_dense", "never_dense_cifar10", "confirm", "confirm_cifar10", "equal_macs", "options",
     "mechanism", "compute", "extremes", "extremes_cifar10", "ablations", "time_steps", "rivals", "lottery",
-    "recovery_digits", "recovery", "deep_first", "deep", "deep_channels", "deep_more", "deep_channels_more",
-    "deep_cifar100", "deep_steps", "deep_cost", "deep_rules",
+    "recovery_digits", "recovery", "cost", "deep_lr", "deep", "deep_channels", "deep_more", "deep_channels_more",
+    "deep_cifar100", "deep_steps", "deep_cost", "deep_rules", "deep_gpu", "deep_channels_gpu",
 )  # fmt: skip
 HEAD = """# The study
 
@@ -59,7 +60,7 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
             lines += _part(comparison, block, image, bool(differences))
     for structure, picture_of in figures.deep(found).items():
         made[root / "docs" / "images" / f"study-{structure}.svg"] = picture_of
-    lines += figures.section(found)
+    lines += [*figures.section(found), *price.section(found)]
     lines += ["## The paper's factors of cost", "", *(f"- {line}" for line in claims.explanation()), ""]
     return {root / "docs" / "study.md": "\n".join(lines), **made}
 

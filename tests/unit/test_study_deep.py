@@ -2,7 +2,9 @@
 
 import importlib
 import re
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,51 @@ def test_the_table_of_the_abstract_tells_results_and_what_was_not_run(modules, f
     assert "nothing yet" in empty
     assert "- deep: 9 runs, 9 to make: about 8 h" in empty
     assert empty.count("\n|") == said.count("\n|")
+
+
+def test_seconds_are_divided_by_those_of_criticality(modules, found):
+    price = importlib.import_module("price")
+    rows = {row.label: row for row in found.rows}
+    as_base = replace(rows["magnitude"], label="criticality")
+    cost = replace(found, rows=(as_base, rows["random"]))
+    wanted = rows["random"].values["seconds"].mean / as_base.values["seconds"].mean
+    search, total = price.ratios({"cost": cost}, "cost", "random")
+    assert total == pytest.approx(wanted)
+    assert search == pytest.approx(rows["random"].values["search_seconds"].mean / as_base.values["search_seconds"].mean)
+    said = "\n".join(price.section({"cost": cost}))
+    assert f"| {wanted:.2f} |" in said
+    assert price.ratios({"cost": found}, "cost", "random") is None  # without criticality there is nothing to divide by
+    assert price.section({"cost": found}) == []
+
+
+def test_what_was_not_run_has_its_hours_and_their_sum(modules):
+    left = importlib.import_module("left")
+    hours = {"ablations": "75 runs: about 30 min with 1 worker", "rivals": "60 runs: about 1.5 h with 1 worker"}
+    said = "\n".join(left.section((), hours))
+    assert "Together they are 2 hours." in said
+    assert "- rivals: 60 runs: about 1.5 h with 1 worker. It would tell: other published methods" in said
+    assert "rivals" not in "\n".join(left.section(("rivals",), hours))
+    assert left.section(hours, hours) == []
+    assert left.hours_of("3 runs") is None
+
+
+def test_the_clock_of_the_study_is_cpu_time():
+    words = [sys.executable, str(ROOT / "study" / "clock.py"), "list", "methods"]
+    code = f"import runpy, sys, time; sys.argv = {words[1:]!r}; runpy.run_path(sys.argv[0]); "
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print(time.perf_counter is time.process_time)"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert done.stdout == "True\n"
+
+
+def test_every_part_of_the_study_has_its_file(modules):
+    order = importlib.import_module("page").ORDER
+    for name in order:
+        assert (ROOT / "study" / f"{name}.yaml").is_file(), name
+    sweeps = {
+        name: read_sweep(str(ROOT / "study" / f"{name}.yaml"), ["--data.root", "x"]) for name in ("deep", "deep_lr")
+    }
+    assert len(sweeps["deep"].tasks) == 2 * 3 * 7  # networks, seeds, arms with dense
+    assert {task.recipe.seed for task in sweeps["deep_lr"].tasks} == {100}  # a seed that the study does not use
