@@ -70,6 +70,18 @@ def test_stratified_takes_each_class_in_proportion(count: int, expected: list[in
     assert torch.equal(torch.cat([chosen, rest]).sort().values, torch.arange(28))
 
 
+def test_a_part_of_the_test_split_is_the_same_for_all_seeds_and_is_told() -> None:
+    data = [assemble("toy", source(), limit=None, seed=s, validation=0.0, test_limit=4) for s in (0, 1)]
+    assert members(data[0].test) == members(data[1].test)
+    assert data[0].counts["test"] == 4
+    assert data[0].checksum == assemble("toy", source(), limit=None, seed=0, validation=0.0).checksum
+    whole = len(source().test)
+    assert data[0].notes[-1].startswith(f"only 4 of the {whole} test images are scored")
+    assert assemble("toy", source(), limit=None, seed=0, validation=0.0, test_limit=whole).notes == ()
+    with pytest.raises(InvalidValue, match=f"data.test_limit must be 1 to {whole}"):
+        assemble("toy", source(), limit=None, seed=0, validation=0.0, test_limit=whole + 1)
+
+
 def test_sizes_and_their_limits() -> None:
     assert sizes(50_000, None, 0.1) == (45_000, 5_000)
     assert sizes(50_000, 1000, 0.0) == (1000, 0)

@@ -370,12 +370,19 @@ def test_a_run_records_and_shows_the_time_steps_that_ran(tmp_path, monkeypatch, 
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     words = ["--model", "net_of_two_steps:build", "--epochs", "1", "--data.limit", "40", "--batch", "16"]
-    words += ["--baseline", "false", "--precision", "fp32", "--out", str(tmp_path / "runs")]
+    words += ["--baseline", "false", "--precision", "fp32", "--data.test_limit", "50", "--out", str(tmp_path / "runs")]
     assert cli.main(["run", "digits", *words]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("pruned epoch 1/1  loss ")
     folder = RunFolder.existing(said[-1])
-    assert folder.read_record().settings.T == 2
+    record = folder.read_record()
+    assert record.settings.T == 2
+    assert record.data.counts["test"] == 50
+    assert any("Only 50 test images were scored" in line for line in said)
+    classes = record.pruned.classes
+    assert classes is not None
+    assert sum(each.images for each in classes) == record.data.counts["test"]
+    assert sum(each.right for each in classes) / record.data.counts["test"] == record.accuracy
     page = folder.report.read_text()
     assert "T = 2" in page
     assert "On a neuromorphic chip neurons and packets cost energy too" in page
@@ -445,11 +452,26 @@ def test_what_a_run_does_between_epochs_is_said_where_there_is_no_bar():
     assert said == ["scoring 355 test images"]
 
 
-def test_the_help_of_the_command_line_fits_80_columns(capsys):
-    assert cli.main(["--help"]) == 0
-    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
-    assert cli.main(["run", "--help"]) == 0
-    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+@pytest.mark.parametrize("command", [None, *cli.commands()])
+def test_every_help_fits_80_columns_and_has_examples(command, capsys):
+    assert cli.main([*([command] if command else []), "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("usage: spikeprune") for line in lines)
+    assert any(line.startswith("  spikeprune ") for line in lines[lines.index("examples:") + 1 :])
+
+
+def test_the_help_of_commands_shows_defaults(capsys):
+    for command, said in (
+        ("bench", "whose median and spread are shown (default 5)"),
+        ("analyze", "(default 2000)"),
+        ("report", "between two looks (default 5.0)"),
+        ("squeeze", "  --sparsity  a share in [0, 1); default 0.95\n"),
+        ("squeeze", "  --images  "),
+    ):
+        assert cli.main([command, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert said in text or said in " ".join(text.split()), command
 
 
 class WideBehindNarrow(nn.Module):

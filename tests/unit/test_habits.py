@@ -99,7 +99,7 @@ def test_report_of_two_runs_compares_them(tmp_path):
         write_run(tmp_path, accuracy, f"method={method}", "sparsity=0.9")
     page = report._compared(tmp_path, [str(path) for path in sorted(tmp_path.iterdir())])
     assert page == tmp_path / "comparison.html"
-    assert "At 90 % sparsity random is best: 90.00 %" in page.read_text()
+    assert "At 90 % sparsity random leads with 90.00 %" in page.read_text()
 
 
 def test_a_run_goes_to_a_hub_and_back_as_it_was(made, tmp_path, capsys, monkeypatch):

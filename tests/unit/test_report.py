@@ -264,7 +264,7 @@ def test_regrowth_is_shown_by_event_and_where_known_by_layer(made: Folder):
         "b.weight": {"kept": 360, "regrown": 80},
     }
     text = Structure(made.page()).text
-    assert "Regrowth happened in 1 of 2 events" in text
+    assert "Regrowth happened in 1 of 2 mask updates" in text
     assert "20 of 80 (25.0 %) survived the next cut" in text
     run = read_run(made.folder)
     first, last = figures.columns(run)
@@ -382,7 +382,7 @@ def test_regrown_channels_are_called_channels(made: Folder):
     ]
     text = Structure(made.page()).text
     assert "fewer channels" in text
-    assert "channels are cut" in text
+    assert "which cuts channels" in text
     assert "No later cut has judged them." in text
     [strip] = figures.regrowth_strips(read_run(made.folder))
     assert (strip.name, strip.total, strip.shades[0][0]) == ("b", "2", 1.0)

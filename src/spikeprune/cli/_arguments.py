@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from spikeprune.core.errors import InvalidValue
@@ -11,16 +13,46 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that reports a wrong command line as one line of ours."""
+    """argparse that reports a wrong command line as one line of ours.
 
-    def __init__(self, command: str, description: str):
-        super().__init__(prog=f"spikeprune {command}", description=description, allow_abbrev=False)
+    Args:
+        examples: command lines without the word `spikeprune`, for the end of `--help`.
+    """
+
+    def __init__(self, command: str, description: str, examples: Sequence[str]):
+        super().__init__(
+            prog=f"spikeprune {command}",
+            description=description,
+            epilog="\n".join(["examples:", *(f"  spikeprune {example}" for example in examples)]),
+            allow_abbrev=False,
+            formatter_class=_Help,
+        )
 
     def error(self, message: str) -> NoReturn:
         raise InvalidValue(f"{self.prog}: {message}; `{self.prog} --help` shows what it takes")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         raise SystemExit(status)
+
+
+class _Help(argparse.HelpFormatter):
+    """Within 80 columns, paragraphs and lines of examples as they are written, defaults beside each option."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, width=80)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = [part.strip("\n") for part in text.split("\n\n")]
+        filled = (
+            part if "\n  " in part else textwrap.fill(" ".join(part.split()), width, break_on_hyphens=False)
+            for part in parts
+        )
+        return "\n\n".join(textwrap.indent(part, indent) for part in filled)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        said = action.help or ""
+        told = action.default not in (None, False, [], argparse.SUPPRESS) and "(default" not in said
+        return f"{said} (default %(default)s)" if told and action.option_strings else said
 
 
 def add_code_options(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from spikeprune.cli._arguments import Parser, add_code_options, code_of
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser("analyze", __doc__ or "")
+    parser = Parser("analyze", __doc__ or "", ["analyze runs/digits-81ff6b346a", "analyze RUN --against OTHER_RUN"])
     parser.add_argument(
         "runs",
         metavar="RUN",
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str]) -> int:
         help="other runs, such as those without regrowth; several RUNs are paired with them by seed",
     )  # fmt: skip
     parser.add_argument("--features", default="rate", help="rate, or the authors' inverted-min-max")
-    parser.add_argument("--images", type=int, default=2000, help="of the training and of the test split (2000)")
+    parser.add_argument("--images", type=int, default=2000, help="of the training and of the test split")
     add_code_options(parser)
     options = parser.parse_args(arguments)
 

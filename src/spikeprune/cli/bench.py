@@ -11,7 +11,11 @@ from spikeprune.record.text import aligned
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser("bench", f"{__doc__}\n\nWrites bench.json and bench.svg into the run folder, and its report anew.")
+    parser = Parser(
+        "bench",
+        f"{__doc__}\n\nWrites bench.json and bench.svg into the run folder, and its report anew.",
+        ["bench runs/digits-81ff6b346a", "bench RUN --batch 1 --threads 1 --repeats 9"],
+    )
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("--batch", default="1,32", help="batch sizes, such as 1,32")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved rounds whose median and spread are shown")

@@ -7,7 +7,7 @@ from spikeprune.cli._arguments import Parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser("cite", __doc__ or "")
+    parser = Parser("cite", __doc__ or "", ["cite runs/digits-81ff6b346a", "cite rigl erk"])
     parser.add_argument(
         "what",
         metavar="RUN|METHOD",

@@ -12,7 +12,16 @@ from spikeprune.core.errors import InvalidValue, UserError
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser("compare", __doc__ or "")
+    parser = Parser(
+        "compare",
+        __doc__ or "",
+        [
+            "compare runs",
+            "compare runs --html comparison.html --reviewer",
+            "compare runs/sweep-digits-49d64640.json --figure accuracy.pdf",
+            "compare runs --latex > table.tex",
+        ],
+    )
     parser.add_argument("runs", metavar="RUN", nargs="*", help="run folders, folders of runs, or the file of a sweep")
     parser.add_argument("--reference", default=None, help="the arm or method to compare with; dense where there is one")
     parser.add_argument("--html", metavar="FILE", default=None, help="write one page: conclusion, plots and tables")
@@ -44,11 +53,12 @@ def main(arguments: Sequence[str]) -> int:
     runs, unfinished, reference = collect(options.runs)
     comparison = compare(runs, options.reference or reference, unfinished)
     asked = reviewer.reviewer_table(comparison, runs) if options.reviewer else []
+    by_class = reviewer.class_table(comparison, runs) if options.reviewer else []
     if options.html is not None:
         from spikeprune.lab.page.comparison import comparison_page, reviewer_sections
 
         made = [("command", shlex.join(["spikeprune", "compare", *arguments])), ("made", f"{date.today():%d %B %Y}")]
-        extra = reviewer_sections(asked)
+        extra = reviewer_sections(asked, by_class)
         page = comparison_page(comparison, made=made, factors=options.claims, extra=extra)
         _write(Path(options.html), page.encode())
     if options.figure is not None:
@@ -69,8 +79,8 @@ def main(arguments: Sequence[str]) -> int:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         lines = [*tables.wrapped(conclusions(comparison), width), "", *tables.to_text(comparison, width)]
         lines += ["", *claims.explanation()] if options.claims else []
-        for title, rows in asked:
-            lines += ["", f"{title}: what reviewers ask for", *tables.aligned(rows)]
+        for title, rows in [*((f"{title}: what reviewers ask for", rows) for title, rows in asked), *by_class]:
+            lines += ["", title, *(line for part in tables.folded(rows, width) for line in tables.aligned(part))]
         lines += ["", *reviewer.explanation()] if asked else []
         print("\n".join([*lines, *(path for path in (options.figure, options.html) if path)]))
     return 0

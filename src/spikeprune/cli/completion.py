@@ -36,7 +36,11 @@ _SHELLS = ("bash", "zsh")
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser("completion", f'{__doc__}\n\nIn ~/.bashrc or ~/.zshrc: eval "$(spikeprune completion bash)"')
+    parser = Parser(
+        "completion",
+        f'{__doc__}\n\nIn ~/.bashrc or ~/.zshrc: eval "$(spikeprune completion bash)"',
+        ["completion bash", "completion zsh"],
+    )
     parser.add_argument("shell", metavar="bash|zsh", help="the shell that reads it")
     options = parser.parse_args(arguments)
     if options.shell not in _SHELLS:

@@ -6,8 +6,13 @@ from spikeprune.core.errors import InvalidValue
 
 _HELP = """usage: spikeprune config RECIPE [--key value ...]
 
-Prints every key of a recipe with its value, those of its method included, after the overrides. Saved to a file, the
-output is a recipe that leads to the same run: `spikeprune config digits > mine.yaml`.
+Prints every key of a recipe with its value, those of its method included,
+after the overrides. Saved to a file, the output is a recipe that leads to the
+same run. `spikeprune run --help` says what each key means.
+
+examples:
+  spikeprune config digits
+  spikeprune config cifar10 --sparsity 0.95 > mine.yaml
 """
 
 

@@ -18,7 +18,9 @@ TRAINING = [
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser("demo", f"{__doc__}\n\nTakes a minute or two; needs no files and no network.")
+    parser = Parser(
+        "demo", f"{__doc__}\n\nTakes a minute or two; needs no files and no network.", ["demo", "demo --out elsewhere"]
+    )
     parser.add_argument("--out", default="runs", help="folder that receives the run folders")
     options = parser.parse_args(arguments)
     out = ["--out", options.out]

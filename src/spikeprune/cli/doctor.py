@@ -30,7 +30,7 @@ _FOUND_DOORS = "criticality, counts, squeeze, channels (neurons are found by the
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser("doctor", __doc__ or "")
+    parser = Parser("doctor", __doc__ or "", ["doctor", "doctor --json"])
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args(arguments)
     found = examine()

@@ -8,7 +8,9 @@ from spikeprune.cli._arguments import Parser, add_code_options, code_of, print_j
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser("eval", __doc__ or "")
+    parser = Parser(
+        "eval", __doc__ or "", ["eval runs/digits-81ff6b346a", "eval digits", "eval RUN --data.root DIR --json"]
+    )
     parser.add_argument("run", metavar="RUN", help="a run folder, or a name of `spikeprune list pretrained`")
     add_code_options(parser)
     parser.add_argument("--device", default=None, help="auto, cpu, cuda, ...; the run's own by default")

@@ -17,10 +17,12 @@ _FORMATS = ("nir", "onnx", "compiled", "safetensors")
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser("export", f"{__doc__}\n{_HELP}")
+    parser = Parser("export", f"{__doc__}\n{_HELP}", ["export RUN --to compiled", "export RUN --to nir --file net.nir"])
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("--to", required=True, metavar="|".join(_FORMATS), help="kind of file")
-    parser.add_argument("--precision", choices=("fp32", "int16"), default=None, help="of compiled weights; fp32")
+    parser.add_argument(
+        "--precision", choices=("fp32", "int16"), default=None, help="of compiled weights (default fp32)"
+    )
     parser.add_argument(
         "--file", default=None, help="model.compiled, model.nir, ... or export.safetensors in the run folder by default"
     )

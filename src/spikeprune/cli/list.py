@@ -11,7 +11,7 @@ from spikeprune.host.catalogue import UNREAD, Registration, Written, recipe_head
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser("list", __doc__ or "")
+    parser = Parser("list", __doc__ or "", ["list", "list methods", "list recipes --json"])
     parser.add_argument("kind", nargs="?", metavar="|".join(_KINDS), help="all of them by default")
     parser.add_argument("--json", action="store_true", help="one JSON object: kind -> names")
     options = parser.parse_args(arguments)

@@ -18,6 +18,12 @@ _HELP = """usage: spikeprune COMMAND ... [--debug]
 
 {commands}
 
+examples:
+  spikeprune demo                      what it does, in a minute
+  spikeprune run digits                a first run with a report
+  spikeprune squeeze digits            a trained network made small
+  spikeprune list methods
+
 `spikeprune COMMAND --help` explains one.
 --debug shows a traceback where something goes wrong.
 Exit status: 0 done, 1 the run failed, 2 the input was wrong."""

@@ -9,7 +9,11 @@ from spikeprune.core.errors import InvalidValue
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser("push", f"{__doc__}\n\nLog in with the hub's own command first. --to DIR uploads nothing.")
+    parser = Parser(
+        "push",
+        f"{__doc__}\n\nLog in with the hub's own command first. --to DIR uploads nothing.",
+        ["push RUN owner/name", "push RUN --to DIR"],
+    )
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("repository", metavar="OWNER/NAME", nargs="?", help="on the hub; made if it is not there")
     parser.add_argument("--to", metavar="DIR", default=None, help="only write what would be uploaded into this folder")

@@ -8,10 +8,14 @@ from spikeprune.core.errors import InvalidValue, UserError
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser("report", f"{__doc__}\n\nThe last line of the output is the page's path.")
+    parser = Parser(
+        "report",
+        f"{__doc__}\n\nThe last line of the output is the page's path.",
+        ["report RUN", "report RUN_A RUN_B", "report RUN --watch"],
+    )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders; with two or more, comparison.html as well")
     parser.add_argument("--watch", action="store_true", help="of one run that goes on: write live.html until it ends")
-    parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between two looks (5)")
+    parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between two looks")
     options = parser.parse_args(arguments)
 
     from spikeprune.lab.page import write_report

@@ -7,7 +7,7 @@ from spikeprune.cli._arguments import Parser, add_code_options, code_of, print_j
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser("shrink", __doc__ or "")
+    parser = Parser("shrink", __doc__ or "", ["shrink RUN", "shrink RUN --data.root DIR"])
     parser.add_argument("run", metavar="RUN", help="a run folder")
     add_code_options(parser)
     parser.add_argument("--device", default=None, help="auto, cpu, cuda, ...; the run's own by default")

@@ -13,16 +13,29 @@ if TYPE_CHECKING:
     from spikeprune.record.run import RunRecord
 
 _HELP = """usage: spikeprune squeeze RUN [--key value ...]
-       spikeprune squeeze --model NAME [--weights FILE] [--data.name NAME] [--data.root FOLDER] [--key value ...]
+       spikeprune squeeze --model NAME [--weights FILE] [--data.name NAME]
+                          [--data.root FOLDER] [--key value ...]
 
-Cuts most weights of a trained network and solves the remaining ones again, so that each layer still computes what it
-did: no labels, no training. Calibration images are drawn from the training split; the test split is scored once for
-the dense and once for the squeezed network.
+Cuts most weights of a trained network and solves the remaining ones again, so
+that each layer still computes what it did: no labels, no training. Calibration
+images are drawn from the training split. The test split is scored once for the
+dense and once for the squeezed network.
 
-RUN is a run folder, or a name of `spikeprune list pretrained`. --model is a zoo network, a pretrained one, or your own
-`package.module:build`; --weights is its state_dict (safetensors, or a checkpoint that is read weights-only).
-The last line of the output is the folder of the squeezed network. `eval`, `bench`, `shrink`, `export`, `report`,
-`compare` and `verify` take it. The same command again prints the folder. A squeeze that was stopped starts anew.
+RUN is a run folder, or a name of `spikeprune list pretrained`. --model is a zoo
+network, a pretrained one, or your own `package.module:build`; --weights is its
+state_dict (safetensors, or a checkpoint that is read weights-only).
+The last line of the output is the folder of the squeezed network. `eval`,
+`bench`, `shrink`, `export`, `report`, `compare` and `verify` take it. The same
+command again prints the folder. A squeeze that was stopped starts anew.
+
+With a RUN, the keys that are not given are those of the run, except --sparsity,
+--epochs and --lr.
+
+examples:
+  spikeprune squeeze digits                       a network that comes trained
+  spikeprune squeeze runs/digits-81ff6b346a --network dense --sparsity 0.9
+  spikeprune squeeze --model mynets:build --weights trained.pt \\
+                     --data.name cifar10 --data.root DIR --T 4
 """
 # Keys of every recipe that make sense here, beside those of the group `squeeze.`, which are given by their own names.
 _SHARED = ("model", "weights", "sparsity", "T", "batch", "budget", "pattern", "floor", "exclude", "device", "out")
@@ -96,17 +109,15 @@ def summary(record: "RunRecord") -> list[str]:
 
 
 def _help() -> None:
-    from spikeprune.lab.recipe import describe_keys
+    from spikeprune.lab.recipe.help import key_lines, written
 
-    print(_HELP)
-    print("  --network              of a RUN with a baseline: pruned (default) or dense")
-    print(
-        "  --trust                run the Python code that a RUN names; or name it yourself with --model, --data.name"
-    )
-    rows = {key: (kind, meaning) for key, kind, meaning in describe_keys()}
+    lines = [_HELP, "The network and how it is squeezed:", "  --network  pruned or dense; default pruned"]
+    lines += ["      which network of a RUN with a baseline is squeezed", "  --trust"]
+    lines += ["      run the Python code that a RUN names; or name it with --model, --data.name"]
+    ours = {key: written(value) for key, value in _settings().items()}
     for key in _keys():
-        kind, meaning = rows[_recipe_key(key)]
-        print(f"  --{key:<20} {meaning}{f' ({kind})' if kind else ''}")
+        lines += key_lines(_recipe_key(key), key, ours.get(key))
+    print("\n".join(lines))
 
 
 def _options() -> list[str]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,24 +15,37 @@ if TYPE_CHECKING:
     from spikeprune.lab.sweep.sweep import Sweep, Task
     from spikeprune.lab.sweep.workers import Launcher, RunEnd
 
-_HELP = """usage: spikeprune sweep RECIPE [--key value[,value...] ...] [--workers N] [--threads N] [--dry-run]
+_HELP = """usage: spikeprune sweep RECIPE [--key value[,value...] ...] [--workers N]
+                        [--threads N] [--dry-run]
 
-Makes a run for each combination of the lists in RECIPE, a YAML file or the name of a shipped recipe, and on the command
-line: --methods magnitude,criticality --sparsities 0.9,0.95 --seeds 0,1,2 --datasets ... --models ... --ANY.KEY a,b
-A dense run of each seed is made once for all methods, for as many epochs (--baseline false: none). Finished runs are
-never made again: the same command continues a sweep that was stopped. Prints a table; the last line of the output is
-the sweep's file, which `spikeprune compare` takes.
+Makes a run for each combination of the lists in RECIPE, a YAML file or the name
+of a shipped recipe, and on the command line: --methods magnitude,criticality
+--sparsities 0.9,0.95 --seeds 0,1,2 --datasets ... --models ... --ANY.KEY a,b
+A dense run of each seed is made once for all methods, for as many epochs
+(--baseline false: none). Finished runs are never made again: the same command
+continues a sweep that was stopped. Prints a table; the last line of the output
+is the sweep's file, which `spikeprune compare` takes.
 
-  --workers N       runs made at a time, each in a process of its own (1)
-  --threads N       threads of each (1)
+  --workers N       runs made at a time, each in its own process (default 1)
+  --threads N       threads of each (default 1)
   --dry-run         list the runs with an estimate of their time; make none
-  --array print     print a Slurm script whose tasks share the runs; with it --time 02:00:00, --memory 8G, --gpus 1,
-                    --at-once N (tasks that run at a time), --setup '. env/bin/activate' (a line before the command)
+  --array print     print a Slurm script whose tasks share the runs; with it
+                    --time 02:00:00, --memory 8G, --gpus 1, --at-once N (tasks
+                    that run at a time), --setup '. env/bin/activate' (a line
+                    before the command)
   --array K/M       make the K-th of M shares of the runs, as such a task does
-  --launcher ray    hand the runs to a Ray cluster (RAY_ADDRESS, else this machine); needs spikeprune[ray]
-  --reference ARM   what the table compares with; dense where there is one
+  --launcher ray    hand the runs to a Ray cluster (RAY_ADDRESS, else this
+                    machine); needs spikeprune[ray]
+  --reference ARM   what the table compares with (default: dense where there is
+                    one)
 
-Under `torchrun --nproc-per-node N -m spikeprune sweep ...` each process makes its share, each on its own GPU.
+Under `torchrun --nproc-per-node N -m spikeprune sweep ...` each process makes
+its share, each on its own GPU.
+
+examples:
+  spikeprune sweep digits --methods magnitude,criticality --seeds 0,1,2
+  spikeprune sweep mine.yaml --workers 2 --dry-run
+  spikeprune sweep mine.yaml --array print --time 02:00:00 > sweep.sbatch
 """
 
 
@@ -93,7 +107,11 @@ def _make(sweep: "Sweep", mine: "Sweep", workers: int, threads: int, launcher: "
         if done.state == "finished" and not folder.report.is_file():
             write_report(folder)
 
-    failed = work(mine.tasks, workers, threads, report, launcher)
+    def progress(task: "Task", line: str) -> None:
+        print(f"{_name(task)}: {line}", flush=True)
+
+    # On a terminal there is a bar; a log, such as that of a Slurm task, gets the lines that `run` prints.
+    failed = work(mine.tasks, workers, threads, report, launcher, None if sys.stderr.isatty() else progress)
     if rank is not None:
         rank.meet()
     if (rank is None or rank.number == 0) and any(task.finished for task in sweep.tasks):

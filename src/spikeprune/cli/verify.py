@@ -13,7 +13,7 @@ on the stored input. Exit status: 0 all as certified, 1 something differs, 2 the
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser("verify", f"{__doc__}\n{_HELP}")
+    parser = Parser("verify", f"{__doc__}\n{_HELP}", ["verify RUN", "verify net.compiled --against RUN"])
     parser.add_argument("path", metavar="RUN|FILE", help="a run folder, or a file that was made from one")
     parser.add_argument("--against", default=None, metavar="RUN|FILE", help="whose certificate counts; its own if left")
     parser.add_argument("--trust", action="store_true", help="run the model code that the run folder names")

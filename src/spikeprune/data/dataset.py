@@ -65,7 +65,7 @@ class Dataset:
 
     Args:
         name: as in `names()`, or the user's `package.module:loaders`.
-        train, validation, test: the splits; `validation` may be empty. Test is never cut.
+        train, validation, test: the splits; `validation` may be empty.
         classes: their names, in the order of the labels.
         scale: the input value that counts as 1 (255 for 8-bit pixels).
         mean, std: one per channel, or a single one for all, of the scaled training and validation inputs.
@@ -142,10 +142,13 @@ class Source:
     notes: list[str] = field(default_factory=list)
 
 
-def assemble(name: str, source: Source, *, limit: int | None, seed: int, validation: float) -> Dataset:
-    """The dataset of a source: `limit` training samples, `validation` of them held out, the test split whole.
+def assemble(
+    name: str, source: Source, *, limit: int | None, seed: int, validation: float, test_limit: int | None = None
+) -> Dataset:
+    """The dataset of a source: `limit` training samples, `validation` of them held out, `test_limit` test samples.
 
-    Both draws are stratified by class and depend on `seed` alone. A validation split of the data's own is used as it
+    The draws are stratified by class. Those of training and validation depend on `seed` alone, and that of the test
+    samples is the same for all seeds, so that runs stay comparable. A validation split of the data's own is used as it
     stands where one is asked for (`validation` > 0), and left alone otherwise.
     """
     own = source.validation if source.validation is not None and len(source.validation) else None
@@ -166,6 +169,7 @@ def assemble(name: str, source: Source, *, limit: int | None, seed: int, validat
         held, train = whole.take(chosen), whole.take(rest)
     else:
         held, train = whole.take(torch.arange(0)), whole
+    test, notes = _fewer(source.test, test_limit)
     mean, std = source.mean, source.std
     if mean is None or std is None:
         mean, std = moments(whole, source.scale)
@@ -173,15 +177,28 @@ def assemble(name: str, source: Source, *, limit: int | None, seed: int, validat
         name=name,
         train=train,
         validation=held,
-        test=source.test,
+        test=test,
         classes=source.classes,
         scale=source.scale,
         mean=mean,
         std=std,
         checksum=checksum,
         published=source.published,
-        notes=tuple(source.notes),
+        notes=(*source.notes, *notes),
     )
+
+
+def _fewer(test: Split, limit: int | None) -> tuple[Split, tuple[str, ...]]:
+    """So many test samples, drawn once for all seeds, and what a reader has to know of it."""
+    if limit is None:
+        return test, ()
+    if not 1 <= limit <= len(test):
+        raise InvalidValue(f"data.test_limit must be 1 to {len(test)}, the number of test images; got {limit}")
+    if limit == len(test):
+        return test, ()
+    chosen, _ = stratified(test.labels, limit, torch.Generator().manual_seed(0))
+    said = f"only {limit:,} of the {len(test):,} test images are scored (data.test_limit); publish no such accuracy"
+    return test.take(chosen), (said,)
 
 
 def sizes(total: int, limit: int | None, validation: float) -> tuple[int, int]:

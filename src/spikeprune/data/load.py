@@ -20,6 +20,7 @@ def load(
     seed: int = 0,
     validation: float = 0.1,
     download: bool = False,
+    test_limit: int | None = None,
 ) -> Dataset:
     """Read, check and split a dataset.
 
@@ -27,10 +28,11 @@ def load(
         name: one of `names()`, or the user's `package.module:loaders` (see `read_user`).
         root: the folder that holds the dataset's files or folder; without it the environment's SPIKEPRUNE_DATA.
         T: number of frames that event recordings are gathered into; images are repeated by the model instead.
-        limit: training samples to take, the held-out ones included; None for all. The test split is always whole.
+        limit: training samples to take, the held-out ones included; None for all.
         seed: of the draw of `limit` samples and of the validation split, both stratified by class.
         validation: share of the training samples held out, in [0, 1).
         download: let torchvision fetch what is missing.
+        test_limit: test samples to take, stratified by class, the same for all seeds; None for all.
     Raises: UnknownName for an unknown dataset; MissingFile (a UserError) for a file that is not there; InvalidValue
         for a damaged file or a value outside what is allowed; MissingDependency.
     """
@@ -40,7 +42,7 @@ def load(
         source = read_user(name, root=_root(root), T=T, seed=seed)
     else:
         source = _read(known_dataset(name), root, T, download)
-    return assemble(name, source, limit=limit, seed=seed, validation=validation)
+    return assemble(name, source, limit=limit, seed=seed, validation=validation, test_limit=test_limit)
 
 
 def _read(known: KnownDataset, root: str | Path | None, T: int, download: bool) -> Source:

@@ -6,6 +6,7 @@ A test compares what is read here with what the imported registries hold.
 import ast
 import importlib.metadata
 import importlib.resources
+import itertools
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def registrations(package: str, variable: str, group: str) -> list[Registration]
 
 
 def recipe_heads() -> dict[str, str]:
-    """Shipped recipe -> the first line of the comment at its head, "" where it has none."""
+    """Shipped recipe -> the first sentence of the comment at its head, "" where it has none."""
     folder = importlib.resources.files("spikeprune") / "recipes"
     texts = {
         e.name.removesuffix(".yaml"): e.read_text(encoding="utf-8")
@@ -74,7 +75,9 @@ def recipe_heads() -> dict[str, str]:
 
 
 def _head(text: str) -> str:
-    return text.splitlines()[0].removeprefix("#").strip() if text.startswith("#") else ""
+    comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    sentence, stop, _ = " ".join(line.removeprefix("#").strip() for line in comment).partition(". ")
+    return sentence + "." * bool(stop)
 
 
 def _in_file(text: str) -> Iterable[Registration]:

@@ -19,6 +19,7 @@ class DataKeys(Record):
     name: str
     root: str | None
     limit: Count | None = optional(default=None)
+    test_limit: Count | None = optional(default=None)
 
 
 @final
@@ -87,6 +88,16 @@ class DataRecord(Record):
 
 @final
 @recorded
+class ClassRecord(Record):
+    """One class of the test split: how many images it has, and how many of them a network gets right."""
+
+    name: str
+    images: Count
+    right: Count
+
+
+@final
+@recorded
 class NetworkRecord(Record):
     """The dense or the pruned network; operations are per image.
 
@@ -95,6 +106,7 @@ class NetworkRecord(Record):
         parameters: all of the network, normalisation and biases included.
         alive: prunable weights (or channels) whose mask is True.
         bytes: stored size.
+        classes: the score of each class; None where it was not measured.
     """
 
     accuracy: Share | None
@@ -105,6 +117,7 @@ class NetworkRecord(Record):
     synops: Positive
     energy_pj: Positive
     firing_rate: Positive
+    classes: tuple[ClassRecord, ...] | None = optional(default=None)
 
 
 @final

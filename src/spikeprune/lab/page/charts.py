@@ -263,9 +263,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     ticks = [m * 10.0**e for e in exponents for m in steps if low <= math.log10(m * 10.0**e) <= high]
     if len(ticks) > 1:
         return ticks
-    ends = [10 ** (low + share * (high - low)) for share in (0.1, 0.9)]
-    digits = 2 if ends[1] > 1.2 * ends[0] else 3
-    return sorted({*ticks, *(float(f"{end:.{digits}g}") for end in ends)})  # one tick alone gives no scale
+    return _ticks(10**low, 10**high)  # one tick alone gives no scale; within a decade plain round numbers do
 
 
 def round_numbers(low: float, high: float, about: int = 5, *, whole: bool = False, least: int = 0) -> list[float]:

@@ -8,6 +8,8 @@ from spikeprune.lab.study import claims, reviewer, tables
 from spikeprune.lab.study.compare import Arm, Comparison
 from spikeprune.lab.study.conclude import conclusions
 
+Titled = tuple[str, list[list[str]]]  # a title, and a table with its heads
+
 _FEW_TICKS = 7
 _LEVELS = 2  # more dense networks than that would draw a fence
 
@@ -49,12 +51,15 @@ def comparison_page(
     return render(title, lead, sections, tables.notes(comparison), over=over, made=[*_made(comparison), *made])
 
 
-def reviewer_sections(asked: Sequence[tuple[str, list[list[str]]]]) -> list[Section]:
-    """The table that reviewers ask for, with how to read it above the first one."""
+def reviewer_sections(asked: Sequence[Titled], by_class: Sequence[Titled] = ()) -> list[Section]:
+    """The tables that reviewers ask for, with how to read them above the first one."""
     explained = tuple(reviewer.explanation())
     return [
-        Section(f"{title}: what reviewers ask for", explained if n == 0 else (), (rows,))
-        for n, (title, rows) in enumerate(asked)
+        *(
+            Section(f"{title}: what reviewers ask for", explained if n == 0 else (), (rows,))
+            for n, (title, rows) in enumerate(asked)
+        ),
+        *(Section(title, (), (rows,)) for title, rows in by_class),
     ]
 
 
@@ -101,8 +106,10 @@ def _plots(comparison: Comparison, dataset: str, model: str, style: Mapping[str,
         log=True, levels=levels, within=(0.0, 100.0),
     )  # fmt: skip
     bars = " Bars: 95 % interval." if any(len(row.seeds) > 2 for row in pruned) else ""
-    heads = f"A line is a method, a faint dot a seed; the dashed line is the dense network.{bars}"
-    figures = ((by_sparsity, "Accuracy on the test split over sparsity."), (by_synops, _SYNOPS))
+    level = " The dashed line is the dense network." if levels else ""
+    heads = f"A line is a method, and a faint dot is a seed.{level}{bars}"
+    over_sparsity = ((by_sparsity, "Accuracy on the test split over sparsity."),) if len(targets) != 1 else ()
+    figures = (*over_sparsity, (by_synops, _SYNOPS))  # over one sparsity all points would stand above each other
     return Section(f"{dataset}, {model}", (heads,), figures=figures, legend=legend(arms, style))
 
 

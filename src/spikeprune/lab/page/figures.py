@@ -207,7 +207,7 @@ def columns(run: ShownRun) -> list[Column]:
             100 * r.regrown / most,
             100 * (r.survived or 0) / most,
             100 * r.rescued / most,
-            f"event {number}, step {r.step}: {r.regrown:,} regrown, {r.rescued:,} rescued, "
+            f"mask update {number}, step {r.step}: {r.regrown:,} regrown, {r.rescued:,} rescued, "
             + ("no later cut" if r.survived is None else f"{r.survived:,} outlived the next cut"),
         )
         for number, r in enumerate(run.rounds, 1)
@@ -225,7 +225,7 @@ def regrowth_strips(run: ShownRun) -> list[Strip]:
 
     def strip(name: str) -> Strip:
         counts = [regrown_by_layer(r).get(name, 0) for r in run.rounds]
-        shades = tuple((math.sqrt(n / most), f"event {e}: {n:,}") for e, n in enumerate(counts, 1))
+        shades = tuple((math.sqrt(n / most), f"mask update {e}: {n:,}") for e, n in enumerate(counts, 1))
         return Strip(name, layer_note(run, name), shades, words.whole(sum(counts)))
 
     return [strip(name) for name in names]

@@ -29,21 +29,33 @@ def help_lines(meanings_of: Callable[[str], Mapping[str, str]], width: int = 80)
     lines: list[str] = []
     for prefix, cls in GROUPS.items():
         lines += ["", f"{_TITLES.get(prefix, prefix)}:"]
-        kinds = typing.get_type_hints(cls)
         for field in leaves(cls):
-            said = key_of(field)
-            allowed = spelled(kinds[field.name], said.choices) if said.rule is None else _allowed(said.rule.allowed)
-            if said.rule is not None and type(None) in typing.get_args(kinds[field.name]):
-                allowed += " or null"
-            lines += _entry(prefix + field.name, allowed, _default(field), said.meaning, width)
+            lines += key_lines(prefix + field.name, width=width)
     lines += ["", "Settings of methods (--method NAME; others ignore them):"]
     for key, users in sorted(method_settings().items()):
         lines += _method_entry(key, users, meanings_of, width)
     return lines
 
 
-def _entry(key: str, allowed: str, default: object, meaning: str, width: int) -> list[str]:
-    head = textwrap.wrap(f"--{option(key)}  {allowed}; default {written(default)}", width, initial_indent="  ",
+def key_lines(key: str, flag: str | None = None, default: str | None = None, width: int = 80) -> list[str]:
+    """One key of a recipe: what it may be, its default and its meaning.
+
+    Args:
+        flag: how the command spells it, if not by the key itself.
+        default: as text, if the command has another default than the recipe.
+    """
+    prefix = next(prefix for prefix in sorted(GROUPS, key=len, reverse=True) if key.startswith(prefix))
+    cls = GROUPS[prefix]
+    field = next(field for field in leaves(cls) if prefix + field.name == key)
+    kind, said = typing.get_type_hints(cls)[field.name], key_of(field)
+    allowed = spelled(kind, said.choices) if said.rule is None else _allowed(said.rule.allowed)
+    if said.rule is not None and type(None) in typing.get_args(kind):
+        allowed += " or null"
+    return _entry(flag or key, allowed, default or written(_default(field)), said.meaning, width)
+
+
+def _entry(key: str, allowed: str, default: str, meaning: str, width: int) -> list[str]:
+    head = textwrap.wrap(f"--{option(key)}  {allowed}; default {default}", width, initial_indent="  ",
                          subsequent_indent="        ", break_on_hyphens=False)  # fmt: skip
     return head + textwrap.wrap(meaning, width, initial_indent="      ", subsequent_indent="      ")
 

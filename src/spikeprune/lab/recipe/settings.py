@@ -30,7 +30,12 @@ class DataSettings:
     root: str | None = key(None, "folder that holds the files; without it SPIKEPRUNE_DATA")
     limit: int | None = key(
         None,
-        "number of training images to take; all of them if null (the test split is always whole)",
+        "number of training images to take; all of them if null (test images: data.test_limit)",
+        rule=_AT_LEAST_1,
+    )
+    test_limit: int | None = key(
+        None,
+        "number of test images to score while you try things; null, for results: all of them",
         rule=_AT_LEAST_1,
     )
     download: bool = key(False, "let the ecosystem's own loader fetch missing files")

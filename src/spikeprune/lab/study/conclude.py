@@ -22,13 +22,13 @@ def conclusions(comparison: Comparison) -> list[str]:
 
 def _headline(block: Block, reference: str | None) -> str:
     best = _best(block)
-    return f"At {_percent(block)} sparsity {best.label} is best: {_against(best, block, reference)}"
+    return f"At {_percent(block)} sparsity {best.label} leads with {_against(best, block, reference)}"
 
 
 def _sentence(block: Block, reference: str | None) -> str:
     best = _best(block)
     where = f"{block.dataset}, {block.model}, {_percent(block)}"
-    return f"{where}: {best.label} is best, {_against(best, block, reference)}."
+    return f"{where}: {best.label} leads with {_against(best, block, reference)}."
 
 
 def _against(best: Arm, block: Block, reference: str | None) -> str:

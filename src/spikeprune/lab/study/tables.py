@@ -6,10 +6,11 @@ import textwrap
 from collections.abc import Sequence
 
 from spikeprune.lab.study.compare import COST, MEASURED, Arm, Block, Comparison
-from spikeprune.lab.study.significance import MARGIN, Paired, Summary
+from spikeprune.lab.study.significance import MARGIN, Summary
 from spikeprune.record.text import aligned, short
 
 NONE = "-"
+_WITHIN, _DELIVERED = f"p (within ±{100 * MARGIN:g})", "regrown, alive at the end"  # heads of columns
 _FEW_IMAGES = 2000  # with more, one image is below 0.05 points, less than seeds differ by
 
 
@@ -70,7 +71,7 @@ def heads(comparison: Comparison) -> list[str]:
     """Of the main table."""
     return [
         "arm", "seeds", "sparsity", "accuracy %", "sd", f"vs {comparison.reference or NONE}", "p (t)", "p (Holm)",
-        "p (Wilcoxon)", f"p (within ±{100 * MARGIN:g})", "regrown, alive at the end",
+        "p (Wilcoxon)", _WITHIN, _DELIVERED,
         "regrown survive %", "SynOps", "budget",
     ]  # fmt: skip
 
@@ -93,16 +94,18 @@ def family(comparison: Comparison, block: Block) -> str:
         "test or an interval would need; more seeds or more test images tell."
     )
     if not block.tests:
-        return (equal if alike else _too_few(comparison, pairs)) + grain
+        return (equal if alike else _too_few(comparison, block)) + grain
     tests = "1 test" if block.tests == 1 else f"{block.tests} tests"
     said = f"p (Holm) is p (t) corrected for the {tests} against {comparison.reference} in this table."
     return said + (f" Rows without p: {equal[0].lower()}{equal[1:]}" if alike else "") + grain
 
 
-def _too_few(comparison: Comparison, pairs: Sequence[Paired]) -> str:
+def _too_few(comparison: Comparison, block: Block) -> str:
     if comparison.reference is None:
         return "No test: there is no reference; name one with --reference, or add dense runs."
-    found = max((pair.difference.n for pair in pairs), default=0)
+    if all(row.label == comparison.reference for row in block.rows):
+        return f"No test: no run of another arm than {comparison.reference} is finished."
+    found = max((row.versus.difference.n for row in block.rows if row.versus is not None), default=0)
     seeds = "no seed" if found == 0 else "1 seed"
     return f"No test: that takes two seeds in common with {comparison.reference}, and there is {seeds}."
 
@@ -154,6 +157,20 @@ def wrapped(lines: Sequence[str], width: int | None) -> list[str]:
     return [part for line in lines for part in (textwrap.wrap(line, width) if width else [line])]
 
 
+def folded(rows: list[list[str]], width: int | None) -> list[list[list[str]]]:
+    """A table as several below each other, each within the width, with the first column in all of them."""
+    if width is None or max(map(len, aligned(rows))) <= width:
+        return [rows]
+    parts: list[list[list[str]]] = []
+    for column in range(1, len(rows[0])):
+        wider = [[*row, whole[column]] for row, whole in zip(parts[-1], rows, strict=True)] if parts else None
+        if wider is not None and max(map(len, aligned(wider))) <= width:
+            parts[-1] = wider
+        else:
+            parts.append([[row[0], row[column]] for row in rows])
+    return parts
+
+
 def _narrowed(rows: list[list[str]], width: int | None) -> list[list[str]]:
     always = ("arm", "accuracy %", "p (Holm)", "total epochs", "train MACs, effective")
     others = [head for head in rows[0] if head not in (*_SPARED, *always) and not head.startswith("vs ")]
@@ -167,25 +184,47 @@ def _narrowed(rows: list[list[str]], width: int | None) -> list[list[str]]:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """How to read the table."""
-    found = [
-        "Rows by mean accuracy; ± is half the width of the 95 % t interval over seeds, sd their standard deviation; "
-        "differences are paired by seed, in points.",
-        "p (t): paired t-test, two-sided; p (Holm): the same, corrected for the tests of its own table; p (Wilcoxon): "
-        "exact signed ranks, from 6 seeds on.",
-        f"p (within ±{100 * MARGIN:g}): two one-sided t-tests; below 0.05 the difference is shown to be less than "
-        f"{100 * MARGIN:g} points either way. The margin was fixed beforehand. Neither p small: undecided.",
-        "regrown, alive at the end: regrown weights that are alive in the final network, of all that were regrown, and "
-        "the number of filters that hold one. A difference says something of regrowth only if many live.",
-        "search: up to the last change of a mask; total: the whole run. MACs count forward and backward of training.",
-        "regrown survive: of the weights regrown at a mask update, those that the next magnitude cut keeps.",
+    """How to read the table: of the columns that may be absent, those that some table has."""
+    shown = {head for block in comparison.blocks for head in main_table(comparison, block.rows)[0]}
+    explained = [
+        (
+            "",
+            "Rows by mean accuracy; ± is half the width of the 95 % t interval over seeds, sd their standard "
+            "deviation; differences are paired by seed, in points.",
+        ),
+        (
+            "p (t)",
+            "p (t): paired t-test, two-sided; p (Holm): the same, corrected for the tests of its own table; p "
+            "(Wilcoxon): exact signed ranks, from 6 seeds on.",
+        ),
+        (
+            _WITHIN,
+            f"{_WITHIN}: two one-sided t-tests; below 0.05 the difference is shown to be less than "
+            f"{100 * MARGIN:g} points either way. The margin was fixed beforehand. Neither p small: undecided.",
+        ),
+        (
+            _DELIVERED,
+            f"{_DELIVERED}: regrown weights that are alive in the final network, of all that were regrown, and "
+            "the number of filters that hold one. A difference says something of regrowth only if many live.",
+        ),
+        (
+            "",
+            "search: up to the last change of a mask; total: the whole run. MACs count forward and backward of "
+            "training.",
+        ),
+        (
+            "regrown survive %",
+            "regrown survive: of the weights regrown at a mask update, those that the next magnitude cut keeps.",
+        ),
     ]
+    found = [note for head, note in explained if not head or head in shown]
     if any(row.equal_budget is False for row in comparison.rows):
         found.append("UNEQUAL: epochs, batch, T or data are not those of the reference, so the difference says little.")
     elif any(row.equal_budget for row in comparison.rows):
         found.append("All rows have the reference's epochs, batch, T and data.")
     if comparison.unfinished:
-        found.append(f"{comparison.unfinished} runs are not finished and not counted.")
+        one = comparison.unfinished == 1
+        found.append(f"{comparison.unfinished} run{' is' if one else 's are'} not finished and not counted.")
     return found
 
 

@@ -4,6 +4,7 @@ A run that fails does not stop the others.
 """
 
 import dataclasses
+import functools
 import importlib
 import multiprocessing
 import multiprocessing.connection
@@ -24,7 +25,9 @@ from spikeprune.core.errors import MissingDependency, RunFailed, UserError
 from spikeprune.lab.recipe import Recipe
 from spikeprune.lab.sweep.sweep import Task
 from spikeprune.lab.train.folder import Busy
+from spikeprune.lab.train.progress import epoch_line
 from spikeprune.lab.train.run import run
+from spikeprune.record.epoch import Epoch
 
 # How long to leave a run alone that another process is working on.
 _PATIENCE = 2.0
@@ -42,7 +45,12 @@ class RunEnd:
 
 
 def work(
-    tasks: Sequence[Task], workers: int, threads: int, report: Callable[[RunEnd], None], launcher: Launcher = "local"
+    tasks: Sequence[Task],
+    workers: int,
+    threads: int,
+    report: Callable[[RunEnd], None],
+    launcher: Launcher = "local",
+    progress: Callable[[Task, str], None] | None = None,
 ) -> list[RunEnd]:
     """Carry out what is not finished; `report` hears of each run as it ends.
 
@@ -52,6 +60,7 @@ def work(
         workers: processes; 1 works in this one.
         threads: of each process.
         launcher: "ray" hands the runs to a Ray cluster, which decides how many there are at a time.
+        progress: hears a line for each epoch and stage of runs that this process makes itself (one local worker).
     Returns: the runs that failed.
     Raises: RunFailed if a worker process died, for example for want of memory; MissingDependency without Ray.
     """
@@ -59,7 +68,7 @@ def work(
     if launcher == "ray":
         ends = _on_ray(left, threads)
     else:
-        ends = _alone(left, threads) if workers == 1 else _together(left, min(workers, len(left)), threads)
+        ends = _alone(left, threads, progress) if workers == 1 else _together(left, min(workers, len(left)), threads)
     failed: list[RunEnd] = []
     for done in ends:
         report(done)
@@ -68,14 +77,14 @@ def work(
     return failed
 
 
-def _alone(tasks: Sequence[Task], threads: int) -> Iterator[RunEnd]:
+def _alone(tasks: Sequence[Task], threads: int, progress: Callable[[Task, str], None] | None) -> Iterator[RunEnd]:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     left = list(tasks)
     try:
         while left:
             task = left.pop(0)
-            outcome = _carry_out(task.recipe)
+            outcome = _carry_out(task.recipe, None if progress is None else functools.partial(progress, task))
             if outcome is _BUSY:
                 left.append(task)
                 time.sleep(_PATIENCE)
@@ -160,10 +169,15 @@ def _carry_out_there(recipe: Recipe, threads: int, folder: str, environment: Map
 _BUSY = "busy"
 
 
-def _carry_out(recipe: Recipe) -> str:
+def _carry_out(recipe: Recipe, progress: Callable[[str], None] | None = None) -> str:
     """Empty if the run is finished, `_BUSY`, or why it failed."""
+
+    def hear(line: Epoch, epochs: int) -> None:
+        if progress is not None:
+            progress(epoch_line(line, epochs))
+
     try:
-        run(recipe)
+        run(recipe, hear, progress)
     except Busy:
         return _BUSY
     except (UserError, RunFailed) as error:

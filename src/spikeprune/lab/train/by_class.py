@@ -25,6 +25,28 @@ class ClassScores:
         return sum(self.right) / sum(self.images)
 
 
+@final
+@dataclass
+class Tally:
+    """Right answers and samples of each class, summed over batches."""
+
+    right: Tensor | None = None
+    images: Tensor | None = None
+
+    def add(self, predicted: Tensor, target: Tensor, classes: int) -> None:
+        """Counts one batch. `predicted` and `target` are class numbers [N], below `classes`."""
+        images = torch.bincount(target.cpu(), minlength=classes)
+        right = torch.bincount(target[predicted == target].cpu(), minlength=classes)
+        self.images = images if self.images is None else self.images + images
+        self.right = right if self.right is None else self.right + right
+
+    def scores(self) -> ClassScores:
+        """What was counted. Raises: ValueError if nothing was."""
+        if self.right is None or self.images is None:
+            raise ValueError("no batch was counted; give at least one")
+        return ClassScores(tuple(self.right.tolist()), tuple(self.images.tolist()))
+
+
 def score_classes(
     network: TimedNetwork, batches: Iterable[tuple[Tensor, Tensor]], classes: int, recorded: bool = False
 ) -> ClassScores:
@@ -35,15 +57,12 @@ def score_classes(
     """
     training = network.model.training
     network.model.eval()
-    right = torch.zeros(classes, dtype=torch.int64)
-    images = torch.zeros(classes, dtype=torch.int64)
+    tally = Tally()
     try:
         with torch.no_grad():
             for x, target in batches:
-                hits = predict(network(x, recorded).float()) == target
-                images += torch.bincount(target.cpu(), minlength=classes)
-                right += torch.bincount(target[hits].cpu(), minlength=classes)
+                tally.add(predict(network(x, recorded).float()), target, classes)
     finally:
         network.adapter.reset(network.model)
         network.model.train(training)
-    return ClassScores(tuple(right.tolist()), tuple(images.tolist()))
+    return tally.scores()

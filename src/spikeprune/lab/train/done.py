@@ -1,21 +1,27 @@
 """What the finished phases of a run left for its record; a part of every checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor
 
 from spikeprune.count.counts import Figures
+from spikeprune.lab.train.by_class import ClassScores
 from spikeprune.lab.train.structured import Pruned
 from spikeprune.record.base import Positive, Record, recorded
 from spikeprune.record.checkpoint import CutState, PhasesState
 from spikeprune.record.round import Round
-from spikeprune.record.run import NetworkRecord
+from spikeprune.record.run import ClassRecord, NetworkRecord
 from spikeprune.record.statistics import NetworkStatistics
 
 
-def network_record(figures: Figures, accuracy: float | None = None, alive: int | None = None) -> NetworkRecord:
+def network_record(
+    figures: Figures,
+    accuracy: float | None = None,
+    alive: int | None = None,
+    classes: tuple[ClassRecord, ...] | None = None,
+) -> NetworkRecord:
     """One side of the counts as record.json has it; `alive` is given where channels are counted."""
     return NetworkRecord(
         accuracy=accuracy,
@@ -26,7 +32,14 @@ def network_record(figures: Figures, accuracy: float | None = None, alive: int |
         synops=figures.synops,
         energy_pj=figures.energy_pj,
         firing_rate=figures.firing_rate,
+        classes=classes,
     )
+
+
+def scored_classes(names: Sequence[str], scores: ClassScores) -> tuple[ClassRecord, ...]:
+    """The score of each class; a class that no output stands for is left out, and so is an output without a class."""
+    rows = zip(names, scores.images, scores.right, strict=False)
+    return tuple(ClassRecord(name=name, images=images, right=right) for name, images, right in rows)
 
 
 @final

@@ -23,10 +23,20 @@ def run_notes(
         statistics: of the pruned network.
         masks: parameter name -> bool, as in masks.safetensors.
     """
-    notes = [*chance_note(record.accuracy, record.data.classes, record.data.counts["test"])]
+    notes = [*part_note(record), *chance_note(record.accuracy, record.data.classes, record.data.counts["test"])]
     if statistics is not None:
         notes += activity_notes({name: neuron.firing_rate for name, neuron in statistics.neurons.items()})
     return notes + beyond_note(record) + starved_notes(masks or {})
+
+
+def part_note(record: RunRecord) -> list[str]:
+    """Whether a part of the test split was scored."""
+    if record.settings.data.test_limit is None:
+        return []
+    return [
+        f"Only {record.data.counts['test']:,} test images were scored (data.test_limit). That is for trying things; "
+        "publish an accuracy of the whole test split."
+    ]
 
 
 def beyond_note(record: RunRecord) -> list[str]:

@@ -29,6 +29,7 @@ def load_data(recipe: Recipe) -> datasets.Dataset:
         seed=recipe.seed,
         validation=settings.validation,
         download=settings.download,
+        test_limit=settings.test_limit,
     )
     given = {name: values for name in ("mean", "std") if (values := getattr(settings, name)) is not None}
     for name, values in given.items():

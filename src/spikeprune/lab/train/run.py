@@ -21,7 +21,7 @@ from spikeprune.lab.recipe.squeeze_settings import SQUEEZE
 from spikeprune.lab.train.checkpointed import CheckpointedTraining, settle
 from spikeprune.lab.train.cost import cost_of_one, cost_of_two
 from spikeprune.lab.train.device import choose_device, choose_precision, environment, repeatable
-from spikeprune.lab.train.done import CutPhase, DensePhase, PhasesDone, network_record
+from spikeprune.lab.train.done import CutPhase, DensePhase, PhasesDone, network_record, scored_classes
 from spikeprune.lab.train.folder import RunFolder, carry_out, read_safetensors
 from spikeprune.lab.train.loop import Phase, Setting
 from spikeprune.lab.train.measure import counted, data_record, score_test
@@ -33,7 +33,7 @@ from spikeprune.lab.train.score import Score
 from spikeprune.lab.train.structured import Pruned, cut_out, example_of, latencies, prune_once
 from spikeprune.lab.train.together import Together
 from spikeprune.record.checkpoint import PhasesState
-from spikeprune.record.run import ChannelsRecord, Latency, RunRecord, RunSettings, Stages
+from spikeprune.record.run import ChannelsRecord, ClassRecord, Latency, RunRecord, RunSettings, Stages
 from spikeprune.record.schema import SCHEMA
 from spikeprune.record.statistics import QUANTILES, NetworkStatistics, StatisticsRecord
 from spikeprune.runtime.fuse import fuse, unfuse
@@ -154,6 +154,10 @@ class _RunInProgress:
         self.bar.stage(f"scoring {len(self.setting.data.test):,} test images")
         return score_test(network, self.setting.data, self.recipe, self.setting.device)
 
+    def classes(self, result: Score) -> tuple[ClassRecord, ...]:
+        """The score of each class, as record.json has it."""
+        return scored_classes(self.setting.data.classes, result.classes)
+
     def score_between(self, network: TimedNetwork) -> float:
         """Test accuracy of a network that training goes on from: shown in the record, nothing is chosen by it."""
         if self.recipe.fuse:
@@ -168,7 +172,7 @@ class _RunInProgress:
         result = self.score_test(phase.network)
         self.folder.save_tensors(self.folder.dense, phase.network.model.state_dict())
         counts, statistics = self.count(phase.network, None)
-        figures = network_record(counts.dense, result.accuracy)
+        figures = network_record(counts.dense, result.accuracy, classes=self.classes(result))
         return DensePhase(figures=figures, statistics=statistics, seconds=phase.seconds)
 
     def cut(self, phase: Phase) -> CutPhase:
@@ -256,7 +260,9 @@ class _RunInProgress:
                 environment=environment(self.setting.device, self.setting.precision),
                 data=data_record(self.setting.data),
                 dense=figures if channels is None else dataclasses.replace(figures, alive=channels.before),
-                pruned=network_record(counts.pruned, result.accuracy, channels.after if channels else None),
+                pruned=network_record(
+                    counts.pruned, result.accuracy, channels.after if channels else None, self.classes(result)
+                ),
                 sparsity=pruned.sparsity,
                 density=1.0 - pruned.sparsity,
                 rounds=tuple(pruned.rounds),

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spikeprune.lab.train.by_class import ClassScores, Tally
 from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.zoo.readout import predict
 
@@ -15,10 +16,15 @@ from spikeprune.zoo.readout import predict
 @final
 @dataclass(frozen=True)
 class Score:
-    """Over all samples: share of right answers, and mean cross-entropy of the logits averaged over time."""
+    """Over all samples: share of right answers, and mean cross-entropy of the logits averaged over time.
+
+    Attributes:
+        classes: right answers and samples of each class that the network has an output for.
+    """
 
     accuracy: float
     loss: float
+    classes: ClassScores
 
 
 def score(network: TimedNetwork, batches: Iterable[tuple[Tensor, Tensor]], recorded: bool = False) -> Score:
@@ -29,15 +35,15 @@ def score(network: TimedNetwork, batches: Iterable[tuple[Tensor, Tensor]], recor
     """
     training = network.model.training
     network.model.eval()
-    right, seen, loss = 0, 0, 0.0
+    loss, tally = 0.0, Tally()
     try:
         with torch.no_grad():
             for x, target in batches:
                 logits = network(x, recorded).float()
-                right += int((predict(logits) == target).sum())
+                tally.add(predict(logits), target, logits.shape[-1])
                 loss += float(F.cross_entropy(logits.mean(0), target, reduction="sum").double())
-                seen += len(target)
     finally:
         network.adapter.reset(network.model)
         network.model.train(training)
-    return Score(right / seen, loss / seen)
+    scores = tally.scores()
+    return Score(scores.accuracy, loss / sum(scores.images), scores)
