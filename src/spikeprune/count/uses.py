@@ -29,7 +29,10 @@ class UsedWeight:
         self.active = 0
 
     def add(self, operation: Multiplication, use: Use) -> None:
-        """Counts one call: pairs of a non-zero input and a weight, by the call itself on zeros and ones."""
+        """Counts the pairs of a non-zero input and a weight in one call.
+
+        The same function is called on ones where input and weight are not 0, so that its sum is the number of pairs.
+        """
         x, weight = operation.x.detach(), operation.weight
         every = torch.ones_like(weight, dtype=torch.float32)
         # What was computed from the weight keeps its zeros, so that a mask shows in it.

@@ -95,7 +95,7 @@ class Request:
 
     @property
     def facts(self) -> Facts:
-        """Raises: InvalidValue if the dataset was registered without."""
+        """Sizes and classes that the dataset was registered with. Raises: InvalidValue if it was registered without."""
         if self.known.facts is None:
             raise InvalidValue(
                 f"{self.name} is registered without facts, which its reader needs; pass facts=Facts(...)"

@@ -84,9 +84,10 @@ class SnnTorch(Adapter):
         )
 
     def describe(self, neuron: Any) -> NeuronParams | None:
-        """Leaky with reset "zero", the one reset that comes to the same whether now or a step later.
+        """The equation of a plain Leaky neuron with reset_mechanism="zero"; None for all others.
 
-        With "subtract", `reset_delay=True` takes the threshold off after the leak, and `False` takes it off a second
+        That reset gives the same result whether it is made at once or a step later. The others do not:
+        with "subtract", `reset_delay=True` takes the threshold off after the leak, and `False` takes it off a second
         time if the potential is still above it; Lapicque zeroes the next step's input too; "none" never resets.
         """
         plain = type(neuron).__name__ == "Leaky" and not neuron.inhibition and not neuron.state_quant

@@ -180,7 +180,10 @@ class SpikingJelly(Adapter):
         )
 
     def plain_forward(self, neuron: Any) -> Callable[..., Tensor] | None:
-        """2.0 runs its plain neurons in operators of its own, which no tracer sees into."""
+        """A forward of the plain neuron in PyTorch functions, with the same result and state; None for other neurons.
+
+        SpikingJelly 2.0 runs its plain neurons in operators of its own, which no tracer sees into.
+        """
         p = self.describe(neuron)
         if p is None:
             return None
@@ -213,9 +216,10 @@ _strict: WeakKeyDictionary[Any, tuple[Any, bool]] = WeakKeyDictionary()
 
 
 def _is_strict(function: Any) -> bool:
-    """Whether a neuron with this surrogate stays silent at its threshold; looked into again when it has changed.
+    """Whether a neuron with this surrogate stays silent at v_pre = v_threshold.
 
-    A fused neuron asks at every call, and a call of the surrogate costs as much as a small layer.
+    The answer is kept until a number of the surrogate changes: a fused neuron asks at every call, and a call of the
+    surrogate costs as much as a small layer.
     """
     state = tuple((key, value) for key, value in vars(function).items() if isinstance(value, int | float))
     known = _strict.get(function)

@@ -194,7 +194,7 @@ class Method(abc.ABC):
         """What to keep: name -> scores of every prunable weight, higher = keep."""
 
     def regrowth(self) -> Regrowth:
-        """How it regrows, made of its settings; only asked if `regrows`."""
+        """The rule of regrowth, built from the method's settings. It is called only if `regrows` is True."""
         raise InvalidValue(
             f"{type(self).__name__} regrows, but does not say how: give it a method `regrowth` that returns "
             "Regrowth(self.regrow, ...), from spikeprune.methods.base"

@@ -83,7 +83,8 @@ class Observer:
     def prepare(self, *, membrane: bool, rates: bool) -> None:
         """Sets the hooks for the coming forward: to trace it if none was seen yet, to record what is asked for.
 
-        Raises: what was wrong with the traced forward, from the user's own step() rather than inside the forward.
+        Raises: the error that the traced forward met. It is raised here, in the user's call of step(), and not inside
+            the forward.
         """
         self.check()
         self._recording = membrane

@@ -112,7 +112,10 @@ class Watch(TorchFunctionMode):
         return result
 
     def _numbers(self, args: tuple[Any, ...]) -> dict[int, float]:
-        """Of tensors that do not come from the input and hold one number everywhere, such as a first state of 0."""
+        """id of a tensor -> its number, for arguments that hold one number everywhere, such as a first state of 0.
+
+        Tensors that come from the input are left out.
+        """
         found: dict[int, float] = {}
         with torch.no_grad():
             for t in args:

@@ -39,7 +39,7 @@ def stored_weight(layer: nn.Module) -> nn.Parameter | None:
 
 
 def weight_of(layer: nn.Module) -> Tensor:
-    """The stored weight of a layer; the one that acts, where none is stored in its shape."""
+    """The tensor that a layer stores as its weight. If it stores none of that shape: the weight that it computes."""
     stored = stored_weight(layer)
     return layer.weight if stored is None else stored  # type: ignore[return-value]
 
@@ -120,7 +120,7 @@ class _Acting(nn.Module):
 
 
 class _Operands(TorchFunctionMode):
-    """Keeps the first operand of a shape that something is multiplied with."""
+    """While it is on: keeps the first tensor of the given shape that a function multiplies with, in `weight`."""
 
     def __init__(self, shape: torch.Size) -> None:
         super().__init__()

@@ -207,7 +207,7 @@ class CriticalityStates(Record):
 
 @recorded
 class Mechanism(Record):
-    """What one run, or one arm over seeds, tells. Abstract: the subclasses say whose it is."""
+    """The measured effects of regrowth in one run, or in one arm over seeds. Abstract: a subclass says which."""
 
     accuracy: Measured | None
     survival: Survival | None

@@ -68,11 +68,11 @@ class RasterRows(Record):
 @final
 @recorded
 class SqueezeRecord(Record):
-    """The whole entry.
+    """What record.json says of a squeeze, under the key `squeeze`.
 
     Args:
         images: calibration images, of the training split.
-        seed: that they were drawn by.
+        seed: of the draw of these images.
         tuned_epochs: of training with the zeros held.
         seconds, cpu_seconds: of the squeeze alone, wall clock and CPU time of the process.
         phases: where the seconds went.

@@ -90,7 +90,10 @@ class Constants:
         return torch.where(moved == 0, 0.0, _UNKNOWN) if node.name == "sum" else moved
 
     def _mixed(self, node: Node, known: list[Tensor], layout: Tensor) -> Tensor | None:
-        """What a function that keeps channels apart makes of values: see `keeps_channels`."""
+        """The values that come out of a function that does not mix channels; None if they cannot be computed.
+
+        `keeps_channels` lists these functions.
+        """
         value = known[0]
         if node.name == "pad":
             positional, named = node.arguments
@@ -198,7 +201,7 @@ class Constants:
         return torch.where(fires, _UNKNOWN, 0.0)
 
     def _straight(self, node: Node, function: str, u: Tensor) -> Tensor:
-        """A straight-through sum of spikes and their smooth form, which is known wherever both are."""
+        """The values of `spikes + smooth - smooth.detach()`: known where both parts are known, else `_UNKNOWN`."""
         values = [self.values[i] for i in node.inputs]
         known = [torch.full_like(u, _UNKNOWN) if value is None else value for value in values]
         result = rerun(replace(node, name=function), known)

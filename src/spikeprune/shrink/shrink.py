@@ -283,7 +283,10 @@ def _run(model: nn.Module, example: tuple[Any, ...], adapter: Adapter | None) ->
 
 
 class _Widening(TorchFunctionMode):
-    """Functions that multiply get float64 too: spikes of a user's own function may be float32 whatever went in."""
+    """While it is on: functions that multiply get float64 arguments.
+
+    A user's own spike function may return float32 whatever went in.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -37,7 +37,7 @@ def heard(
 ) -> Generator[Hidden]:
     """While it is open, `hear(neuron)` is told of every call of a found spike function; `neuron.call` is the call.
 
-    Yields what hides computations of our own from the watch.
+    Yields: a context in which the watch over the forward does not see what we compute ourselves.
     """
     if not graph.spikes:
         yield nullcontext

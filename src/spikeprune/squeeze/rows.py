@@ -360,7 +360,7 @@ def collect(
     """Runs the batches with the hooks of `drawing` on and returns what was drawn. Nothing of the model changes.
 
     Args:
-        hidden: what hides computations of our own from a watch over the forward, if there is one.
+        hidden: a context in which a watch over the forward does not see what we compute ourselves.
     """
     drawing.hidden = hidden
     with torch.no_grad(), drawing:

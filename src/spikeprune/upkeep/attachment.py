@@ -234,7 +234,7 @@ def _attributes(owner: object) -> Iterator[object]:
 
 
 def _wraps(value: Any) -> bool:
-    """Whether something else than an optimizer stands for one."""
+    """Whether the object looks like a wrapper around an optimizer: it has parameter groups and a step."""
     return hasattr(value, "param_groups") and callable(getattr(value, "step", None))
 
 

@@ -35,7 +35,7 @@ class KeptGradients:
         self._values, self._summed = dict(values), False
 
     def summed(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Parameter name -> gradient, summed over ranks by `reduce`: once, however often a mask update asks."""
+        """Parameter name -> gradient, summed over ranks by `reduce`. A second call returns the same sums."""
         if not self._summed:
             self._values = {n: reduce(g) for n, g in self._values.items()}
             self._summed = True

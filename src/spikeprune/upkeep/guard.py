@@ -44,7 +44,10 @@ class Guard:
                 )
 
     def check_trained(self) -> None:
-        """Before a mask update. Raises: InvalidValue if a weight that it may cut is frozen by now."""
+        """Checks, before a mask update, that all weights that it may cut are still trained.
+
+        Raises: InvalidValue if one is frozen by now.
+        """
         name = next((name for name, p in self._parameters.items() if not p.requires_grad), None)
         if name is not None:
             raise InvalidValue(

@@ -26,7 +26,7 @@ class Rewind:
 
     @property
     def point(self) -> Mapping[str, Tensor]:
-        """What it goes back to, by name; to be read only."""
+        """The values that `go` restores, parameter or buffer name -> tensor. Do not change them."""
         return self._point
 
     def keep(self, step: int) -> None:

@@ -21,7 +21,7 @@ _CHECKPOINT_EVERY = 60.0
 
 
 class FinishedPhases(Protocol):
-    """What the finished phases left."""
+    """The results of the phases that are over, as a checkpoint stores them."""
 
     def state_dict(self) -> PhasesState | SqueezeState: ...
 

@@ -132,7 +132,12 @@ class Space(abc.ABC):
 
     @abc.abstractmethod
     def unpacked(self, bits: Tensors, state: SpaceState) -> dict[str, Tensor]:
-        """Packed masks of units as masks; `state` is the space's own, saved beside them."""
+        """The masks of all units from a saved state.
+
+        Args:
+            bits: unit -> its mask, packed.
+            state: what `state` of this space returned when the masks were saved.
+        """
 
     @abc.abstractmethod
     def hold(self, masks: Tensors) -> None:

@@ -131,7 +131,7 @@ class Pending:
         self.shape = torch.Size(shape)
 
     def tensor(self) -> Tensor:
-        """The tensor."""
+        """The BatchNorm's result in the shape that this view has."""
         return self.bridge.tensor().view(self.shape)
 
     def sequence(self) -> tuple[int, int] | None:

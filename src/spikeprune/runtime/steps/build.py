@@ -189,7 +189,10 @@ class LayerMaker:
             self.of[self.value[key]] = key
 
     def _prompt(self, cell: Cell, inputs: list[int], name: str) -> tuple[Cell, list[int]]:
-        """A cell that reads its one input a step late reads, in time, a layer that gives the input a step late."""
+        """Moves a delay of one step out of a cell: a layer before it delays the input, and the cell reads it in time.
+
+        Only a cell whose one input is read a step late everywhere is changed; another is returned as it is.
+        """
         delays = {s[2] for step in cell.steps for r in step.inputs for s in r.sources if s[0] == "x"}
         if len(inputs) != 1 or delays != {1}:
             return cell, inputs
