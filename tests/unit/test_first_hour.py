@@ -3,6 +3,7 @@
 import functools
 import itertools
 import logging
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from spikingjelly.activation_based import neuron
 from torch import nn
 
 import spikeprune as sp
+from records import write_run
 from spikeprune.cli import bench, demo
 from spikeprune.cli import main as cli
 from spikeprune.core.errors import InvalidValue, unknown
@@ -466,7 +468,7 @@ def test_the_help_of_commands_shows_defaults(capsys):
         ("bench", "whose median and spread are shown (default 5)"),
         ("analyze", "(default 2000)"),
         ("report", "between two looks (default 5.0)"),
-        ("squeeze", "  --sparsity  a share in [0, 1); default 0.95\n"),
+        ("squeeze", "  --sparsity  a number; default 0.95\n"),
         ("squeeze", "  --images  "),
     ):
         assert cli.main([command, "--help"]) == 0
@@ -515,3 +517,66 @@ def test_a_layer_with_one_channel_left_is_named():
     assert "hidden keeps 288 of 8,640 weights for 30 outputs, 1 of which have an input left" in note
     table = Table.of({"hidden.weight": nn.Parameter(torch.ones(30, 288))}, {"hidden.weight": mask}, {})
     assert "feed 1 of its 30 outputs" in str(table)
+
+
+def test_loaders_of_recordings_tell_the_time_steps_of_the_record(tmp_path, monkeypatch, capsys):
+    (tmp_path / "frames_of_six.py").write_text(
+        "import torch\n"
+        "from spikingjelly.activation_based import neuron\n"
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.fc, self.lif, self.head = nn.Linear(32, 8), neuron.LIFNode(step_mode='m'), nn.Linear(8, 3)\n"
+        "    def forward(self, x):\n"
+        "        return self.head(self.lif(self.fc(x.flatten(2))))\n"
+        "def build(classes):\n"
+        "    return Net()\n"
+        "class Frames(torch.utils.data.Dataset):\n"
+        "    def __len__(self):\n"
+        "        return 24\n"
+        "    def __getitem__(self, i):\n"
+        "        return torch.rand(6, 2, 4, 4), i % 3\n"
+        "def loaders():\n"
+        "    return Frames(), Frames()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["--model", "frames_of_six:build", "--data.name", "frames_of_six:loaders", "--epochs", "1", "--batch", "8"]
+    words += ["--baseline", "false", "--precision", "fp32", "--method", "magnitude", "--out", str(tmp_path / "runs")]
+    assert cli.main(["run", "digits", *words]) == 0
+    folder = RunFolder.existing(capsys.readouterr().out.splitlines()[-1])
+    assert folder.read_record().settings.T == 6
+    assert "T = 6" in folder.report.read_text()
+
+
+@pytest.mark.parametrize("accuracies", [(0.96, 0.99), (0.999, 0.90), (0.02, 0.06)])
+def test_the_axis_of_a_comparison_stays_within_0_to_100_percent(accuracies, tmp_path, capsys):
+    for seed, accuracy in enumerate(accuracies):
+        for target in (0.9, 0.98):
+            write_run(tmp_path, accuracy, "method=magnitude", f"sparsity={target}", f"seed={seed}")
+    assert cli.main(["compare", str(tmp_path), "--html", str(tmp_path / "page.html")]) == 0
+    ticks = re.findall(r'<text class="end"[^>]*>([-\d.]+)</text>', (tmp_path / "page.html").read_text())
+    assert ticks
+    assert all(0 <= float(tick) <= 100 for tick in ticks)
+
+
+@pytest.mark.parametrize(
+    ("words", "suggested"),
+    [
+        (["versoin"], None),
+        (["hello"], None),
+        (["sweeep"], "sweep"),
+        (["run", "digits", "--wandb", "x"], None),
+        (["run", "digits", "--mlflow", "x"], None),
+        (["run", "digits", "--tensorbord", "true"], "tensorboard"),
+        (["run", "digits", "--method", "magnitud"], "magnitude"),
+        (["run", "digits", "--method", "banana"], None),
+        (["list", "recipies"], "recipes"),
+    ],
+)
+def test_a_suggestion_is_made_only_where_one_is_near(words, suggested, capsys):
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert ("did you mean" in said) == (suggested is not None)
+    assert suggested is None or f"did you mean '{suggested}'" in said
+    assert len(said.splitlines()) <= 2

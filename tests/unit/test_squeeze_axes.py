@@ -56,13 +56,38 @@ def test_time_is_not_taken_for_images(summed):
     assert (batches.images, batches.inputs[0].shape) == (2, (3, 2, 2, 8, 8))
 
 
+class Fixed(Loop):
+    def forward(self, x):
+        if x.shape != (4, 4, 7):
+            raise ValueError("only 4 x 4")
+        return super().forward(x)
+
+
+class Static(Loop):
+    """Takes [N, 7] and repeats it, as snnTorch's tutorials do."""
+
+    def forward(self, x):
+        return super().forward(x.expand(3, *x.shape))
+
+
 def test_equal_axes_are_told_or_asked_for():
     x = torch.rand(4, 4, 7)
     assert taken(Loop(0), x, 4).images == 4  # nothing has to be cut
+    assert taken(Loop(0), x, 3).inputs[0].shape == (4, 3, 7)  # a shorter axis 0 is a step less, not a sample less
+    assert taken(Loop(1), x, 3).inputs[0].shape == (3, 4, 7)
     with pytest.raises(InvalidValue, match=r"the batch size cannot be told: the input has \[4, 4\]"):
-        taken(Loop(0), x, 3)
+        taken(Fixed(0), x, 3)
     assert taken(Loop(0), x, 3, time="first").inputs[0].shape == (4, 3, 7)
     assert taken(Loop(1), x, 3, time="batch-first").inputs[0].shape == (3, 4, 7)
+
+
+@pytest.mark.parametrize("targets", [True, False])
+def test_as_many_images_as_features_are_no_riddle(targets):
+    x = torch.rand(7, 7)
+    net = Static(0)
+    data = [(x, torch.zeros(7, dtype=torch.int64))] if targets else [x]
+    batches = first_images(data, 5, net, find_adapter(net) or Discovered())
+    assert batches.inputs[0].equal(x[:5])
 
 
 def test_squeeze_is_told_as_count_is():

@@ -142,7 +142,9 @@ def summary(record: "RunRecord") -> list[str]:
     )
     regrown = sum(update.regrown > 0 for update in record.rounds)
     images = f"{record.data.counts['test']:,}"
-    lines.append(f"events  {len(record.rounds)}, {regrown} of them with regrowth  (test: {images} images)")
+    lines.append(
+        f"masks   updated {len(record.rounds)} times, {regrown} of them with regrowth  (test: {images} images)"
+    )
     return lines
 
 

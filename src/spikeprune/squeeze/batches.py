@@ -110,9 +110,22 @@ def _axis(
         count = samples_of(x, target, seen, output, plain=not unknown_parts(model, adapter))
     axes = [axis for axis in (0, 1) if x.shape[axis] == count]
     alike = len(axes) > 1 and over_time(graph, adapter)
-    if not axes or (alike and x.shape[0] > wanted):
+    if alike and x.shape[0] > wanted:  # only now it matters which of two equal axes is which
+        axes = [axis for axis in axes if _fewer_reach_neurons(x, axis, model, adapter)]
+        alike = False
+    if not axes or (len(axes) > 1 and not alike):
         raise not_told(x, seen)
     return None if alike else axes[0]
+
+
+def _fewer_reach_neurons(x: Tensor, axis: int, model: nn.Module, adapter: Adapter) -> bool:
+    """Whether the neurons see one sample fewer where the axis is shorter by one. Features cannot be left out."""
+    fewer = x.shape[axis] - 1
+    try:
+        graph = traced(model, adapter, x.narrow(axis, 0, fewer))
+    except InvalidValue:
+        return False
+    return seen_by_neurons(graph, adapter) == {fewer}
 
 
 def traced(model: nn.Module, adapter: Adapter | None, example: Tensor) -> Graph:
