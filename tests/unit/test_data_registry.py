@@ -119,6 +119,9 @@ def test_a_reader_is_held_against_its_facts() -> None:
     labels = torch.tensor([0, 1])
     source = Source(Split(torch.zeros(2, 1, 3, 3), labels), Split(torch.zeros(2, 1, 3, 3), labels), ("a", "b"))
     assert known(Facts((1, 3, 3), 2, 2, 2)).check(source) is source
+    part = Split(torch.rand(4, 13), labels.repeat(2))
+    features = Source(part, part, ("a", "b"))
+    assert known(Facts((13,), 2, 4, 4)).check(features) is features
     assert known(None).check(source) is source
     with pytest.raises(InvalidValue, match=r"registered with samples of shape \(1, 4, 4\).*gave \(1, 3, 3\)"):
         known(Facts((1, 4, 4), 2, 2, 2)).check(source)

@@ -80,7 +80,7 @@ def _read_dataset(each: Registration) -> str | None:
     shape = sizes.get("shape")
     numbers = [*(shape if isinstance(shape, tuple) else ()), *(sizes.get(key) for key in ("classes", "train", "test"))]
     whole = [number for number in numbers if isinstance(number, int)]
-    return _images(*whole, needs_files=needs, cite=cite) if len(whole) == 6 else None
+    return _images(*whole, needs_files=needs, cite=cite) if len(whole) in (4, 6) else None
 
 
 _TOLD: tuple[tuple[str, object], ...] = (("facts", UNREAD), ("cite", UNREAD), ("needs_files", True))

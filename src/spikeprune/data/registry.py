@@ -33,7 +33,7 @@ class Facts:
     """Published sizes of a dataset, known before a file is read; a part of its samples is accepted and stated.
 
     Args:
-        shape: (C, H, W) of one sample at one time step.
+        shape: (C, H, W) of one sample at one time step, or (F,) of a sample of F features.
         classes: number of classes.
         train, test: number of samples.
         names: of the classes, where they are part of the definition.
@@ -41,7 +41,7 @@ class Facts:
     Raises: InvalidValue for sizes below 1, and for names that are not as many as the classes.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int] | tuple[int]
     classes: int
     train: int
     test: int
@@ -49,9 +49,9 @@ class Facts:
     time_first: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 3 or min(*self.shape, self.classes, self.train, self.test) < 1:
+        if len(self.shape) not in (1, 3) or min(*self.shape, self.classes, self.train, self.test) < 1:
             raise InvalidValue(
-                f"facts of a dataset need shape (C, H, W) and sizes of at least 1; got shape {self.shape}, "
+                f"facts of a dataset need shape (C, H, W), or (F,) for features, and sizes of at least 1; got shape {self.shape}, "
                 f"{self.classes} classes, {self.train} training and {self.test} test samples"
             )
         if self.names and len(self.names) != self.classes:
