@@ -51,8 +51,8 @@ class Facts:
     def __post_init__(self) -> None:
         if len(self.shape) not in (1, 3) or min(*self.shape, self.classes, self.train, self.test) < 1:
             raise InvalidValue(
-                f"facts of a dataset need shape (C, H, W), or (F,) for features, and sizes of at least 1; got shape {self.shape}, "
-                f"{self.classes} classes, {self.train} training and {self.test} test samples"
+                "facts of a dataset need shape (C, H, W), or (F,) for features, and sizes of at least 1; got shape "
+                f"{self.shape}, {self.classes} classes, {self.train} training and {self.test} test samples"
             )
         if self.names and len(self.names) != self.classes:
             raise InvalidValue(
