@@ -263,7 +263,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     ticks = [m * 10.0**e for e in exponents for m in steps if low <= math.log10(m * 10.0**e) <= high]
     if len(ticks) > 1:
         return ticks
-    return _ticks(10**low, 10**high)  # one tick alone gives no scale; within a decade plain round numbers do
+    return round_numbers(10**low, 10**high)  # one tick alone gives no scale; within a decade plain round numbers do
 
 
 def round_numbers(low: float, high: float, about: int = 5, *, whole: bool = False, least: int = 0) -> list[float]:
