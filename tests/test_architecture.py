@@ -133,3 +133,17 @@ def test_no_two_classes_share_a_name():
                 found.setdefault(node.name, []).append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert len(found) > 200
     assert {name: places for name, places in found.items() if len(places) > 1} == {}
+
+
+def rooms():
+    """(room, lines, lines of its largest file, rooms it imports from), in the order of the rooms."""
+    for room in ORDER:
+        files = [path for path in FILES if folder_of(path) == room]
+        sizes = [len(path.read_text().splitlines()) for path in files]
+        taken = {name.split(".")[1] for path in files for name, _ in imports(path) if name.startswith("spikeprune.")}
+        yield room, sum(sizes), max(sizes), len(taken & set(ORDER) - {room})
+
+
+if __name__ == "__main__":  # the table of docs/decisions/0010-rooms.md
+    for row in rooms():
+        print("| `{}` | {:,} | {} | {} |".format(*row))

@@ -1,6 +1,7 @@
 """What happens in every step: dead weights, their gradients and their optimizer state stay exactly 0."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -29,27 +30,28 @@ class Upkeep:
         self.optimizers: Sequence[torch.optim.Optimizer] = ()
         self.masks: dict[str, Tensor] = {}
         self.dense = True
-        self._bits: dict[torch.dtype, dict[str, Tensor]] = {}
         self.set({n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()})
 
     def set(self, masks: dict[str, Tensor]) -> None:
         """Changes the masks; the weights follow with `hold`."""
         self.masks = masks
         self.dense = all(bool(mask.all()) for mask in masks.values())
-        self._bits.clear()
+        self._bits = _Bits(masks)
 
     @torch.no_grad()
     def hold(self) -> None:
         """Zeroes dead weights."""
         if not self.dense:
-            self._clear({n: self.parameters[n].data for n in self.masks})
+            for name in self.masks:
+                self._bits.clear(name, self.parameters[name])
 
     @torch.no_grad()
     def hold_grads(self) -> None:
         """Zeroes the gradients of dead weights, so that no optimizer state builds up for them."""
         if not self.dense:
-            grads = {n: self.parameters[n].grad for n in self.masks}
-            self._clear({n: grad for n, grad in grads.items() if grad is not None})
+            for name in self.masks:
+                if (grad := self.parameters[name].grad) is not None:
+                    self._bits.clear(name, grad)
 
     def after_step(self, *, closure: bool, clean: bool) -> None:
         """After an update: zeroes dead weights, and their state where the optimizer would not keep it at zero.
@@ -61,19 +63,6 @@ class Upkeep:
         self.hold()
         if not self.dense and clean and (closure or not all(map(_keeps_zero, self.optimizers))):
             self.hold_state(self.masks)
-
-    def _clear(self, tensors: Mapping[str, Tensor]) -> None:
-        """Zeroes dead entries, also where they are infinite or nan, which a product with 0 would leave as nan.
-
-        The bits of an entry are joined with all ones where it is alive and with the sign alone where it is dead: for
-        finite numbers the result is that of the product, bit for bit, at the same cost.
-        """
-        for dtype in {t.dtype for t in tensors.values()}:
-            if dtype not in self._bits:
-                self._bits[dtype] = {n: _bits_of(m, dtype) for n, m in self.masks.items()}
-            for name in (n for n, t in tensors.items() if t.dtype == dtype):
-                bits = self._bits[dtype][name]
-                tensors[name].view(bits.dtype).bitwise_and_(bits)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Parameter name -> the optimizer's state tensors of the parameter's shape (momentum and the like)."""
@@ -88,13 +77,26 @@ class Upkeep:
     @torch.no_grad()
     def hold_state(self, masks: Mapping[str, Tensor]) -> None:
         """Zeroes the optimizers' state outside of `masks`."""
+        self._hold_state(self._bits if masks is self.masks else _Bits(masks))
+
+    def _hold_state(self, bits: "_Bits") -> None:
         for name, tensors in self.state().items():
-            _clear_all(tensors.values(), masks[name])
-        names = {id(p): n for n, p in self.parameters.items() if n in masks}
+            for tensor in tensors.values():
+                bits.clear(name, tensor)
+        names = {id(p): n for n, p in self.parameters.items() if n in bits.masks}
         for optimizer in self.optimizers:
             for p, tensor in _copies(optimizer):
                 if id(p) in names and tensor is not p:
-                    _clear_all([tensor], masks[names[id(p)]])
+                    bits.clear(names[id(p)], tensor)
+
+    @torch.no_grad()
+    def forget(self, masks: Mapping[str, Tensor], *, state: bool) -> None:
+        """Zeroes weights outside of `masks`, and with `state` what the optimizers keep of them: they start anew."""
+        bits = _Bits(masks)
+        for name in masks:
+            bits.clear(name, self.parameters[name])
+        if state:
+            self._hold_state(bits)
 
     def hold_others(self, optimizer: torch.optim.Optimizer) -> None:
         """Zeroes dead weights after an optimizer that is not attached has written, and what it keeps of them."""
@@ -145,10 +147,25 @@ def _tensors(value: object) -> Iterator[Tensor]:
             yield from _tensors(entry)
 
 
-def _clear_all(tensors: Iterable[Tensor], mask: Tensor) -> None:
-    for tensor in tensors:
-        bits = _bits_of(mask, tensor.dtype)
-        tensor.detach().view(bits.dtype).bitwise_and_(bits)
+@final
+class _Bits:
+    """Clears dead entries, also where they are infinite or nan, which a product with 0 would leave as nan.
+
+    The bits of an entry are joined with all ones where it is alive and with the sign alone where it is dead: for
+    finite numbers the result is that of the product, bit for bit, at the same cost.
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        self.masks = masks
+        self._made: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def clear(self, name: str, tensor: Tensor) -> None:
+        """Zeroes a tensor, in place, outside of the mask of that name."""
+        key = name, tensor.dtype
+        if key not in self._made:
+            self._made[key] = _bits_of(self.masks[name], tensor.dtype)
+        bits = self._made[key]
+        tensor.data.view(bits.dtype).bitwise_and_(bits)
 
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -156,6 +173,8 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def _bits_of(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask as integers of a dtype's size: all bits where it is True; where not, the sign's, or none of an integer."""
-    integer = _INTEGERS[dtype.itemsize]
-    dead = torch.iinfo(integer).min if dtype.is_floating_point else 0
-    return mask.to(integer).neg_().bitwise_or_(dead)  # `where` makes int64 first, and takes ten times as long
+    ones = mask.to(_INTEGERS[dtype.itemsize])  # `where` makes int64 first, and takes ten times as long
+    if not dtype.is_floating_point:
+        return ones.neg_()
+    limits = torch.iinfo(ones.dtype)
+    return torch.add(ones.new_tensor(limits.min), ones, alpha=limits.max, out=ones)  # -1 where it is alive

@@ -138,12 +138,9 @@ class Weights(Space):
             if start_value == "exchanged":  # what the cut to the target took is gone, as in GraNet's code
                 spared = {n: m & outcome.reference[n] for n, m in spared.items()}
             untouched = {n: m | spared[n] for n, m in untouched.items()}
-        for name, p in self.parts.parameters.items():
-            p.data.mul_(untouched[name].to(p.dtype))
-            if start_value == "last":
-                p.data.add_(self._last[name] * outcome.regrown[name])
-        if clean:
-            self.parts.upkeep.hold_state(untouched)
+        self.parts.upkeep.forget(untouched, state=clean)
+        for name, p in self.parts.parameters.items() if start_value == "last" else ():
+            p.data.add_(self._last[name] * outcome.regrown[name])
         self._set(outcome.alive)
 
     def state_dict(self) -> WeightsState:
