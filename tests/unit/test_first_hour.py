@@ -469,7 +469,7 @@ def test_the_help_of_commands_shows_defaults(capsys):
         ("analyze", "(default 2000)"),
         ("report", "between two looks (default 5.0)"),
         ("squeeze", "  --sparsity  a number; default 0.95\n"),
-        ("squeeze", "  --images  "),
+        ("squeeze", "  --data.test-limit  a whole number of at least 1 or null; default null"),
     ):
         assert cli.main([command, "--help"]) == 0
         text = capsys.readouterr().out

@@ -40,7 +40,7 @@ examples:
 # Keys of every recipe that make sense here, beside those of the group `squeeze.`, which are given by their own names.
 _SHARED = ("model", "weights", "sparsity", "T", "batch", "budget", "pattern", "floor", "exclude", "device", "out")
 _SHARED += ("epochs", "lr", "loss", "fuse")
-_DATA = ("data.name", "data.root", "data.limit", "data.validation", "data.download")
+_DATA = ("data.name", "data.root", "data.limit", "data.test_limit", "data.validation", "data.download")
 _NETWORKS = ("pruned", "dense")
 
 
