@@ -122,6 +122,8 @@ def test_a_reader_is_held_against_its_facts() -> None:
     part = Split(torch.rand(4, 13), labels.repeat(2))
     features = Source(part, part, ("a", "b"))
     assert known(Facts((13,), 2, 4, 4)).check(features) is features
+    with pytest.raises(InvalidValue, match="this reader needs images, and the facts say features of shape"):
+        _ = Facts((13,), 2, 4, 4).image
     assert known(None).check(source) is source
     with pytest.raises(InvalidValue, match=r"registered with samples of shape \(1, 4, 4\).*gave \(1, 3, 3\)"):
         known(Facts((1, 4, 4), 2, 2, 2)).check(source)

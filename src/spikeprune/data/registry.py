@@ -61,6 +61,13 @@ class Facts:
             )
 
     @property
+    def image(self) -> tuple[int, int, int]:
+        """The shape of an image. Raises: InvalidValue for a sample of features."""
+        if len(self.shape) == 1:
+            raise InvalidValue(f"this reader needs images, and the facts say features of shape {self.shape}")
+        return self.shape
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The names of the classes, or their numbers where they have none."""
         return self.names or tuple(str(label) for label in range(self.classes))

@@ -46,7 +46,7 @@ def read(request: Request) -> Source:
 
     def split(files: Mapping[str, list[str]], folder: str) -> Split:
         names, labels = labelled(files, classes, tree.path / folder, "wnids.txt" if listed else "train")
-        return Split(decode(tree, names, facts.shape[1:], grey=False, resize=False), labels)
+        return Split(decode(tree, names, facts.image[1:], grey=False, resize=False), labels)
 
     train, test = split(train_of, "train"), split(test_of, "val")
     notes = facts.absent(len(train), len(test))

@@ -55,9 +55,9 @@ def _split(request: Request, read: Callable[[str, int], tuple[Tensor, Path]], pr
     if len(images) != len(labels):
         raise damaged(label_path, f"{len(labels)} labels for the {len(images)} images of {image_path.name}")
     height, width = images.shape[1:]
-    if (height, width) != facts.shape[1:]:
+    if (height, width) != facts.image[1:]:
         raise InvalidValue(
-            f"{short(image_path)} holds images of {height}x{width}, not {facts.shape[1]}x{facts.shape[2]} as "
+            f"{short(image_path)} holds images of {height}x{width}, not {facts.image[1]}x{facts.image[2]} as "
             f"{request.name} is registered; the file is of other data, or the registration is wrong"
         )
     labels = labels.long()
