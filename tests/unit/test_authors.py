@@ -4,7 +4,22 @@ import json
 
 import pytest
 
-from authors import admm, ch3_l3, criticality, early_bird, grad_r, granet, imp, page, resnet19, snip, stds, upf
+from authors import (
+    admm,
+    ch3_l3,
+    criticality,
+    deep_r,
+    early_bird,
+    grad_r,
+    granet,
+    imp,
+    page,
+    resnet19,
+    rigl,
+    snip,
+    stds,
+    upf,
+)
 from spikeprune.methods import names
 from spikeprune.methods.registry import method_class
 
@@ -28,7 +43,9 @@ def test_the_exact_rule_is_another_one():
 
 
 @pytest.mark.parametrize(
-    "side", [granet, stds, admm, early_bird, snip, ch3_l3, upf, imp, grad_r], ids=lambda side: side.FILE.stem
+    "side",
+    [granet, stds, admm, early_bird, snip, ch3_l3, upf, imp, grad_r, deep_r, rigl],
+    ids=lambda side: side.FILE.stem,
 )
 def test_masks_equal_those_of_the_authors_code(side):
     kept = json.loads(side.FILE.read_text())

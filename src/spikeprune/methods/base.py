@@ -63,6 +63,7 @@ class Training:
         decays: parameter name -> the optimizer's weight decay.
         decoupled: whether the optimizer shrinks weights by rate * decay apart from the gradient, as AdamW does.
         start: parameter name -> weights that a rewind goes back to; empty for a method that does not rewind.
+        seed: of the draws of this step, the same on every rank.
         progress: share of the steps up to the last mask update that this step completes, in (0, 1].
         sparsity: the final one.
         select: gives the masks that keep the highest scores, at the exact sparsity of this mask update; between mask
@@ -80,6 +81,7 @@ class Training:
     decays: Mapping[str, float] = field(default_factory=dict[str, float])
     decoupled: bool = False
     start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    seed: int = 0
 
 
 @final

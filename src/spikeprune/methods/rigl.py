@@ -36,9 +36,9 @@ class RigL(Method):
             has alpha = 0.3. Its cosine runs over steps and ours over mask updates, so our first one has alpha itself.
         start_value: "kept", as in the authors' code: a weight that one mask update drops and grows keeps its value and
             its optimizer state. Any other grown weight starts at 0 with an empty state.
-    Where it differs from the authors' code (TensorFlow 1, not run here): theirs makes no weight update in the step of a
-    mask update and ranks the weights as they were before it. Here the optimizer's update is made first, and the
-    weights after it are ranked against the gradients of the same step.
+    Where it differs from the authors' code: theirs makes no weight update in the step of a mask update and ranks the
+    weights as they were before it. Here the optimizer's update is made first, and the weights after it are ranked
+    against the gradients of the same step. With that order their mask updates equal these (tests/authors/rigl.py).
     Source: Evci et al. 2020, arXiv:1911.11134, algorithm 1, and their code. Its noise of 1e-5 on |w| only breaks
         ties and is left out.
 

@@ -38,7 +38,8 @@ class Set(Method):
         start_value: where grown weights start. SET's own code draws the value at random, also for a weight that was
             just dropped. Here, as in RigL's SET, such a weight keeps its value ("kept"), and others start at 0.
     Source: Mocanu et al. 2018, arXiv:1707.04780, algorithm 1, in the form of Evci et al. 2020, arXiv:1911.11134, and
-        their code: one ranking by |w|. The original drops the share from positive and from negative weights apart.
+        their code (commit d39fc7d), whose mask updates these equal on the same draws (tests/authors/rigl.py): one
+        ranking by |w|. The original drops the share from positive and from negative weights apart.
 
     Examples:
         >>> pruner = sp.Pruner(model, sp.Set(regrow=0.3), sp.Constant(0.75, begin=0, end=6, every=2), start="random")

@@ -202,4 +202,5 @@ class Updater:
             decays={n: decay_of.get(id(p), 0.0) for n, p in parameters.items()},
             decoupled=decoupled or any(group.get("decoupled_weight_decay", False) for group in groups),
             start=self.start,
+            seed=self.seed * 1_000_033 + step,
         )
