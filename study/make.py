@@ -2,6 +2,7 @@
 
     python study/make.py --root DIR tune deep      # first chooses settings for each arm, where a file has `tune`
     python study/make.py --root DIR hours [NAME ...]   # writes how long each part would take on this machine
+    python study/make.py --root DIR collect NAME ...   # makes the page of what is finished, and runs nothing
 
 For each NAME, in the order of study/page.py: the runs of study/NAME.yaml, then study/results/NAME.json; docs/study.md
 comes last. It may be stopped at any moment: the same command goes on, since what is finished is found by its hash.
@@ -48,10 +49,17 @@ def spikeprune(*words: str, quiet: bool = False) -> str:
 
 def sweep(name: str, data: list[str], out: Path, workers: str) -> None:
     """The runs of a sweep and their comparison."""
-    file = ROOT / "study" / f"{name}.yaml"
     tuned = [*tuned_for(name)]
-    spikeprune("sweep", str(file), *data, "--out", str(out), "--workers", workers, *tuned)
-    told = spikeprune("compare", str(read_sweep(str(file), ["--out", str(out), *tuned]).file), "--json", quiet=True)
+    spikeprune("sweep", str(ROOT / "study" / f"{name}.yaml"), *data, "--out", str(out), "--workers", workers, *tuned)
+    collect(name, data, out)
+
+
+def collect(name: str, data: list[str], out: Path) -> None:
+    """study/results/NAME.json, from the runs of a sweep that are finished."""
+    os.chdir(ROOT)
+    found = read_sweep(str(ROOT / "study" / f"{name}.yaml"), [*data, "--out", str(out), *tuned_for(name)])
+    found.save()
+    told = spikeprune("compare", str(found.file), "--json", quiet=True)
     (ROOT / "study" / "results" / f"{name}.json").write_text(told, encoding="utf-8")
 
 
@@ -126,6 +134,11 @@ def main() -> None:
     data = [] if options.root is None else ["--data.root", str(Path(options.root).resolve())]
     if options.names[:1] == ["hours"]:
         hours(options.names[1:], data, options.out.resolve())
+        return
+    if options.names[:1] == ["collect"]:
+        for name in options.names[1:]:
+            collect(name, data, options.out.resolve())
+        page.main()
         return
     if options.names[:1] == ["tune"]:
         for name in options.names[1:]:
