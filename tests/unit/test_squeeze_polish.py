@@ -102,10 +102,11 @@ def test_the_first_step_is_the_gradient_worked_by_autograd():
     loss = 4 * F.kl_div(F.log_softmax(other(x).mean(0) / 2, 1), soft, reduction="batchmean", log_target=True)
     (want,) = torch.autograd.grad(loss, [other[0].weight])
     before = model[0].weight.detach().clone()
-    assert polisher.fit(masks, Polish(1, rate=0.01, share=0.0), seed=0)
+    size = before.square().mean().sqrt()
+    assert polisher.fit(masks, Polish(1, rate=0.1, share=0.0), seed=0)
     moved = model[0].weight.detach() - before
     clear = want.abs() > 1e-5  # a first step of Adam is the sign of the gradient
-    torch.testing.assert_close(moved[clear], -0.01 * want[clear].sign(), rtol=2e-3, atol=1e-6)
+    torch.testing.assert_close(moved[clear], -0.1 * size * want[clear].sign(), rtol=2e-3, atol=1e-6)
 
 
 def test_outputs_without_gradients_are_left_and_noted():
@@ -128,3 +129,20 @@ def test_outputs_without_gradients_are_left_and_noted():
 def test_bad_passes_are_refused():
     with pytest.raises(InvalidValue, match="polish must be a whole number of at least 0"):
         sp.squeeze(net(), data(), 0.8, polish=-1)
+
+
+def test_many_images_are_followed_by_their_outputs_alone(monkeypatch):
+    kept: list[int] = []
+    whole = Polisher.fit
+
+    def fit(self: Polisher, *args: object) -> bool:
+        kept.append(sum(len(target.spikes) for target in self.targets))
+        return whole(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Polisher, "fit", fit)
+    sp.squeeze(net(), data(), 0.8, polish=1)
+    monkeypatch.setattr("spikeprune.squeeze.run._FEW", 3)
+    model = net()
+    sp.squeeze(model, data(), 0.8, polish=1)
+    assert kept == [4, 0]  # one neuron layer, four batches
+    assert not torch.equal(model[4].weight, net()[4].weight)

@@ -8,7 +8,8 @@ each other. A few passes over the same calibration images, without labels, reduc
 z are the model's outputs and s its spikes, which are differentiated through the neurons' surrogates. D is the
 cross-entropy of softmax(z_dense / 2) and softmax(z / 2), averaged over time, less its least value, times 4, where the
 output looks like class scores; |z - z_dense|^2 / |z_dense|^2 elsewhere. Zeros stay zeros, and BatchNorm keeps its
-running statistics meanwhile.
+running statistics meanwhile. The share is 1 for up to 1,000 images and 0 above: the spikes hold more about each image,
+and the outputs of many images hold more about the task (decision 23).
 
 Sources: Hinton et al. 2015, arXiv:1503.02531 (soft targets); Kingma & Ba 2015, arXiv:1412.6980 (the steps).
 """
@@ -49,12 +50,13 @@ class Polish:
 
     Attributes:
         epochs: passes over the batches.
-        rate: size of a step; it falls to 0 in a straight line.
+        rate: size of a step, as a share of the root mean square of a layer's remaining weights; it falls to 0 in a
+            straight line. Scales and shifts of BatchNorm take a fifth of it, since they are near 1.
         share: weight of the spikes beside the outputs.
     """
 
     epochs: int
-    rate: float = 3e-3
+    rate: float = 0.06
     share: float = 1.0
 
 
@@ -64,11 +66,14 @@ class Polisher:
 
     Args:
         batches: inputs as they are fed, each one a step.
+        match_spikes: whether the spikes are kept beside the outputs.
     """
 
-    def __init__(self, model: nn.Module, adapter: Adapter | None, batches: Iterable[Tensor]) -> None:
+    def __init__(
+        self, model: nn.Module, adapter: Adapter | None, batches: Iterable[Tensor], *, match_spikes: bool = True
+    ) -> None:
         self.model, self.adapter = model, adapter
-        self.neurons = [] if adapter is None else list(adapter.neurons(model).values())
+        self.neurons = [] if adapter is None or not match_spikes else list(adapter.neurons(model).values())
         self.targets: list[DenseOutputs] = []
         with torch.no_grad():
             for x in batches:
@@ -107,7 +112,7 @@ class Polisher:
         norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.affine]
         known = {id(p) for p, _ in pairs}
         pairs += [(p, None) for m in norms for p in (m.weight, m.bias) if id(p) not in known]
-        steps = _AdamSteps([p for p, _ in pairs])
+        steps = _AdamSteps([p for p, _ in pairs], [_size(p, m) for p, m in pairs])
         generator = torch.Generator().manual_seed(seed)
         order = [i for _ in range(how.epochs) for i in torch.randperm(len(self.targets), generator=generator).tolist()]
         with _differentiable([p for p, _ in pairs]):
@@ -140,8 +145,8 @@ class Polisher:
 class _AdamSteps:
     """Adam, for gradients that are not kept on the parameters."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self.parameters, self.count = parameters, 0
+    def __init__(self, parameters: Sequence[nn.Parameter], sizes: Sequence[float]) -> None:
+        self.parameters, self.sizes, self.count = parameters, sizes, 0
         self.first = [torch.zeros_like(p) for p in parameters]
         self.second = [torch.zeros_like(p) for p in parameters]
 
@@ -149,13 +154,20 @@ class _AdamSteps:
         """One step; parameters without a gradient stay."""
         self.count += 1
         a, b = _BETAS
-        for p, g, m, v in zip(self.parameters, grads, self.first, self.second, strict=True):
+        for p, own, g, m, v in zip(self.parameters, self.sizes, grads, self.first, self.second, strict=True):
             if g is None:
                 continue
             m.mul_(a).add_(g, alpha=1 - a)
             v.mul_(b).addcmul_(g, g, value=1 - b)
             size = (v / (1 - b**self.count)).sqrt_().add_(_EPS)
-            p.addcdiv_(m, size, value=-rate / (1 - a**self.count))
+            p.addcdiv_(m, size, value=-rate * own / (1 - a**self.count))
+
+
+def _size(parameter: nn.Parameter, mask: Tensor | None) -> float:
+    """What a step is a share of: the root mean square of the weights that remain, or a fifth for vectors."""
+    if mask is None or parameter.ndim < 2 or not bool(mask.any()):
+        return 0.2
+    return float(parameter.detach()[mask].square().mean().sqrt())
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from spikeprune.squeeze.statistics import SpikeKeeper, Spikes, evaluating, measu
 from spikeprune.squeeze.table import Squeezed, SqueezedLayer, SqueezedNeuron, some_of
 
 _PART = 50  # images of one step of `polish`
+_FEW = 1000  # images up to which `polish` matches the spikes too
 
 
 @final
@@ -192,7 +193,9 @@ class Squeezing:
             self.rates = meter.rates(lambda tensor: tensor)
         self.before = Spikes(keeper.calls)
         if settings.polish:
-            self.polisher = Polisher(network.model, network.adapter, self.batches.parts(_PART))
+            self.polisher = Polisher(
+                network.model, network.adapter, self.batches.parts(_PART), match_spikes=self.batches.images <= _FEW
+            )
         self._clock("drawing rows")
         return self._problems(drawn)
 

@@ -43,7 +43,7 @@ class SqueezeOptions:
     statistics: bool = key(_OWN.statistics, "measure BatchNorm's running statistics again")
     polish: int = key(
         _OWN.polish,
-        "passes at the end in which all weights follow the dense network's outputs and spikes, without labels",
+        "passes at the end in which all weights follow the dense network's outputs, without labels",
         rule=whole(0, 10**6, "a whole number of at least 0"),
     )
     tolerance: float | None = key(
