@@ -34,9 +34,11 @@ HELD_OUT = 1000  # the validation images of Fashion-MNIST
 
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
+    "polished": {"images": 5000, "polish": 2},
     "plain energy": {"weighting": "none"},
     "default, cut only": {"solve": False},
     "OBS, plain solve": {"saliency": "obs", "weighting": "none"},
+    "SBC": {"weighting": "membrane"},
     "LAMP, plain solve": {"saliency": "magnitude", "weighting": "none"},
     "LAMP": {"saliency": "magnitude", "solve": False},
     "magnitude": {"saliency": "magnitude", "allocate": "global", "solve": False},
@@ -44,6 +46,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "random": {"saliency": "random", "allocate": "uniform", "solve": False},
 }
 PAIR = ("default", "plain energy")
+RIVALS = (*PAIR, "LAMP, plain solve", "LAMP", "magnitude", "Wanda", "OBS, plain solve", "SBC")
 VARIED: tuple[dict[str, Any], ...] = (
     {},
     {"weighting": "none"},
@@ -113,23 +116,24 @@ def jobs() -> Iterator[Job]:
             yield Job(network, sparsity, draw, settings, "validation", HELD_OUT)
 
     short = (*PAIR, "LAMP", "magnitude")
-    for sparsity in (0.90, 0.95):
+    all_but_polished = tuple(name for name in ARMS if name != "polished")
+    for sparsity in (0.95, 0.90):
         yield from published(SEEDS, sparsity, range(1), ("default",), WHOLE)
     for sparsity in (0.95, 0.90):
-        yield from published(SEEDS, sparsity, range(1), short)
-        yield from published((WIDE, DIGITS), sparsity, range(5), tuple(ARMS))
-        yield from published((CIFAR,), sparsity, range(1), short)
-    yield from choosing(SEEDS[3], 100, 0.95)
+        yield from published(SEEDS, sparsity, range(1), ("polished",), WHOLE)
+        yield from published((DIGITS,), sparsity, range(5), tuple(ARMS))
+        yield from published(SEEDS, sparsity, range(1), RIVALS)
     for sparsity in (0.95, 0.90):
-        yield from published(SEEDS, sparsity, range(1), tuple(ARMS))
+        yield from published((CIFAR,), sparsity, range(1), (*PAIR, "magnitude"))
+        yield from published((WIDE,), sparsity, range(5), all_but_polished)
     for sparsity in (0.98, 0.80):
-        yield from published((WIDE, DIGITS), sparsity, range(5), tuple(ARMS))
+        yield from published((WIDE, DIGITS), sparsity, range(5), all_but_polished)
         yield from published(SEEDS, sparsity, range(1), short)
-        yield from published((CIFAR,), sparsity, range(1), short)
-    yield from choosing(SEEDS[4], 100, 0.95)
+    for seed in (3, 4):
+        yield from choosing(SEEDS[seed], 100, 0.95)
     for sparsity in (0.95, 0.90, 0.98, 0.80):
-        yield from published(SEEDS, sparsity, range(5), tuple(ARMS))
-        yield from published((CIFAR,), sparsity, range(5), tuple(ARMS))
+        yield from published(SEEDS, sparsity, range(5), RIVALS)
+        yield from published((CIFAR,), sparsity, range(5), all_but_polished)
 
 
 def trained(network: str, folder: Path | None) -> SpikingNet:

@@ -63,7 +63,7 @@ def test_draws_of_a_seed_count_once():
 def test_goals_are_told_on_all_test_images():
     lines = [_line(seed, -1, 0.9, {}, 0.0, 10_000) for seed in (0, 1)]
     lines += [_line(0, 0, 0.88, {}, 0.90, 10_000), _line(1, 0, 0.89, {}, 0.90, 10_000)]
-    assert "| 90 % | 88.50 | 1.50 +- 6.35 | 1.3 | 2 |" in _script("page").page(lines)
+    assert "| default | 90 % | 88.50 | 1.50 +- 6.35 | 1.3 | 1 | 2 |" in _script("page").page(lines)
 
 
 def test_draws_that_choose_are_never_published():
@@ -81,3 +81,24 @@ def test_lines_of_other_numbers_of_images_are_left_out():
 def test_the_page_says_what_is_not_measured():
     said = _script("page").page([_line(0, -1, 0.9, {}, 0.0), _line(0, 0, 0.6, {})])
     assert "planned squeezes 1 are measured. Nothing is measured yet of: cifar10-vgg at 80 % (test)" in said
+
+
+def test_the_guide_has_the_frameworks_figures():
+    guide = (ROOT / "docs" / "guide" / "squeeze.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "study" / "squeeze" / "frameworks.json").read_text(encoding="utf-8"))
+    assert len(found) == 3
+    for name, x in found.items():
+        cells = (name, *(f"{x[key]:.1f}" for key in ("dense", "magnitude", "squeezed")), f"{x['seconds']:.0f}")
+        assert f"| {' | '.join(cells)} |" in guide
+
+
+def test_the_acceleration_is_that_of_the_decision_and_of_the_whole():
+    def line(arm, epochs, deciding, seconds, accuracy):
+        return {
+            "arm": arm, "epochs": epochs, "deciding_seconds": deciding, "cpu_seconds": seconds, "accuracy": accuracy
+        }  # fmt: skip
+
+    both = [line("squeeze", 1, 5.0, 20.0, 0.88), line("magnitude", 5, 70.0, 100.0, 0.89)]
+    said = "\n".join(_script("sections").acceleration(both))
+    assert "| 1 | 5 | 5 | 70 | 14.0 | 20 | 100 | 5.0 | 88.00 | 89.00 |" in said
+    assert _script("sections").acceleration(both[:1]) == []
