@@ -1,8 +1,7 @@
 """Breaks the library on purpose and asks the tests: a mutant that no test notices is a rule that nobody checks.
 
-    python tests/mutants.py map              which tests reach which line (build/mutants/reach.json)
-    python tests/mutants.py run [--count N] [--seed S]    N mutants drawn by a seed; goes on where it was stopped
-    python tests/mutants.py named            the guards that once had no test, each broken again
+    python tests/mutants.py run [--count N] [--seed S] [--share 1/2]    N mutants drawn by a seed; goes on as well
+    python tests/mutants.py named [--table FILE]          the guards that once had no test, each broken again
     python tests/mutants.py report           the kill rate, and the mutants that survived
 
 A mutant changes one place of core, prune, record or upkeep: a comparison, a sum, a number, a `not`, a condition, a
@@ -14,20 +13,19 @@ import ast
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-SOURCE = HERE.parent / "src" / "spikeprune"
+from reach import HERE, PLAIN, SOURCE, import_others, read_map, silent, write_map
+
 ROOMS = ("core", "prune", "record", "upkeep")
 BUILD = HERE.parent / "build" / "mutants"
-TESTS = ("golden", "contract", "property/test_select_random.py", "property/test_allocate_random.py", "property")
-UNIT = "schedule select allocate mask statistic surrogate neuron pruner pruner_channels upkeep held guard record_round"
-UNIT += " record_run optimizers_around copies_and_layouts survivors prune_once report rivals_dynamic errors objects"
-MOST_TESTS, SECONDS = 25, 120
+MOST_TESTS, MOST_SECONDS, SECONDS = 25, 12.0, 120
 
 SWAPS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -56,16 +54,20 @@ NAMED = [
 ]
 
 
-def mutants(path: Path) -> Iterator[tuple[int, str, str]]:
-    """(line, what was changed, the whole changed source) of every mutant of a file."""
-    text = path.read_text()
-    places = len(list(ast.walk(ast.parse(text))))
-    for index in range(places):
-        tree = ast.parse(text)
-        node = list(ast.walk(tree))[index]
-        said = _change(node)
-        if said is not None:
-            yield getattr(node, "lineno", 0), said, ast.unparse(ast.fix_missing_locations(tree))
+def places(text: str) -> Iterator[tuple[int, int, str]]:
+    """(index of the node, line, what is changed) of every mutant of a source; the texts of errors are left alone."""
+    nodes = list(ast.walk(ast.parse(text)))
+    said = {id(part) for node in nodes if isinstance(node, ast.Raise) for part in ast.walk(node) if part is not node}
+    for index, node in enumerate(nodes):  # a change leaves the nodes below it as they are
+        change = None if id(node) in said else _change(node)
+        if change is not None:
+            yield index, getattr(node, "lineno", 0), change
+
+
+def mutant(text: str, index: int) -> str:
+    tree = ast.parse(text)
+    _change(list(ast.walk(tree))[index])
+    return ast.unparse(ast.fix_missing_locations(tree))
 
 
 def _change(node: ast.AST) -> str | None:
@@ -100,82 +102,25 @@ def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
-def _selected() -> list[str]:
-    unit = [str(HERE / "unit" / f"test_{name}.py") for name in UNIT.split()]
-    return [str(HERE / "golden"), str(HERE / "contract"), *[name for name in unit if Path(name).exists()]]
-
-
-class Reach:
-    """A pytest plugin: which lines of the rooms each test runs, and how long it takes."""
-
-    def __init__(self) -> None:
-        self.lines: dict[str, list[str]] = {}
-        self.seconds: dict[str, float] = {}
-        self._wanted = tuple(str(SOURCE / room) for room in ROOMS)
-
-    def pytest_runtest_protocol(self, item, nextitem):
-        seen: set[tuple[str, int]] = set()
-
-        def line(frame, event, _):
-            seen.add((frame.f_code.co_filename, frame.f_lineno))
-            return line
-
-        def call(frame, event, _):
-            return line if frame.f_code.co_filename.startswith(self._wanted) else None
-
-        began = time.perf_counter()
-        sys.settrace(call)
-        try:
-            from _pytest.runner import runtestprotocol
-
-            item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-            reports = runtestprotocol(item, nextitem=nextitem)
-            item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-        finally:
-            sys.settrace(None)
-        if all(report.passed for report in reports):
-            self.seconds[item.nodeid] = time.perf_counter() - began
-            for file, number in seen:
-                self.lines.setdefault(f"{Path(file).relative_to(SOURCE)}:{number}", []).append(item.nodeid)
-        return True
-
-
-def write_map() -> None:
-    import pytest
-
-    BUILD.mkdir(parents=True, exist_ok=True)
-    reach = Reach()
-    os.chdir(HERE.parent)
-    pytest.main(["-q", "-p", "no:xdist", "-p", "no:cacheprovider", *_selected()], plugins=[reach])
-    (BUILD / "reach.json").write_text(json.dumps({"lines": reach.lines, "seconds": reach.seconds}))
-    print(f"{len(reach.seconds)} tests reach {len(reach.lines)} lines")
-
-
-def run(count: int, seed: int) -> None:
-    """Draws mutants and runs those that results.jsonl does not have yet."""
-    reach = json.loads((BUILD / "reach.json").read_text())
-    results = BUILD / f"results-{seed}.jsonl"
-    done = {(r["file"], r["line"], r["change"], r["number"]) for r in _results(results)}
+def run(count: int, seed: int, share: tuple[int, int] = (1, 1)) -> None:
+    """Draws mutants and runs those that the results do not have yet; of several shares, one."""
+    reached, seconds = read_map()
+    results = BUILD / f"results-{seed}-{share[0]}.jsonl"
+    done = {(r["file"], r["line"], r["change"], r["number"]) for r in _results(seed)}
     every: list[tuple[str, int, str, int]] = []
-    sources: dict[tuple[str, int, str, int], str] = {}
     for room in ROOMS:
         for path in sorted((SOURCE / room).rglob("*.py")):
-            for number, (line, change, text) in enumerate(mutants(path)):
-                key = (str(path.relative_to(SOURCE)), line, change, number)
-                every.append(key)
-                sources[key] = text
+            name = str(path.relative_to(SOURCE))
+            every += [(name, line, change, number) for number, line, change in places(path.read_text())]
     random.Random(seed).shuffle(every)
     print(f"{len(every)} mutants in {', '.join(ROOMS)}; {count} drawn by seed {seed}", flush=True)
-    import numpy  # noqa: F401 - loaded once, before the forks
-    import torch  # noqa: F401
-
-    for key in every[:count]:
+    import_others()
+    for key in every[share[0] - 1 : count : share[1]]:
         if key in done:
             continue
-        tests = reach["lines"].get(f"{key[0]}:{key[1]}", [])
-        tests = sorted(tests, key=lambda name: reach["seconds"][name])
-        tests = tests[: MOST_TESTS - 5] + tests[MOST_TESTS - 5 :][:: max(1, len(tests) // 5)][:5]
-        outcome = _fork(key[0], sources[key], tests) if tests else "no test"
+        tests = _chosen(reached.get(f"{key[0]}:{key[1]}", []), seconds)
+        text = mutant((SOURCE / key[0]).read_text(), key[3])
+        outcome = _fork(key[0], text, tests) if tests else "no test"
         entry = {"file": key[0], "line": key[1], "change": key[2], "number": key[3], "outcome": outcome}
         with results.open("a") as file:
             file.write(json.dumps(entry) + "\n")
@@ -185,21 +130,35 @@ def run(count: int, seed: int) -> None:
     report(seed)
 
 
+def _chosen(tests: list[str], seconds: dict[str, float]) -> list[str]:
+    """The quickest tests that reach a line, and a few of each other file, within a limit of time."""
+    tests = sorted(tests, key=lambda name: seconds[name])
+    files: dict[str, int] = {}
+    for name in tests:
+        files[name.partition("::")[0]] = files.get(name.partition("::")[0], 0) + 1
+    first = {file: next(n for n in tests if n.startswith(file)) for file in files}
+    ordered = list(dict.fromkeys([*tests[: MOST_TESTS // 2], *first.values(), *tests]))[:MOST_TESTS]
+    chosen, spent = [], 0.0
+    for name in ordered:
+        spent += seconds[name]
+        if chosen and spent > MOST_SECONDS:
+            break
+        chosen.append(name)
+    return chosen
+
+
 def _fork(name: str, text: str, tests: list[str]) -> str:
     """How the tests end in a child process that sees the changed source."""
     child = os.fork()
     if child == 0:
         status = 3
         try:
-            quiet = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(quiet, 1)
-            os.dup2(quiet, 2)
+            silent()
             _replace(SOURCE / name, text)
             os.chdir(HERE.parent)
             import pytest
 
-            plain = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "-p", "no:randomly"]
-            status = int(pytest.main([*plain, *tests]))
+            status = int(pytest.main([*PLAIN, "-x", *tests]))
         finally:
             os._exit(status)
     until = time.time() + SECONDS
@@ -230,12 +189,16 @@ def _replace(path: Path, text: str) -> None:
     SourceFileLoader._cache_bytecode = lambda *_: None  # type: ignore[attr-defined]
 
 
-def _results(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def _results(seed: int) -> list[dict]:
+    return [
+        json.loads(line)
+        for path in sorted(BUILD.glob(f"results-{seed}-*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
 
 
 def report(seed: int) -> None:
-    found = _results(BUILD / f"results-{seed}.jsonl")
+    found = _results(seed)
     tally = {kind: sum(r["outcome"] == kind for r in found) for kind in ("killed", "timeout", "survived", "no test")}
     dead = tally["killed"] + tally["timeout"]
     for r in found:
@@ -244,48 +207,79 @@ def report(seed: int) -> None:
     print(f"{dead} of {len(found)} mutants killed ({dead / max(1, len(found)):.1%}), seed {seed}: {tally}")
 
 
-def named() -> int:
-    """Breaks each named guard in a copy of the source, and runs its test, which must fail."""
-    import shutil
-    import tempfile
-
+def named(table: Path | None) -> int:
+    """Breaks each named guard in a copy of the source, and runs its test, which must pass before and fail after."""
+    rows: list[tuple[str, ...]] = []
     kept = 0
-    for file, old, new, test in NAMED:
-        with tempfile.TemporaryDirectory() as folder:
-            root = Path(folder)
-            shutil.copytree(HERE.parent / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__"))
-            shutil.copytree(HERE, root / "tests", ignore=shutil.ignore_patterns("__pycache__", "fixtures"))
-            shutil.copy(HERE.parent / "pyproject.toml", root)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        shutil.copytree(HERE.parent / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(HERE, root / "tests", ignore=shutil.ignore_patterns("__pycache__", "fixtures"))
+        shutil.copy(HERE.parent / "pyproject.toml", root)
+        for test in dict.fromkeys(entry[3] for entry in NAMED):
+            status, said = _in_copy(root, test)
+            if status:
+                print(f"{test} fails although nothing is broken: {said}", flush=True)
+                return 1
+        for file, old, new, test in NAMED:
             target = (root / "src" / "spikeprune" / file).resolve()
             text = target.read_text()
             assert old in text, f"{file} has no {old!r} any more"
             target.write_text(text.replace(old, new))
-            words = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", *f"tests/{test}".split()]
-            ran = subprocess.run(
-                words, cwd=root, env={**os.environ, "PYTHONPATH": str(root / "src")}, capture_output=True, text=True
-            )
-        noticed = ran.returncode == 1
-        kept += not noticed
-        print(f"{'noticed' if noticed else 'NOT NOTICED'}: {file}: {old} -> {new or 'nothing'}", flush=True)
+            status, said = _in_copy(root, test)
+            target.write_text(text)
+            kept += status != 1
+            print(f"{'noticed' if status == 1 else 'NOT NOTICED'}: {file}: {old} -> {new or 'nothing'}", flush=True)
+            rows.append((file, old, new or "(removed)", test, said if status == 1 else "NOT NOTICED"))
+    if table is not None:
+        table.write_text(_table(rows))
     return kept
+
+
+def _in_copy(root: Path, test: str) -> tuple[int, str]:
+    """Exit status of a test in a copy of the checkout, and the first line of what it says."""
+    words = [sys.executable, "-m", "pytest", *PLAIN, "-x", "--tb=line", *f"tests/{test}".split()]
+    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "XDG_CACHE_HOME": str(root / "cache")}
+    ran = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True)
+    lines = [line.removeprefix("E").strip() for line in ran.stdout.splitlines()]
+    said = next((line for line in lines if "Error" in line and not line.startswith("FAILED")), "")
+    said = said.replace(str(root), "").rpartition(": " if ".py:" in said else "\0")[2]
+    return ran.returncode, said[:110]
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    head = (
+        "# Guards that are seen to fire\n\nMade by `python tests/mutants.py named --table tests/guards.md`. Each guard"
+        " is broken in a copy of the source; its test passes before and fails after.\n\n"
+        "| file | guard | broken | test | failure of the test |\n|---|---|---|---|---|\n"
+    )
+    return head + "".join(f"| {' | '.join(_cell(text) for text in row)} |\n" for row in rows)
+
+
+def _cell(text: str) -> str:
+    return f"`{text.replace('|', chr(92) + '|')}`" if text else ""
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    return int(number), int(of)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["map", "run", "named", "report"])
+    parser.add_argument("what", choices=["run", "named", "report"])
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", type=_share, default=(1, 1), help="K/N: every N-th mutant from the K-th on")
+    parser.add_argument("--table", type=Path, help="write the guards as a table")
     options = parser.parse_args()
-    if options.what == "map":
+    if options.what == "run":
         write_map()
-    elif options.what == "run":
-        if not (BUILD / "reach.json").exists():
-            write_map()
-        run(options.count, options.seed)
+        run(options.count, options.seed, options.share)
     elif options.what == "report":
         report(options.seed)
     else:
-        return named()
+        return named(options.table)
     return 0
 
 
