@@ -36,21 +36,23 @@ sanitize: setup
 	g++ -std=c++17 -pthread -ffp-contract=off -Wno-psabi $(SANITIZE) -Isrc/spikeprune/runtime/kernels \
 		tests/integration/engine_check.cpp src/spikeprune/runtime/kernels/engine*.cpp -o build/sanitize/engine_check
 	build/sanitize/engine_check
-	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-		SPIKEPRUNE_CXXFLAGS="$(SANITIZE)" XDG_CACHE_HOME=build/sanitize \
-		$(BIN)/python -m pytest -n 0 -x $(KERNEL_TESTS)
+	$(SANITIZED) $(BIN)/python -m pytest -n 0 -x $(KERNEL_TESTS)
+	$(SANITIZED) $(BIN)/python tests/integration/fuzz_compiled.py --inputs 20000 --keep build/sanitize/corpus
+SANITIZED = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	SPIKEPRUNE_CXXFLAGS="$(SANITIZE)" XDG_CACHE_HOME=build/sanitize
 KERNEL_TESTS := tests/integration/test_kernel_edges.py tests/integration/test_compile.py \
 	tests/property/test_compile_property.py tests/integration/test_fuse_kernel.py tests/integration/test_fuse_events.py \
 	tests/integration/test_sparse_train.py
 
-# Hours: kills at random moments, changed files, long training, mutants. It goes on where it was stopped (build/torture).
+# Two hours of one core: kills at random moments, changed files, long training. It goes on where it was stopped
+# (build/torture); parts may run beside each other: `python tests/torture.py compiled & python tests/torture.py kills`.
 torture: setup
 	$(BIN)/python tests/torture.py
 
 # Breaks core, prune, record and upkeep in 300 places, one at a time, and asks the tests (build/mutants).
 mutants: setup
-	$(BIN)/python tests/mutants.py named
+	$(BIN)/python tests/mutants.py named --table tests/guards.md
 	$(BIN)/python tests/mutants.py run --count 300 --seed 0
 
 types: setup

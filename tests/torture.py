@@ -1,22 +1,25 @@
-"""The long tests, some hours in all; each part goes on where it was stopped (build/torture/progress.json).
+"""The long tests, some hours in all; each part goes on where it was stopped (build/torture/PART.json).
 
-    python tests/torture.py [PART ...]      parts: kills compiled cases steps
+    python tests/torture.py [PART ...] [--count N]      parts: kills compiled cases steps
 
-kills     200 runs are killed (SIGKILL) one to three times, at moments drawn by a seed, and must end bit for bit alike
-compiled  1,000,000 changed compiled files: refused or run, no signal, no hang
+kills     200 commands (runs, squeezes, shrinks, reports, sweeps with workers) are killed one to three times, at moments
+          drawn by a seed, by SIGKILL, SIGTERM or Ctrl-C, and must end bit for bit alike
+compiled  1,000,000 changed compiled files, guided by what they reach: refused or run, no signal, no hang
 cases     100,000 changed recipes, records, statistics, plans, masks and states: read, or refused in one line
 steps     20,000 steps with 1,000 mask updates: memory must not grow
+
+Parts may run at once, each in a process of its own: `python tests/torture.py compiled & python tests/torture.py kills`.
 """
 
-import contextlib
+import argparse
+import functools
 import json
 import os
-import random
 import resource
-import signal
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,115 +28,111 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "integration")]
 BUILD = HERE.parent / "build" / "torture"
-MOMENTS = 90  # of a run with a checkpoint after every step; later moments are after its end
 
 
 class Progress:
-    """What is over: part -> how far, and what was found."""
+    """How far a part is, what it found, and what it took."""
 
-    def __init__(self) -> None:
+    def __init__(self, part: str) -> None:
         BUILD.mkdir(parents=True, exist_ok=True)
-        self.file = BUILD / "progress.json"
-        self.parts: dict[str, dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.part, self.file, self._since = part, BUILD / f"{part}.json", time.perf_counter()
+        self.said: dict[str, Any] = {"done": 0, "seconds": 0.0, "found": {}}
+        if self.file.exists():
+            self.said = json.loads(self.file.read_text())
 
-    def of(self, part: str) -> dict[str, Any]:
-        return self.parts.setdefault(part, {"done": 0, "found": {}})
+    @property
+    def done(self) -> int:
+        return self.said["done"]
 
-    def note(self, part: str, done: int, found: dict[str, int]) -> None:
+    @property
+    def found(self) -> dict[str, int]:
+        return self.said["found"]
+
+    def note(self, done: int, found: Mapping[str, int]) -> None:
         """Written whole, so that a stop at any moment loses the last piece of work at most."""
-        before = self.of(part)
-        before["done"] = done
+        self.said["done"] = done
+        self.said["seconds"] += time.perf_counter() - self._since
+        self._since = time.perf_counter()
         for key, number in found.items():
-            before["found"][key] = before["found"].get(key, 0) + number
+            self.found[key] = self.found.get(key, 0) + number
         beside = self.file.with_suffix(".part")
-        beside.write_text(json.dumps(self.parts, indent=1))
+        beside.write_text(json.dumps(self.said, indent=1))
         os.replace(beside, self.file)
-        print(f"{part}: {done} {before['found']}", flush=True)
+        print(f"{self.part}: {done} {self.found} {self.said['seconds']:.0f} s", flush=True)
 
 
-def kills(progress: Progress, count: int = 200) -> bool:
+def kills(progress: Progress, count: int) -> bool:
+    import killed_commands
     import killed_runs
 
-    killed_runs._import_everything()
+    if progress.done < count:
+        killed_runs._import_everything()
     with tempfile.TemporaryDirectory() as name:
-        assert killed_runs._child(Path(name) / "undisturbed", 60.0, None) == 0
-        wanted = _result(Path(name) / "undisturbed")
-        for number in range(progress.of("kills")["done"], count):
-            draw, out = random.Random(f"kill {number}"), Path(name) / str(number)
-            every = draw.choice((0.0, 60.0))
-            struck = 0
-            for _ in range(draw.randint(1, 3)):
-                with contextlib.redirect_stdout(None):
-                    struck += killed_runs._child(out, every, draw.randint(1, MOMENTS)) == -signal.SIGKILL
-            ended = killed_runs._child(out, every, None) == 0
-            same = ended and _result(out) == wanted
-            progress.note("kills", number + 1, {"identical" if same else f"WRONG {number}": 1, "kills": struck})
-    return set(progress.of("kills")["found"]) == {"identical", "kills"}
+        for number in range(progress.done, count):
+            kind, same, struck = killed_commands.kill(number, Path(name))
+            progress.note(number + 1, {f"{kind} identical" if same else f"WRONG {kind} {number}": 1, "kills": struck})
+    return not any(key.startswith("WRONG") for key in progress.found)
 
 
-def _result(out: Path) -> dict[str, bytes]:
-    (folder,) = out.iterdir()
-    names = ("model.safetensors", "masks.safetensors", "metrics.jsonl")
-    return {name: (folder / name).read_bytes() for name in names}
-
-
-def compiled(progress: Progress, count: int = 1_000_000, size: int = 2000) -> bool:
+def compiled(progress: Progress, count: int, size: int = 2000) -> bool:
     import fuzz_compiled
-    from compiled_nets import good_file
 
+    corpus = BUILD / "corpus"
+    fuzz_compiled.begin(corpus)
     with tempfile.TemporaryDirectory() as name:
-        path, x = good_file(Path(name))
-        header, data = fuzz_compiled.parts(path)
-        for begin in range(progress.of("compiled")["done"], count, size):
-            found = fuzz_compiled.separately(header, data, x, begin, size, Path(name))
-            progress.note("compiled", begin + size, found)
-    return set(progress.of("compiled")["found"]) <= {"refused", "ran"}
+        for begin in range(progress.done, count, size):
+            progress.note(begin + size, fuzz_compiled.separately(corpus, begin, size, Path(name)))
+    return set(progress.found) <= {"refused", "ran"}
 
 
-def cases(progress: Progress, count: int = 100_000, size: int = 500) -> bool:
-    import functools
-
+def cases(progress: Progress, count: int, size: int = 500) -> bool:
     import fuzz_records
 
     names = sorted(fuzz_records.kinds())
     with tempfile.TemporaryDirectory() as folder:
-        for begin in range(progress.of("cases")["done"], count, size):
+        for begin in range(progress.done, count, size):
             kind = names[begin // size % len(names)]
             work = functools.partial(fuzz_records.cases, kind, begin, size, Path(folder))
-            progress.note("cases", begin + size, fuzz_records.apart(work, size, f"{kind}, seed {begin}"))
-    return set(progress.of("cases")["found"]) <= {"refused", "accepted"}
+            progress.note(begin + size, fuzz_records.apart(work, size, f"{kind}, seed {begin}", 1))
+    return set(progress.found) <= {"refused", "accepted"}
 
 
-def steps(progress: Progress, count: int = 20_000) -> bool:
+def steps(progress: Progress, count: int) -> bool:
     """One training; the largest resident set after the first tenth is compared with that at the end."""
     import spikeprune as sp
     from nets import conv_net, sgd, train
 
-    if progress.of("steps")["done"]:
-        return "grew" not in progress.of("steps")["found"]
-    model = conv_net()
-    optimizer = sgd(model)
-    sp.Pruner(model, "criticality", sp.Cubic(to=0.9, begin=0, end=count, every=count // 1000)).attach(optimizer)
-    train(model, optimizer, count // 10)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    train(model, optimizer, count - count // 10, first=count // 10 + 1)
-    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-    progress.note("steps", count, {"grew" if growth > 32 else "steady": 1, "MiB": growth})
-    return growth <= 32
+    if progress.done < count:
+        model = conv_net()
+        optimizer = sgd(model)
+        schedule = sp.Cubic(to=0.9, begin=0, end=count, every=max(1, count // 1000))
+        pruner = sp.Pruner(model, "criticality", schedule).attach(optimizer)
+        train(model, optimizer, count // 10)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        train(model, optimizer, count - count // 10, first=count // 10 + 1)
+        growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+        updates = len(pruner.rounds)
+        progress.note(count, {"grew" if growth > 32 else "steady": 1, "MiB more": growth, "mask updates": updates})
+    return "grew" not in progress.found
 
 
-PARTS: dict[str, Callable[[Progress], bool]] = {"kills": kills, "compiled": compiled, "cases": cases, "steps": steps}
+PARTS: dict[str, tuple[Callable[[Progress, int], bool], int]] = {
+    "kills": (kills, 200), "compiled": (compiled, 1_000_000), "cases": (cases, 100_000), "steps": (steps, 20_000)
+}  # fmt: skip
 
 
 def main() -> int:
-    if "--help" in sys.argv or not set(sys.argv[1:]) <= set(PARTS):
-        print(__doc__)
-        return 0 if "--help" in sys.argv else 2
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART")
+    parser.add_argument("--count", type=int, help="in place of the part's own number")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    progress, wrong = Progress(), 0
-    for name in sys.argv[1:] or PARTS:
-        wrong += not PARTS[name](progress)
-    print(json.dumps(progress.parts, indent=1))
+    wrong = 0
+    for name in options.parts or PARTS:
+        part, count = PARTS[name]
+        held = part(Progress(name), options.count or count)
+        wrong += not held
+        print(f"{name}: {'held' if held else 'WRONG'}", flush=True)
     return wrong
 
 

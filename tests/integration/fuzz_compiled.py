@@ -1,8 +1,10 @@
 """Compiled files with fields and bytes changed and their checksum made anew: each is refused in one line, or runs.
 
-    python tests/integration/fuzz_compiled.py --inputs 1000000 [--seed 0] [--batch 2000]
+    python tests/integration/fuzz_compiled.py --inputs 1000000 [--seed 0] [--batch 2000] [--keep FOLDER]
 
-Every batch runs in a process of its own with a limit on memory and time, so that a signal is counted and not fatal.
+A changed file that reaches lines of the reader and validator that no file before it reached, or an error text that
+none had, is changed further (`Corpus`). Every batch runs in a process of its own with a limit on memory and time, so
+that a signal is counted and not fatal; the file that caused it is kept as `killed-SEED.snn`.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -21,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+import spikeprune as sp
 from spikeprune.core.errors import UserError
 from spikeprune.runtime.compile import load
 from spikeprune.runtime.compile.store import MAGIC
@@ -31,11 +35,72 @@ VALUES = (
 )  # fmt: skip
 
 
+WATCHED = tuple(str(Path(sp.__file__).parent / "runtime" / part) for part in ("compile", "steps"))
+
+
 def parts(path):
     """(header, data) of a compiled file."""
     body = Path(path).read_bytes()[len(MAGIC) + 32 :]
     size = int.from_bytes(body[:8], "little")
     return json.loads(body[8 : 8 + size]), body[8 + size :]
+
+
+class Corpus:
+    """Files to change, and what the files before them have reached: lines of the reader, and texts of errors."""
+
+    def __init__(self, folder=None):
+        self.files, self.seen, self.folder = [], set(), folder
+        for path in sorted(folder.glob("*.snn")) if folder is not None else ():
+            if not path.name.startswith("killed"):
+                self.add(path.read_bytes())
+        seen = folder / "seen.json" if folder is not None else None
+        if seen is not None and seen.exists():
+            self.seen |= set(json.loads(seen.read_text()))
+
+    def add(self, content):
+        """Takes a file in, if it is whole enough to be changed again."""
+        try:
+            body = content[len(MAGIC) + 32 :]
+            size = int.from_bytes(body[:8], "little")
+            header = json.loads(body[8 : 8 + size])
+            if isinstance(json.loads(header["__metadata__"]["network"]), dict):
+                self.files.append((header, body[8 + size :]))
+                return True
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass
+        return False
+
+    def attempt(self, content, path):
+        """`attempt`, with what it reaches noted; a file that reaches something new stays."""
+        outcome, reached = traced(content, path)
+        if reached - self.seen:
+            self.seen |= reached
+            if self.add(content) and self.folder is not None:
+                (self.folder / f"{hashlib.sha256(content).hexdigest()[:16]}.snn").write_bytes(content)
+        return outcome
+
+    def write(self):
+        (self.folder / "seen.json").write_text(json.dumps(sorted(self.seen)))
+
+
+def traced(content, path):
+    """What a file does, and what it reaches on its way."""
+    reached = set()
+
+    def line(frame, event, _):
+        reached.add(f"{frame.f_code.co_filename[-24:]}:{frame.f_lineno}")
+        return line
+
+    def call(frame, event, _):
+        return line if frame.f_code.co_filename.startswith(WATCHED) else None
+
+    before = sys.gettrace()
+    sys.settrace(call)
+    try:
+        outcome, said = attempt(content, path)
+    finally:
+        sys.settrace(before)
+    return outcome, reached | {re.sub(r"[0-9]+|'.*?'|\[.*?\]", "_", said)[:80]}
 
 
 def places(tree, path=()):
@@ -47,14 +112,25 @@ def places(tree, path=()):
 
 
 def mutate(tree, rng):
-    """One value replaced, removed, doubled, or swapped with another."""
+    """One value replaced, removed, doubled, or swapped with another; also inside a text that holds a program."""
     path = rng.choice(list(places(tree)))
     parent = tree
     for key in path[:-1]:
         parent = parent[key]
+    if isinstance(parent[path[-1]], str) and parent[path[-1]].startswith("{"):
+        inner = json.loads(parent[path[-1]])
+        if inner and rng.random() < 0.95:
+            mutate(inner, rng)
+            parent[path[-1]] = json.dumps(inner)
+            return
     kind = rng.random()
-    if kind < 0.7:
+    if kind < 0.5:
         parent[path[-1]] = copy.deepcopy(rng.choice(VALUES))
+    elif kind < 0.7:  # a value of the same tree in another place
+        other = tree
+        for key in rng.choice(list(places(tree))):
+            other = other[key]
+        parent[path[-1]] = copy.deepcopy(other)
     elif kind < 0.8:
         del parent[path[-1]]
     elif isinstance(parent, list):
@@ -88,45 +164,87 @@ def changed(header, data, rng):
     return MAGIC + hashlib.sha256(body).digest() + bytes(body)
 
 
-def attempt(content, path, x):
-    """What a file does: "refused", "ran", or the name of what went wrong."""
+def attempt(content, path):
+    """What a file does ("refused", "ran", or the name of what went wrong), and the text of its error."""
     path.write_bytes(content)
     begin = time.process_time()
+    said = ""
     try:
         compiled = load(path)
         loaded = time.process_time() - begin
-        if compiled.network.T * sum(map(len, (compiled.network.layers,))) < 5_000:
-            compiled(x if x[0, 0].shape == torch.Size(compiled.network.input_shape) else
-                     torch.rand(1, 1, *compiled.network.input_shape))  # fmt: skip
+        if compiled.network.T * len(compiled.network.layers) < 5_000:
+            sys.settrace(None)
+            _call(compiled)
     except UserError as error:
-        if "\n" in str(error) or not 20 <= len(str(error)) < 400:
-            return f"message of {len(str(error))} characters"
+        said = str(error)
+        if "\n" in said or not 20 <= len(said) < 400:
+            return f"message of {len(said)} characters", said
         loaded, outcome = time.process_time() - begin, "refused"
     except Exception as error:
-        return f"{type(error).__name__}: {str(error)[:80]}"
+        return f"{type(error).__name__}: {str(error)[:80]}", str(error)
     else:
         outcome = "ran"
-    return outcome if loaded < 1 else f"took {loaded:.1f} s"
+    return (outcome if loaded < 1 else f"took {loaded:.1f} s"), said
 
 
-def batch(header, data, x, seed, size, folder):
+def _call(compiled):
+    """Two steps of one sample, in the layout that the network takes."""
+    network = compiled.network
+    x = torch.rand(2, 1, *network.input_shape) * 4
+    time_axis, batch_axis = network.layout.input
+    x = x.movedim((0, 1), (time_axis, batch_axis)) if max(time_axis, batch_axis) < x.dim() else x
+    compiled(x)
+
+
+def batch(corpus, seed, size, folder):
     """Outcomes of `size` changed files, counted."""
     rng = random.Random(seed)
-    path = folder / "changed.snn"
-    return Counter(attempt(changed(header, data, rng), path, x) for _ in range(size))
+    path = folder / f"changed-{seed}.snn"
+    found = Counter()
+    for _ in range(size):
+        header, data = rng.choice(corpus.files)
+        found[corpus.attempt(changed(header, data, rng), path)] += 1
+    path.unlink()
+    return found
 
 
-def separately(header, data, x, seed, size, folder):
-    """`batch` in a process of its own."""
-    return apart(lambda: batch(header, data, x, seed, size, folder), size, f"the batch of seed {seed}")
+def separately(folder, seed, size, scratch):
+    """`batch` in a process of its own; the corpus lies in a folder, and grows there."""
+
+    def work():
+        corpus = Corpus(folder)
+        found = batch(corpus, seed, size, scratch)
+        corpus.write()
+        return found
+
+    found = apart(work, size, f"the batch of seed {seed}")
+    last = scratch / f"changed-{seed}.snn"
+    if last.exists():
+        last.rename(folder / f"killed-{seed}.snn")
+    return found
 
 
-def apart(function, size, what="a batch"):
+def begin(folder):
+    """Good files of every kind, as the first of a corpus."""
+    from compiled_nets import good_files
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.glob("*.snn")):
+        good_files(folder)
+
+
+def apart(function, size, what="a batch", gib=8):
     """The counted outcomes that a function returns, in a process of its own with limits on memory and time."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+        if "ASAN_OPTIONS" not in os.environ:  # a sanitizer reserves terabytes of addresses
+            now = (
+                int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+                if Path("/proc").is_dir()
+                else 0
+            )
+            resource.setrlimit(resource.RLIMIT_AS, (now + (gib << 30),) * 2)
         resource.setrlimit(resource.RLIMIT_CPU, (60 + size // 10, 70 + size // 10))  # a hang ends by SIGXCPU
         os.write(write, json.dumps(function()).encode()[:60_000])
         os._exit(0)
@@ -140,22 +258,21 @@ def apart(function, size, what="a batch"):
 
 
 def main():
-    from compiled_nets import good_file
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=2000)
+    parser.add_argument("--keep", type=Path, help="folder of the corpus; a scratch folder by default")
     options = parser.parse_args()
     torch.set_num_threads(1)
     found = Counter()
     with tempfile.TemporaryDirectory() as name:
-        path, x = good_file(Path(name))
-        header, data = parts(path)
-        for begin in range(0, options.inputs, options.batch):
-            size = min(options.batch, options.inputs - begin)
-            found += separately(header, data, x, options.seed + begin, size, Path(name))
-            print(begin + size, dict(found), flush=True)
+        folder = options.keep or Path(name) / "corpus"
+        begin(folder)
+        for first in range(0, options.inputs, options.batch):
+            size = min(options.batch, options.inputs - first)
+            found += separately(folder, options.seed + first, size, Path(name))
+            print(first + size, dict(found), f"{len(list(folder.glob('*.snn')))} files in the corpus", flush=True)
     return 0 if set(found) <= {"refused", "ran"} else 1
 
 

@@ -1,6 +1,7 @@
-"""Forked children that kill themselves (SIGKILL) at a given moment of their life, as a machine that stops would.
+"""Forked children that are killed at a given moment of their life, as by a machine that stops or a user.
 
-A moment is a training step, a line of metrics, or either side of a file's renaming. Forking spares a child the imports.
+A moment is a training step, a line of metrics, or either side of a file's renaming; or a time in seconds, for work that
+has few such moments. Forking spares a child the imports.
 """
 
 import itertools
@@ -14,13 +15,21 @@ from spikeprune.lab.train.folder import RunFolder
 from spikeprune.lab.train.loop import Phase
 
 
-def child(work: Callable[[], int], kill_at: int | None) -> int:
-    """The exit status of `work` in a child, or -SIGKILL if the child came to moment `kill_at`."""
+def child(work: Callable[[], int], kill_at: int | float | None, by: int = signal.SIGKILL) -> int:
+    """The exit status of `work` in a child, or -SIGKILL if the child came to moment `kill_at`.
+
+    Args:
+        kill_at: a moment, or with a point the seconds after which the child is killed outright.
+        by: the signal that the child gets at its moment.
+    """
     pid = os.fork()
     if pid == 0:
         try:
-            if kill_at is not None:
-                _arm(kill_at)
+            if isinstance(kill_at, float):
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process at once, as SIGKILL does
+                signal.setitimer(signal.ITIMER_REAL, kill_at)
+            elif kill_at is not None:
+                _arm(kill_at, by)
             os._exit(work())
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -28,12 +37,12 @@ def child(work: Callable[[], int], kill_at: int | None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _arm(kill_at: int) -> None:
+def _arm(kill_at: int, by: int) -> None:
     moments = itertools.count(1)
 
     def moment() -> None:
         if next(moments) == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), by)
 
     rename, add_metrics, train_epoch = os.replace, RunFolder.add_metrics, Phase.train_epoch
 

@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from compiled_nets import good_file
-from fuzz_compiled import MAGIC, batch, parts
+from compiled_nets import good_file, good_files
+from fuzz_compiled import MAGIC, Corpus, batch, parts
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
@@ -87,10 +87,13 @@ def test_a_changed_field_is_refused(name, good, tmp_path):
     assert 20 <= len(str(error.value)) < 400
 
 
-def test_changed_files_run_or_are_refused(good, tmp_path):
+def test_changed_files_run_or_are_refused(tmp_path):
     """The short form of `python tests/integration/fuzz_compiled.py`."""
-    _, x, header, data = good
-    found = batch(header, data, x, 0, 400, tmp_path)
+    good_files(tmp_path)
+    corpus = Corpus(tmp_path)
+    assert len(corpus.files) == 4
+    found = batch(corpus, 0, 400, tmp_path)
+    assert len(corpus.files) > 20  # those that reached something new
     assert set(found) <= {"refused", "ran"}, found
     assert found["refused"] > 300
     assert found["ran"] > 10  # names, shares and weights may change

@@ -90,6 +90,8 @@ def _checked(layer: LoweredLayer, cell: Cell, inputs: list[Shape]) -> Shape:
         if any(type(size) is not int or size < 1 for size in step.shape) or math.prod(step.shape) > LARGEST_BLOCK:
             raise base.wrong(layer, "a block of its program is too large")
         for region in step.inputs:
+            if not all(len(s) == 3 and type(s[1]) is type(s[2]) is int for s in region.sources):
+                raise base.wrong(layer, "a source of its program is none")
             total = sum(sizes[s[0], s[1]] for s in region.sources)
             if any(s[2] < 0 or (s[0] == "s" and s[2] == 0 and s[1] >= j) for s in region.sources):
                 raise base.wrong(layer, "its program reads a value before it is made")
