@@ -20,6 +20,8 @@ from PIL import Image
 
 from spikeprune.core.errors import InvalidValue, MissingDependency, UserError
 from spikeprune.data import load
+from spikeprune.data.formats import files
+from spikeprune.data.formats import idx as formats_idx
 from spikeprune.data.formats.files import MissingFile, open_tree
 
 
@@ -162,6 +164,45 @@ def test_a_damaged_idx_file_is_named(tmp_path: Path, name: str, change: str, tex
     with pytest.raises(InvalidValue, match=text) as caught:
         load("mnist", tmp_path)
     assert name in told(caught.value)
+
+
+def test_a_packed_idx_file_that_grows_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    """4 kB that hold 4 MB: the header promises one image, and no more than that and a byte is unpacked."""
+    write_idx(tmp_path / "raw")
+    bomb = gzip.compress(idx(np.zeros((1, 28, 28), np.uint8)) + bytes(4 << 20))
+    (tmp_path / "raw" / "train-images-idx3-ubyte.gz").write_bytes(bomb)
+    unpacked = []
+    monkeypatch.setattr(formats_idx, "ungzipped", lambda *a: unpacked.append(files.ungzipped(*a)) or unpacked[-1])
+    with pytest.raises(InvalidValue, match="801 bytes where its header promises 800"):
+        load("mnist", tmp_path)
+    assert max(map(len, unpacked)) == 801
+
+
+def test_an_idx_header_of_gigabytes_is_refused(tmp_path):
+    write_idx(tmp_path / "raw")
+    huge = b"\x00\x00\x08\x03" + (2**31 - 1).to_bytes(4, "big") + (28).to_bytes(4, "big") * 2
+    (tmp_path / "raw" / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(huge + bytes(100)))
+    with pytest.raises(InvalidValue, match="its header promises 1,683,627,179,264 bytes"):
+        load("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "tar.gz behind its end", "zip"])
+def test_an_archive_that_grows_is_refused(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_SMALL", 1 << 20)
+    path = tmp_path / f"bomb.{kind.split()[0]}"
+    zeros = bytes(2 << 20)
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.bin", zeros)
+    else:
+        plain = io.BytesIO()
+        with tarfile.open(fileobj=plain, mode="w") as tar:
+            entry = tarfile.TarInfo("a.bin")
+            entry.size = 10 if "end" in kind else len(zeros)
+            tar.addfile(entry, io.BytesIO(zeros))
+        path.write_bytes(gzip.compress(plain.getvalue() + (zeros if "end" in kind else b"")))
+    with pytest.raises(InvalidValue, match="bytes that unpack to more than 1,048,576"):
+        files.open_tree(path)
 
 
 # ------------------------------------------------------------------------------------------------------ cifar10, 100

@@ -16,6 +16,7 @@ import torch
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.data import load
+from spikeprune.data.formats import files
 from spikeprune.data.formats.aedat import read_aedat2, read_aedat3
 from spikeprune.data.formats.files import MissingFile
 
@@ -207,6 +208,15 @@ def test_spoken_digits_become_counts_worked_by_hand(tmp_path: Path):
         load("shd", tmp_path, T=2)
     (tmp_path / "SHD" / "shd_train.h5").unlink()
     with pytest.raises(MissingFile, match=r"no shd_train\.h5 or shd_train\.h5\.gz"):
+        load("shd", tmp_path, T=2)
+
+
+def test_a_packed_recording_that_grows_is_refused(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(files, "_SMALL", 1 << 20)
+    write_cochlea(tmp_path / "SHD" / "shd_train.h5.gz", [SPIKES], [4], packed=True)
+    path = tmp_path / "SHD" / "shd_train.h5.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(2 << 20)))
+    with pytest.raises(InvalidValue, match="bytes that unpack to more than 1,048,576"):
         load("shd", tmp_path, T=2)
 
 

@@ -3,7 +3,6 @@
 Source: Cramer et al. 2022, IEEE Transactions on Neural Networks and Learning Systems 33(7):2744
 """
 
-import gzip
 import io
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 
 from spikeprune.core.errors import MissingDependency
 from spikeprune.data.dataset import Split
-from spikeprune.data.formats.files import below, damaged, missing, named
+from spikeprune.data.formats.files import below, damaged, largest, missing, named, ungzipped
 
 CHANNELS = 700
 SECONDS = 1.4  # the longest recordings; later spikes fall into the last frame
@@ -36,7 +35,7 @@ def read_cochlea(dataset: str, file: str, root: Path, T: int, folders: tuple[str
         get_it = "pass --data.root DIR or set SPIKEPRUNE_DATA"
         raise missing(dataset, f"{file}.h5 or {file}.h5.gz", root, places[:1], get_it)
     with named(path):
-        source: Any = io.BytesIO(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path
+        source: Any = io.BytesIO(_unpacked(path)) if path.suffix == ".gz" else path
         with h5py.File(source, "r") as held:
             labels = np.asarray(held["labels"]).astype(np.int64)
             times: Any = held["spikes/times"]
@@ -45,6 +44,15 @@ def read_cochlea(dataset: str, file: str, root: Path, T: int, folders: tuple[str
             for n in range(len(labels)):
                 frames[:, n, :, 0, 0] = _counts(np.asarray(times[n]), np.asarray(units[n]), T, path)
     return Split(torch.from_numpy(frames), torch.from_numpy(labels), time_first=True)
+
+
+def _unpacked(path: Path) -> bytes:
+    packed = path.read_bytes()
+    most = largest(len(packed))
+    content = ungzipped(path, packed, most)
+    if len(content) > most:
+        raise damaged(path, f"{len(packed):,} bytes that unpack to more than {most:,}")
+    return content
 
 
 def _counts(times: np.ndarray, units: np.ndarray, T: int, path: Path) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Finding and opening data files: folders and archives are read alike, and a missing or damaged file is named."""
 
+import gzip
 import hashlib
 import io
 import os
@@ -15,6 +16,10 @@ from typing import IO
 from spikeprune.core.errors import InvalidValue, UserError
 
 GET_IT = "pass --data.root DIR or set SPIKEPRUNE_DATA, or --data.download true"
+
+
+_GROWTH = 100  # times that a packed file may grow; images and spikes grow at most tenfold, a bomb a thousandfold
+_SMALL = 64 << 20  # bytes that any packed file may unpack to
 
 
 class MissingFile(UserError, FileNotFoundError):
@@ -59,6 +64,23 @@ def below(root: Path, names: Sequence[str]) -> list[Path]:
     return [root / name for name in names if (root / name).is_dir()] + [root]
 
 
+def largest(packed: int) -> int:
+    """Bytes that a file of `packed` bytes may unpack to."""
+    return max(_SMALL, _GROWTH * packed)
+
+
+def _check_growth(path: Path, total: int) -> None:
+    packed = path.stat().st_size
+    if total > largest(packed):
+        raise damaged(path, f"{packed:,} bytes that unpack to more than {largest(packed):,}")
+
+
+def ungzipped(path: Path, content: bytes, most: int) -> bytes:
+    """The content of a .gz file, at most `most` bytes and one more: a small file may hold gigabytes of zeros."""
+    with named(path), gzip.open(io.BytesIO(content)) as file:
+        return file.read(most + 1)
+
+
 @dataclass(frozen=True)
 class Tree:
     """A folder, or a .zip or .tar.* file, as a mapping from relative name to content."""
@@ -97,12 +119,11 @@ def open_tree(path: Path) -> Tree:
             found = _walk(path)
         elif path.suffix == ".zip":
             archive = zipfile.ZipFile(path)
+            _check_growth(path, sum(entry.file_size for entry in archive.infolist()))
             found = {entry.filename: partial(archive.open, entry) for entry in archive.infolist() if not entry.is_dir()}
         else:
             with tarfile.open(path) as tar:
-                found = {m.name: partial(io.BytesIO, _content(tar, m)) for m in tar if m.isfile()}
-                while tar.fileobj and tar.fileobj.read(1 << 20):
-                    pass  # the sum that guards a compressed file stands behind its last member
+                found = {name: partial(io.BytesIO, content) for name, content in _members(path, tar)}
     visible = {
         name.removeprefix("./"): opener
         for name, opener in sorted(found.items())
@@ -118,6 +139,19 @@ def _walk(path: Path) -> dict[str, Callable[[], IO[bytes]]]:
             file = Path(folder, name)
             found[file.relative_to(path).as_posix()] = partial(file.open, "rb")
     return found
+
+
+def _members(path: Path, tar: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every ordinary member, read to the end, where the sum of a compressed file stands."""
+    total = 0
+    for member in tar:
+        total += member.size
+        _check_growth(path, total)
+        if member.isfile():
+            yield member.name, _content(tar, member)
+    while tar.fileobj and (rest := tar.fileobj.read(1 << 20)):
+        total += len(rest)
+        _check_growth(path, total)
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -4,7 +4,6 @@ An idx file is a big-endian header (two zero bytes, a type code, the number of d
 and the values. Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database".
 """
 
-import gzip
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.data.dataset import Source, Split, check_labels
-from spikeprune.data.formats.files import all_published, below, damaged, md5, missing, named, short
+from spikeprune.data.formats.files import all_published, below, damaged, md5, missing, short, ungzipped
 from spikeprune.data.registry import Request, other_owner
 
 _UNSIGNED_BYTE = 0x08
+_LARGEST = 1 << 32  # bytes of one file; those of MNIST have 47 million
 
 
 def read_idx(request: Request, folders: Sequence[str]) -> Source:
@@ -76,14 +76,17 @@ def _find(name: str, file: str, root: Path, places: list[Path]) -> Path:
 
 
 def _parse(path: Path, content: bytes, dims: int) -> Tensor:
-    """The uint8 tensor of an idx file, its header checked against its size."""
-    if path.suffix == ".gz":
-        with named(path):
-            content = gzip.decompress(content)
-    start = 4 + 4 * dims
-    if len(content) < start or content[:4] != bytes((0, 0, _UNSIGNED_BYTE, dims)):
+    """The uint8 tensor of an idx file, its header checked before the rest is unpacked, and then against its size."""
+    start, packed = 4 + 4 * dims, path.suffix == ".gz"
+    head = ungzipped(path, content, start)[:start] if packed else content[:start]
+    if len(head) < start or head[:4] != bytes((0, 0, _UNSIGNED_BYTE, dims)):
         raise damaged(path, f"no idx header of {dims} dimensions of bytes")
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", dims, offset=4))
-    if len(content) != start + math.prod(shape):
-        raise damaged(path, f"{len(content):,} bytes where its header promises {start + math.prod(shape):,}")
+    shape = tuple(int(size) for size in np.frombuffer(head, ">u4", dims, offset=4))
+    promised = start + math.prod(shape)
+    if promised > _LARGEST:
+        raise damaged(path, f"its header promises {promised:,} bytes, and no such file has {_LARGEST:,}")
+    if packed:
+        content = ungzipped(path, content, promised)
+    if len(content) != promised:
+        raise damaged(path, f"{len(content):,} bytes where its header promises {promised:,}")
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
