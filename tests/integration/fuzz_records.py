@@ -70,7 +70,9 @@ def _masks(tree: Any, folder: Path) -> object:
 
 
 def _plan(tree: Any, folder: Path) -> object:
-    return ChannelPlan.from_json(json.dumps(tree))
+    """A plan that is read is carried out too, or refused there."""
+    model, small = _shrunk()
+    return ChannelPlan.from_json(json.dumps(tree)).rebuild(model, small)
 
 
 def _state(tree: Any, folder: Path) -> object:
@@ -104,14 +106,24 @@ def _header() -> Any:
     return json.loads(good[8 : 8 + int.from_bytes(good[:8], "little")])
 
 
-def _good_plan() -> Any:
-    import spikeprune as sp
-
+@functools.cache
+def _shrunk() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """A network and the weights of the small one that its plan gives."""
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
     with torch.no_grad():
         model[0].weight[1], model[0].bias[1] = 0, 0
+    return model, _small(model)[0].state_dict()
+
+
+def _small(model: torch.nn.Module) -> tuple[torch.nn.Module, ChannelPlan]:
+    import spikeprune as sp
+
     dead = {"0.weight": model[0].weight != 0, "0.bias": model[0].bias != 0}
-    return json.loads(sp.shrink(model, dead, torch.ones(1, 4))[1].to_json())
+    return sp.shrink(model, dead, torch.ones(1, 4))
+
+
+def _good_plan() -> Any:
+    return json.loads(_small(_shrunk()[0])[1].to_json())
 
 
 def kinds() -> dict[str, tuple[Any, Read]]:

@@ -41,6 +41,7 @@ from typing import (
 )
 
 from spikeprune.core.errors import UserError
+from spikeprune.core.files import ordinary
 
 T = TypeVar("T")
 Read = Callable[[object, str], object]  # (value, its key) -> what the field holds
@@ -158,7 +159,7 @@ class Record(dict[str, Json]):
 def loaded(path: Path, read: Callable[[object], T]) -> T:
     """What `read` makes of a file's JSON. Raises: Damaged in one line that names the file and the key."""
     with whole(path):
-        return read(json.loads(path.read_text(encoding="utf-8")))
+        return read(json.loads(ordinary(path).read_text(encoding="utf-8")))
 
 
 @contextmanager
@@ -168,7 +169,7 @@ def whole(path: Path) -> Generator[None]:
         yield
     except OSError as error:
         raise Damaged(f"cannot read {path}: {error.strerror}; a finished run has this file") from error
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         what = str(error) if isinstance(error, Impossible) else f"{type(error).__name__}: {error}"
         raise Damaged(f"{path} is damaged ({what[:110]}); restore it, or run again with another --out") from error
 

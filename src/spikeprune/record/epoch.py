@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import final
 
+from spikeprune.core.files import ordinary
 from spikeprune.record.base import Count, Impossible, Number, Positive, Record, Share, recorded, whole
 
 
@@ -37,7 +38,7 @@ class Epoch(Record):
 def read_epochs(path: Path) -> tuple[Epoch, ...]:
     """The lines of a metrics.jsonl. Raises: Damaged in one line that names the file, the line and the key."""
     with whole(path):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = ordinary(path).read_text(encoding="utf-8").splitlines()
         if not lines:
             raise Impossible("it holds no epoch")
         return tuple(Epoch.read(json.loads(line), f"line {number}") for number, line in enumerate(lines, 1))

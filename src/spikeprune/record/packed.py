@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.core.errors import UserError
+from spikeprune.core.files import ordinary
 from spikeprune.core.mask import pack, unpack
 from spikeprune.record.whole import write_whole
 
@@ -59,18 +60,22 @@ def read_packed(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(path), "pt") as file:
+        with safe_open(str(ordinary(path)), "pt") as file:
             facts = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         if facts.get("format") != FORMAT:
             raise UserError(f"{path} is no packed network; `spikeprune export RUN --to safetensors` writes one")
         shapes: dict[str, list[int]] = json.loads(facts["shapes"])
+        if not all(type(size) is int and size >= 0 for shape in shapes.values() for size in shape):
+            raise ValueError("a shape holds something else than sizes")
         masks = {name: unpack(tensors.pop(f"{name}.mask"), tuple(shape)) for name, shape in shapes.items()}
         for name, mask in masks.items():
             values = tensors.pop(f"{name}.values")
+            if values.dim() != 1 or len(values) != int(mask.sum()):
+                raise ValueError(f"{name} has another number of values than bits")
             tensors[name] = torch.zeros(mask.shape, dtype=values.dtype).masked_scatter_(mask, values)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; give a file that `export` wrote") from error
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} is damaged; `spikeprune export RUN --to safetensors` writes it anew") from error
     return tensors, masks

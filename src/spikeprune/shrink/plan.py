@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from spikeprune.core.errors import InvalidValue
+from spikeprune.core.files import ordinary
 from spikeprune.model.adapter import Adapter, find_adapter
 from spikeprune.model.operations import is_gate
 
@@ -71,7 +72,7 @@ class ChannelPlan:
         Raises: InvalidValue if the file is missing, damaged or of another kind.
         """
         try:
-            return cls.from_json(Path(path).read_text(), str(path))
+            return cls.from_json(ordinary(path).read_text(), str(path))
         except OSError as error:
             raise InvalidValue(f"cannot read the channel plan {path}: {error.strerror}; give the plan.json") from error
         except UnicodeDecodeError as error:
@@ -89,16 +90,18 @@ class ChannelPlan:
                 raise InvalidValue(
                     f"{path} is a plan of another version; write it again with this version of spikeprune"
                 )
-            return cls(
+            plan = cls(
                 tuple(Cut(c["tensor"], c["dim"], c["size"], tuple(c["keep"])) for c in content["cuts"]),
                 {name: tuple(kept) for name, kept in content["gates"].items()},
                 {name: tuple(counts) for name, counts in content["layers"].items()},
                 tuple(content["parameters"]),
                 tuple(content["blocked"]),
             )
+            _check(plan)
+            return plan
         except InvalidValue:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidValue(f"{path} is no channel plan, or a damaged one; `plan.save` writes it anew") from error
 
     def rebuild(self, fresh_model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
@@ -136,6 +139,13 @@ class ChannelPlan:
             raise InvalidValue(
                 f"the plan sets the gate {missing[0]!r}, which this model lacks; build the original model"
             )
+        for name, kept in self.gates.items():
+            gate: Any = _module(model, name)
+            if max(kept, default=0) >= gate.channels:
+                raise InvalidValue(
+                    f"the plan passes channel {max(kept)} on at the gate {name!r}, which has {gate.channels}; build "
+                    "the model of the original size"
+                )
         by_tensor: dict[str, list[Cut]] = {}
         for cut in self.cuts:
             by_tensor.setdefault(cut.tensor, []).append(cut)
@@ -160,10 +170,32 @@ class ChannelPlan:
         for module in model.modules():
             _tell_sizes(module)
         for name, kept in self.gates.items():
-            gate: Any = _module(model, name)
+            gate = _module(model, name)
             keep = torch.zeros(gate.channels, dtype=torch.bool)
             keep[list(kept)] = True
             gate.select(keep)
+
+
+def _check(plan: ChannelPlan) -> None:
+    """Raises: ValueError if an entry is of another kind than `save` writes; the model is not known here."""
+    places = {(cut.tensor, cut.dim) for cut in plan.cuts}
+    if len(places) < len(plan.cuts) or not all(map(_is_cut, plan.cuts)):
+        raise ValueError("cuts")
+    if not all(_are_whole(kept) and len(set(kept)) == len(kept) for kept in plan.gates.values()):
+        raise ValueError("gates")
+    if not all(_are_whole(counts) and len(counts) == 2 for counts in (*plan.layers.values(), plan.parameters)):
+        raise ValueError("layers and parameters")
+    if not all(isinstance(reason, str) for reason in plan.blocked):
+        raise ValueError("blocked")
+
+
+def _is_cut(cut: Cut) -> bool:
+    fits = isinstance(cut.tensor, str) and _are_whole((cut.dim, cut.size)) and _are_whole(cut.keep)
+    return fits and 0 < len(set(cut.keep)) == len(cut.keep) and max(cut.keep) < cut.size
+
+
+def _are_whole(numbers: Sequence[object]) -> bool:
+    return all(type(number) is int and number >= 0 for number in numbers)
 
 
 def copy_without_state(model: nn.Module, adapter: Adapter | None) -> nn.Module:

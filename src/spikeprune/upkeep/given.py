@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue, UserError
+from spikeprune.core.files import ordinary
 from spikeprune.core.mask import Masks, check_fit
 from spikeprune.model.prunable import prunable
 from spikeprune.model.wrappers import eager
@@ -57,7 +58,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        masks = load_file(path)
+        masks = load_file(ordinary(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; give a masks.safetensors file") from error
     except SafetensorError as error:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from spikeprune.core.errors import UserError
+from spikeprune.core.files import ordinary
 from spikeprune.lab.recipe.settings import GROUPS, Recipe
 from spikeprune.lab.recipe.squeeze_settings import SQUEEZE, training_method
 from spikeprune.lab.recipe.validate import shown
@@ -67,7 +68,7 @@ def flatten(values: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str,
 def file_digest(path: Path) -> str:
     """SHA-256 of a file. Raises: UserError if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with ordinary(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(

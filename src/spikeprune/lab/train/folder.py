@@ -19,6 +19,7 @@ import yaml
 from torch import Tensor
 
 from spikeprune.core.errors import UserError
+from spikeprune.core.files import ordinary
 from spikeprune.lab.recipe import Recipe, complete, deciding, load, settings_hash, shipped
 from spikeprune.lab.recipe.document import read_yaml
 from spikeprune.record.base import Json, whole
@@ -106,7 +107,7 @@ class RunFolder:
             write_whole(self.recipe, text.encode())
             return
         try:
-            there = read_yaml(self.recipe.read_text(encoding="utf-8"), str(self.recipe))
+            there = read_yaml(ordinary(self.recipe).read_text(encoding="utf-8"), str(self.recipe))
             same = _stated(there) == _stated(settings)
         except (OSError, UnicodeDecodeError, UserError, AttributeError, TypeError) as error:
             raise UserError(f"{self.recipe} is damaged; move the folder away or use another --out") from error
@@ -171,7 +172,7 @@ class RunFolder:
         paths = [self.checkpoints / f"{name}.pt", self.checkpoints / f"{name}-before.pt"]
         there = [path for path in paths if path.exists()]
         for path in there:
-            content = b"" if path.is_dir() else path.read_bytes()
+            content = path.read_bytes() if path.is_file() else b""
             payload = content[len(_MAGIC) + 32 :]
             digest = content[len(_MAGIC) : len(_MAGIC) + 32]
             # zip files, which torch.save writes, may open although bytes in the middle are wrong
@@ -252,8 +253,8 @@ class RunFolder:
     def read_record(self) -> RunRecord:
         """Raises: UserError if record.json is damaged or not ours."""
         try:
-            record = json.loads(self.record.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            record = json.loads(ordinary(self.record).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{self.record} cannot be read; run the same command with another --out") from error
         if not isinstance(record, dict) or not {"schema", "settings", "pruned"} <= set(record):
             raise UserError(f"{self.record} is not a record of spikeprune; give a folder that `spikeprune run` made")
@@ -321,7 +322,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     try:
-        return load(path.read_bytes())
+        return load(ordinary(path).read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; a finished run has this file") from error
     except (SafetensorError, ValueError, KeyError) as error:

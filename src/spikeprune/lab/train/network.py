@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from spikeprune import zoo
 from spikeprune.core.errors import InvalidValue, UserError
+from spikeprune.core.files import ordinary
 from spikeprune.host.objects import resolve_object
 from spikeprune.integrations import adapter_for
 from spikeprune.lab.train.folder import read_safetensors
@@ -197,7 +198,7 @@ def load_weights(model: nn.Module, path: str) -> None:
         found: Any = read_safetensors(file)
     else:
         try:
-            found = torch.load(file, map_location="cpu", weights_only=True)
+            found = torch.load(ordinary(file), map_location="cpu", weights_only=True)
         except OSError as error:
             raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from error
         except Exception as error:

@@ -15,6 +15,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from spikeprune.core.errors import InvalidValue, UserError
+from spikeprune.core.files import ordinary
 from spikeprune.runtime.compile.network import Layout, LoweredNetwork
 from spikeprune.runtime.compile.packed import packed, unpacked
 from spikeprune.runtime.compile.validate import network_of
@@ -79,7 +80,7 @@ def load(path: str | os.PathLike[str]) -> tuple[LoweredNetwork, str]:
     """
     name = str(path)[-120:]
     try:
-        data = Path(path).read_bytes()
+        data = ordinary(path).read_bytes()
     except OSError as error:
         raise InvalidValue(
             f"cannot read the compiled model {name!r}: {error.strerror}; write one with .save(path)"
