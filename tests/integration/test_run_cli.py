@@ -1,6 +1,7 @@
 """The command line on real, tiny runs: what is printed, what stays on disk, and how wrong input ends."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,56 @@ def test_data_of_the_users_own_and_weights_to_start_from(tmp_path, capsys):
         assert torch.equal(weights[name], start.state_dict()[name] * mask)
 
 
+@pytest.fixture
+def sparse_start(tmp_path):
+    """A state_dict of which half of the prunable weights is 0, and the words of a run from there."""
+    from my_nets_for_cli import multi_step  # type: ignore[import-not-found]
+
+    import spikeprune as sp
+
+    torch.manual_seed(5)
+    start = multi_step(10)
+    masks = sp.prune(start, "magnitude", 0.5)
+    torch.save(start.state_dict(), tmp_path / "start.pt")
+    words = ["--model", "my_nets_for_cli:multi_step", "--epochs", "2", "--data.limit", "80", "--batch", "8"]
+    words += ["--weights", str(tmp_path / "start.pt"), "--baseline", "false", "--precision", "fp32"]
+    return masks, words
+
+
+@pytest.mark.parametrize("method", ["magnitude", "criticality"])
+def test_a_run_from_sparse_weights_goes_on_from_their_sparsity(method, sparse_start, tmp_path, capsys):
+    """2,368 weights, half of them 0: no mask update has a target below 0.5, and none keeps more than 1,184."""
+    masks, words = sparse_start
+    run = ["run", "digits", *words, "--method", method, "--sparsity", "0.8", "--out", str(tmp_path / "runs")]
+    status, out, err = ends(capsys, *run)
+    assert status == 0, err
+    record = json.loads((Path(out[-1]) / "record.json").read_text())
+    assert len(record["rounds"]) >= 2
+    assert 0.5 < record["rounds"][0]["target"] < record["rounds"][-1]["target"] == 0.8
+    assert all(entry["kept"] < 1184 for entry in record["rounds"])
+    if method == "magnitude":  # nothing is revived
+        found = load_file(Path(out[-1]) / "masks.safetensors")
+        assert all(not bool((found[name] & ~mask).any()) for name, mask in masks.items())
+    status, out, err = ends(capsys, *run, "--dry-run")
+    events = [line for line in out if line.startswith("event ")]
+    assert float(events[0].split(" target ")[1].split()[0]) > 0.5
+
+
+def test_a_run_from_weights_that_are_sparser_than_its_target_is_refused(sparse_start, tmp_path, capsys):
+    _, words = sparse_start
+    status, out, err = ends(capsys, "run", "digits", *words, "--sparsity", "0.3", "--out", str(tmp_path / "runs"))
+    assert (status, out) == (2, [])
+    assert "the given masks keep 1184 of 2368" in err
+
+
+def test_settings_that_take_up_no_zeros_say_so(sparse_start, tmp_path, capsys):
+    _, words = sparse_start
+    words = [*words, "--budget", "synops", "--out", str(tmp_path / "runs"), "--dry-run"]
+    status, _, err = ends(capsys, "run", "digits", *words)
+    assert status == 0
+    assert "the weights are sparse (0.500), but budget=synops" in err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -193,6 +244,9 @@ def test_data_of_the_users_own_and_weights_to_start_from(tmp_path, capsys):
         (["--data.limit", "5000"], "data.limit must be 1 to 1442"),
         (["--weights", "garbage.pt"], "no checkpoint that can be read weights-only"),
         (["--weights", "other.pt"], "is of another network"),
+        (["--weights", "empty"], "cannot read 'empty': Is a directory"),
+        (["--weights", "pipe"], "no ordinary file"),
+        (["--weights", "/dev/zero"], "no ordinary file"),
         (["--pattern", "3:2"], "pattern"),
         (["--device", "gpu"], "device 'gpu' is not usable here"),
     ],
@@ -201,6 +255,8 @@ def test_wrong_input_ends_with_status_2_and_writes_nothing(words, message, place
     (place / "garbage.pt").write_bytes(b"\x80not a pickle")
     torch.save({"weight": torch.zeros(2)}, place / "other.pt")
     (place / "empty").mkdir(exist_ok=True)
+    if not (place / "pipe").exists():
+        os.mkfifo(place / "pipe")  # to read it would never end
     status, out, err = ends(capsys, "run", "digits", *TINY, *words, "--out", str(tmp_path / "runs"))
     assert (status, out) == (2, [])
     assert message in err

@@ -1,6 +1,7 @@
 """What a run is made of: its data, its network, its Pruner, and the network of a finished run."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,15 @@ from spikeprune.core.errors import UserError
 from spikeprune.core.mask import disobeying
 from spikeprune.lab.recipe import Recipe
 from spikeprune.lab.recipe.job import Job
+from spikeprune.lab.recipe.squeeze_settings import SQUEEZE
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.lab.train.network import TimedNetwork, build, connect, load_weights
+from spikeprune.model.prunable import prunable
 from spikeprune.prune.pruner import Pruner
 from spikeprune.shrink.plan import ChannelPlan
+
+_SPARSE = 0.01  # share of zeros from which on a network counts as sparse
+_log = logging.getLogger("spikeprune")
 
 
 def load_data(recipe: Recipe) -> datasets.Dataset:
@@ -72,7 +78,29 @@ def make_pruner(job: Job, model: torch.nn.Module) -> Pruner:
         seed=recipe.seed,
         start=recipe.start,
         floor=1 if recipe.floor is None else recipe.floor,
+        masks=zeros_to_start_from(job, model),
     )
+
+
+def zeros_to_start_from(job: Job, model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
+    """Masks of the zeros of `weights`, if they are of a sparse network: its schedule rises from there.
+
+    A few zeros by chance make no sparse network. A setting that takes no masks starts dense, which is logged.
+    """
+    recipe, exclude = job.recipe, job.recipe.exclude
+    if recipe.weights is None or recipe.pattern != "weight" or recipe.method in ("dense", SQUEEZE):
+        return None
+    parameters = prunable(model, None, None if exclude is None else exclude.split())
+    masks = {name: parameter.detach() != 0 for name, parameter in parameters.items()}
+    total = sum(mask.numel() for mask in masks.values())
+    sparsity = 1 - sum(int(mask.sum()) for mask in masks.values()) / total
+    if sparsity < _SPARSE:
+        return None
+    if recipe.start != "dense" or recipe.budget != "weights" or job.method.acts:
+        _log.warning("the weights are sparse (%.3f), but %s takes up no zeros, so they count as alive", sparsity,
+                     f"budget={recipe.budget}, start={recipe.start}, method={recipe.method}")  # fmt: skip
+        return None
+    return masks
 
 
 def restore(
