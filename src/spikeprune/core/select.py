@@ -17,6 +17,17 @@ _SMALL = 1 << 18  # below this, one kthvalue over everything is fastest
 _SAMPLE = 1 << 16
 
 
+def check_numbers(scores: Mapping[str, Tensor], what: str = "a score", where: str = "this selection") -> None:
+    """Raises: InvalidValue that names the layer if a score is nan, which no ranking has a place for."""
+    least = [score.amin() for score in scores.values() if score.numel()]
+    if least and bool(torch.stack(least).isnan().any()):
+        name = next(name for name, score in scores.items() if bool(score.isnan().any()))
+        raise InvalidValue(
+            f"{what} of {name!r} is not a number (nan) at {where}, so weights cannot be ranked; check the loss and the "
+            "inputs for nan or inf"
+        )
+
+
 def keep_top(scores: Mapping[str, Tensor], k: int, among: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The k highest scores over all tensors together, as bool masks with exactly k True.
 
@@ -27,8 +38,7 @@ def keep_top(scores: Mapping[str, Tensor], k: int, among: Mapping[str, Tensor] |
     Returns: name -> bool tensor of the same shape. Of equal scores at the cut the lower index is kept.
     Raises: InvalidValue if k is out of range or a score is nan.
     """
-    if bool(torch.stack([score.amin() for score in scores.values() if score.numel()]).isnan().any()):
-        raise InvalidValue("a score is not a number (nan), so weights cannot be ranked; check the loss for nan or inf")
+    check_numbers(scores)
     candidates = {
         name: score if among is None else torch.where(among[name], score, -torch.inf) for name, score in scores.items()
     }

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from spikeprune.core.errors import MissingEvidence
+from spikeprune.core.errors import InvalidValue, MissingEvidence
 from spikeprune.core.mask import check_fit, disobeying
 from spikeprune.count import formulas
 from spikeprune.count.figures import Counts, Figures, Sides
@@ -60,8 +60,8 @@ def count(
             "outside" for a model of one step, which is then called for each x[t] of [T, N, ...]. By default N is read
             from the targets, the neurons or the output.
 
-    Raises: InvalidValue, UnknownName for masks that do not fit the model, or where the batch size cannot be told;
-        MissingEvidence if `data` is empty.
+    Raises: InvalidValue, UnknownName for masks that do not fit the model, where the batch size cannot be told, or for
+        nan in a weight or in a layer's input; MissingEvidence if `data` is empty.
 
     Examples:
         >>> masks = sp.prune(model, "magnitude", 0.75)
@@ -72,6 +72,7 @@ def count(
     check_time(time)
     model = eager(model)
     check_fit(masks or {}, dict(model.named_parameters()))
+    _check_numbers(model)
     _warn_of_disobeyed(masks or {}, model)
     adapter = find_adapter(model)
     modules = layer_modules(model)
@@ -84,7 +85,7 @@ def count(
     prunable = [mask for mask in (zeros if masks is None else masks).values() if mask.dim() > 1]
 
     layers = {
-        name: LayerMeter(module, masked.get(_name(model, stored_weight(module), name)))
+        name: LayerMeter(name, module, masked.get(_name(model, stored_weight(module), name)))
         for name, module in modules.items()
     }
     neurons = {} if adapter is None else {n: NeuronMeter(m, adapter) for n, m in adapter.neurons(model).items()}
@@ -123,6 +124,13 @@ def count(
         samples=samples,
         products=uses.products / samples,
     )
+
+
+def _check_numbers(model: nn.Module) -> None:
+    """A neuron whose potential is nan is silent, and its network would look cheap."""
+    bad = next((n for n, p in model.named_parameters() if p.is_floating_point() and bool(p.isnan().any())), None)
+    if bad is not None:
+        raise InvalidValue(f"{bad!r} holds nan (not a number), so there is nothing to count; load or train it again")
 
 
 def _warn_of_disobeyed(masks: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -166,8 +174,9 @@ def _together(module: Sides | None, used: Sides) -> Sides:
 class LayerMeter:
     """Running counts of one Conv or Linear layer."""
 
-    def __init__(self, module: _ConvNd | nn.Linear, mask: Tensor | None) -> None:
-        self.module = module
+    def __init__(self, name: str, module: _ConvNd | nn.Linear, mask: Tensor | None) -> None:
+        self.name, self.module = name, module
+        self.batch = 0
         weight = weight_of(module)
         self.alive = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(weight.device).bool()
         self.applied = 0  # how often the whole kernel was laid on, or the matrix multiplied with
@@ -195,6 +204,11 @@ class LayerMeter:
         if formulas.is_spiking(x):
             self.acs = (self.acs[0] + dense, self.acs[1] + pruned)
         else:
+            if bool(x.isnan().any()):
+                raise InvalidValue(
+                    f"the input of layer {self.name!r} holds nan (not a number) in batch {self.batch}; check the data "
+                    "and what stands before the layer"
+                )
             self.mac_ops = (self.mac_ops[0] + dense, self.mac_ops[1] + pruned)
         self.inputs += x.numel()
         self.active += int(x.count_nonzero())
@@ -281,6 +295,8 @@ def _run(
                 x, target = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
                 if adapter is not None:
                     adapter.reset(model)
+                for layer in layers.values():
+                    layer.batch += 1
                 for neuron in neurons.values():
                     neuron.batch = None
                 outputs = [model(step) for step in x] if time == "outside" else [model(x)]

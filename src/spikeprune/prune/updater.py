@@ -11,6 +11,7 @@ from spikeprune.core.errors import InvalidValue
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.core.mask import Outcome, count
 from spikeprune.core.schedule import MaskUpdate
+from spikeprune.core.select import check_numbers
 from spikeprune.core.update import Target
 from spikeprune.methods.base import Memory, Method, Observation, Regrowth, Training
 from spikeprune.methods.registry import name_of
@@ -80,6 +81,8 @@ class Updater:
             evidence = replace(evidence, survivors=survivors if asked else None)
         regrow_scores = self.method.regrow_score(evidence) if share > 0 else {}
         regrow_scores = {n: s for n, s in regrow_scores.items() if n not in self.no_regrowth}
+        for kind, found in (("score", scores), ("regrow score", regrow_scores)):
+            check_numbers(found, f"a {name_of(self.method)} {kind}", f"the mask update of step {update.step}")
         growth = self.method.growth(evidence) if share > 0 and self.method.within_layers else None
         return self.select(update, scores, regrow_scores, share, target, protected, growth)
 
