@@ -11,6 +11,7 @@ from spikeprune.core.mask import pack
 from spikeprune.core.schedule import Schedule
 from spikeprune.methods.base import Memory, Method
 from spikeprune.prune.choices import Choices
+from spikeprune.prune.refit import refitted
 from spikeprune.prune.spaces.space import Space
 from spikeprune.prune.steps import Steps
 from spikeprune.record.checkpoint import (
@@ -139,6 +140,8 @@ def read_state(state: PrunerState, settings: PrunerSettings, space: Space, *, st
         if strict:
             check_settings(settings, state["settings"])
         check_kinds(state)
+        if not strict:
+            state = refitted(state, settings)
         own, began = state["space"], state.get("began")
         device = next(iter(space.parts.parameters.values())).device
         return Saved(
