@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import spikeprune as sp
 from nets import batch, conv_net, loss_of, sgd
+from spikeprune.core.errors import InvalidValue
 from spikeprune.methods.base import MagnitudeRegrowth, Observation
 
 
@@ -74,13 +75,70 @@ def worker(rank, folder):
                 "statistics": dict(seen), "rounds": [r.as_dict() for r in pruner.rounds], "gradients": gradients,
             }  # fmt: skip
     torch.save(results, f"{folder}/{rank}.pt")
+    torch.save({"seeds": other_seeds(rank), "steps": uneven_steps(rank)}, f"{folder}/refused-{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="needs gloo")
-def test_ranks_hold_identical_masks_with_different_data(tmp_path: Path):
-    mp.start_processes(worker, (str(tmp_path),), nprocs=2, start_method="spawn")
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+def other_seeds(rank):
+    """What a rank says of a seed that differs, and whether its Pruner left the optimizer alone after that."""
+    model = conv_net()
+    optimizer = sgd(model)
+    pruner = sp.Pruner(model, "random", sp.Cubic(to=0.8, end=6, every=3), seed=rank)
+    try:
+        pruner.attach(optimizer)
+    except InvalidValue as error:
+        loss_of(model, *batch(1)).backward()
+        optimizer.step()
+        return str(error), len(pruner.rounds), not optimizer._optimizer_step_post_hooks
+    return "", 0, False
+
+
+def uneven_steps(rank):
+    """Rank 0 comes to the mask update of step 3; rank 1 ends its training after two steps."""
+    model = conv_net()
+    optimizer = sgd(model)
+    pruner = sp.Pruner(model, "magnitude", sp.Cubic(to=0.8, end=6, every=3)).attach(optimizer)
+    try:
+        for step in range(1, 4 - rank):
+            loss_of(model, *batch(step)).backward()
+            optimizer.step()
+            functional.reset_net(model)
+        pruner.finish()
+    except InvalidValue as error:
+        return str(error), all(bool(mask.all()) for mask in pruner.masks.values())
+    return "", False
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """What two processes leave; one start for all tests."""
+    if not dist.is_available() or os.name == "nt":
+        pytest.skip("needs gloo")
+    found = tmp_path_factory.mktemp("ranks")
+    mp.start_processes(worker, (str(found),), nprocs=2, start_method="spawn")
+    return found
+
+
+def test_a_seed_that_differs_between_ranks_is_refused_on_both(folder: Path):
+    for rank in (0, 1):
+        said, rounds, free = torch.load(folder / f"refused-{rank}.pt")["seeds"]
+        assert "the Pruner of rank 1 has another seed than that of rank 0" in said
+        assert f"(here seed is {rank})" in said
+        assert 20 <= len(said) <= 300
+        assert rounds == 0
+        assert free, "hooks of a refused Pruner are left on the optimizer"
+
+
+def test_ranks_with_an_uneven_number_of_steps_are_refused_on_both(folder: Path):
+    for rank in (0, 1):
+        said, untouched = torch.load(folder / f"refused-{rank}.pt")["steps"]
+        assert "uneven number of steps (rank 0 updates at step 3, rank 1 ends at step 2)" in said
+        assert 20 <= len(said) <= 300
+        assert untouched, "a mask update was made although the ranks do not agree"
+
+
+def test_ranks_hold_identical_masks_with_different_data(folder: Path):
+    first, second = (torch.load(folder / f"{rank}.pt") for rank in (0, 1))
     for case in first:
         a, b = first[case], second[case]
         assert a["rounds"] == b["rounds"]

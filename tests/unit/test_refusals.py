@@ -1,0 +1,122 @@
+"""Refusals of core, prune, count and model that no other test sees: each fires, with a text that says what to do."""
+
+import pytest
+import torch
+from torch import nn
+
+import spikeprune as sp
+from nets import batch, conv_net, mlp, sgd, train
+from spikeprune.core.errors import InvalidValue, MissingEvidence, UnknownName, UserError
+from spikeprune.core.evidence import Evidence
+from spikeprune.core.mask import Masks, check_fit, unpack
+from spikeprune.core.objects import resolve_object
+from spikeprune.core.select import keep_under_cost
+from spikeprune.core.statistic import SynapseMean
+from spikeprune.core.surrogate import curve_named
+from spikeprune.count.costs import weight_costs
+from spikeprune.methods.registry import make_method
+from spikeprune.upkeep.rewind import Rewind
+
+SCHEDULE = sp.Cubic(to=0.9, begin=0, end=8, every=2)
+WEIGHTS = {"a": torch.ones(2, 3)}
+
+
+def evidence(**given):
+    masks = {n: torch.ones_like(w, dtype=torch.bool) for n, w in WEIGHTS.items()}
+    return Evidence(weights=WEIGHTS, masks=masks, generator=torch.Generator(), **given)
+
+
+def over_the_budget():
+    return keep_under_cost({"a": torch.rand(3)}, lambda keep: 10.0 * int(keep["a"].sum()), 5.0, {"a": 1})
+
+
+REFUSALS = {
+    "channel scores of weights": (
+        lambda: evidence().of_channels("scale"), InvalidValue, "pass pattern='channel' or pattern='gate'"
+    ),
+    "channel statistics without any": (
+        lambda: evidence(channels={}).of_channels("statistic"), MissingEvidence, "needs membrane statistics"
+    ),
+    "channels without normalisation": (
+        lambda: evidence(channels={"scale": {}}).of_channels("scale"), InvalidValue, "'a' have no normalisation"
+    ),
+    "criticality without statistics": (lambda: evidence().per_weight(), MissingEvidence, "needs membrane statistics"),
+    "gradients without any": (lambda: evidence().gradients(), MissingEvidence, "call loss.backward()"),
+    "a mask that there is not": (lambda: Masks({"a": torch.ones(2)})["b"], UnknownName, "'b'"),
+    "masks of other shapes": (
+        lambda: Masks({"a": torch.ones(2)}) & {"a": torch.ones(3, dtype=torch.bool)}, InvalidValue, "in shape"
+    ),
+    "a mask of another shape": (
+        lambda: check_fit({"a": torch.ones(3, dtype=torch.bool)}, WEIGHTS), InvalidValue, "'a'"
+    ),
+    "a mask of numbers": (lambda: Masks({"a": torch.tensor([0.0, 0.5])}), InvalidValue, "only 0 and 1"),
+    "bits of another shape": (lambda: unpack(torch.zeros(2, dtype=torch.uint8), (3,)), InvalidValue, "do not fit"),
+    "a spec without a name": (lambda: resolve_object("my_net"), InvalidValue, "expected package.module:name"),
+    "a name that a module lacks": (lambda: resolve_object("json:lods"), UnknownName, "did you mean 'loads'"),
+    "an end before the begin": (lambda: sp.Cubic(to=0.9, begin=8, end=4, every=2), InvalidValue, "come after begin"),
+    "no update fits": (lambda: sp.Cubic(to=0.9, begin=0, end=4, every=9), InvalidValue, "no mask update fits"),
+    "a budget below the floors": (over_the_budget, InvalidValue, "the budget of 5 cannot be met"),
+    "a synapse without its input": (
+        lambda: SynapseMean(torch.abs, lambda d, x: d, len).step(torch.ones(1, 1)), MissingEvidence, "layer's input"
+    ),
+    "an unknown curve": (lambda: curve_named("atna"), UnknownName, "did you mean 'atan'"),
+    "a budget without a trace": (lambda: weight_costs("macs", mlp(), {}, None, {}), MissingEvidence, "pass data="),
+    "an unknown budget": (lambda: sp.Pruner(conv_net(), "magnitude", SCHEDULE, budget="flops"), UnknownName, "flops"),
+    "channel scores for weights": (
+        lambda: sp.Pruner(conv_net(), "bn-scale", SCHEDULE), InvalidValue, "scores whole channels"
+    ),
+    "weights' own gradients for channels": (
+        lambda: sp.Pruner(conv_net(), "gradient", SCHEDULE, pattern="channel"), InvalidValue, "works by single weights"
+    ),
+    "the authors' rule within layers": (
+        lambda: sp.Pruner(conv_net(), sp.Criticality(rule="authors"), SCHEDULE, allocate="erk"),
+        InvalidValue, "rule='authors'"
+    ),
+    "gradients without a loss": (
+        lambda: sp.prune(conv_net(), "snip", 0.5, data=[batch(1)]), MissingEvidence, "pass loss="
+    ),
+    "a method without data": (lambda: sp.prune(conv_net(), "criticality", 0.5), MissingEvidence, "pass data="),
+    "an unknown method": (lambda: make_method("magnitud"), UnknownName, "did you mean 'magnitude'"),
+    "a rewind without a point": (lambda: Rewind(mlp(), 0).load_state_dict(None), InvalidValue, "point"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_it_fires(name):
+    act, kind, words = REFUSALS[name]
+    with pytest.raises(kind) as caught:
+        act()
+    assert words in str(caught.value)
+    assert isinstance(caught.value, UserError)
+    assert 20 <= len(str(caught.value)) <= 300
+
+
+class Unused(nn.Module):
+    """A layer that no forward reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.spare = conv_net(), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def test_a_layer_that_took_no_part_cannot_be_priced():
+    model = Unused()
+    optimizer = sgd(model.net)
+    optimizer.add_param_group({"params": list(model.spare.parameters())})
+    sp.Pruner(model, "magnitude", sp.Cubic(to=0.9, begin=0, end=4, every=2), budget="macs").attach(optimizer)
+    with pytest.raises(MissingEvidence, match=r"'spare\.weight' took no part in the traced forward"):
+        train(model, optimizer, 2)
+
+
+@pytest.mark.parametrize("began", [-0.1, 1.5, "0.5", True, float("nan")])
+def test_a_state_that_began_at_an_impossible_share_is_refused(began):
+    model = conv_net()
+    masks = sp.prune(model, "magnitude", 0.5)
+    pruner = sp.Pruner(model, "magnitude", sp.Cubic(to=0.9, begin=0, end=4, every=2), masks=masks)
+    state = pruner.state_dict()
+    pruner.load_state_dict(state)
+    with pytest.raises(InvalidValue, match="began is"):
+        pruner.load_state_dict({**state, "began": began})
