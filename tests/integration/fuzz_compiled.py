@@ -46,25 +46,30 @@ def parts(path):
 
 
 class Corpus:
-    """Files to change, and what the files before them have reached: lines of the reader, and texts of errors."""
+    """Files to change, and what the files before them have reached: lines of the reader, and texts of errors.
 
-    def __init__(self, folder=None):
-        self.files, self.seen, self.folder = [], set(), folder
-        for path in sorted(folder.glob("*.snn")) if folder is not None else ():
+    Files that ran are kept apart from those that were refused, whose changes are refused at the same place mostly.
+    """
+
+    def __init__(self, folder):
+        self.ran, self.refused, self.seen, self.folder = [], [], set(), folder
+        for path in sorted(folder.glob("*.snn")):
             if not path.name.startswith("killed"):
-                self.add(path.read_bytes())
-        seen = folder / "seen.json" if folder is not None else None
-        if seen is not None and seen.exists():
-            self.seen |= set(json.loads(seen.read_text()))
+                self.add(path.read_bytes(), not path.name.startswith("refused"))
+        if (folder / "seen.json").exists():
+            self.seen |= set(json.loads((folder / "seen.json").read_text()))
 
-    def add(self, content):
+    def draw(self, rng):
+        return rng.choice(self.refused if self.refused and rng.random() < 0.3 else self.ran)
+
+    def add(self, content, ran):
         """Takes a file in, if it is whole enough to be changed again."""
         try:
             body = content[len(MAGIC) + 32 :]
             size = int.from_bytes(body[:8], "little")
             header = json.loads(body[8 : 8 + size])
             if isinstance(json.loads(header["__metadata__"]["network"]), dict):
-                self.files.append((header, body[8 + size :]))
+                (self.ran if ran else self.refused).append((header, body[8 + size :]))
                 return True
         except (ValueError, KeyError, TypeError, RecursionError):
             pass
@@ -75,8 +80,8 @@ class Corpus:
         outcome, reached = traced(content, path)
         if reached - self.seen:
             self.seen |= reached
-            if self.add(content) and self.folder is not None:
-                (self.folder / f"{hashlib.sha256(content).hexdigest()[:16]}.snn").write_bytes(content)
+            if self.add(content, outcome == "ran"):
+                (self.folder / f"{outcome[:7]}-{hashlib.sha256(content).hexdigest()[:16]}.snn").write_bytes(content)
         return outcome
 
     def write(self):
@@ -202,7 +207,7 @@ def batch(corpus, seed, size, folder):
     path = folder / f"changed-{seed}.snn"
     found = Counter()
     for _ in range(size):
-        header, data = rng.choice(corpus.files)
+        header, data = corpus.draw(rng)
         found[corpus.attempt(changed(header, data, rng), path)] += 1
     path.unlink()
     return found

@@ -225,10 +225,10 @@ def test_a_run_from_weights_that_are_sparser_than_its_target_is_refused(sparse_s
 
 def test_settings_that_take_up_no_zeros_say_so(sparse_start, tmp_path, capsys):
     _, words = sparse_start
-    words = [*words, "--budget", "synops", "--out", str(tmp_path / "runs"), "--dry-run"]
+    words = [*words, "--start", "random", "--out", str(tmp_path / "runs"), "--dry-run"]
     status, _, err = ends(capsys, "run", "digits", *words)
     assert status == 0
-    assert "the weights are sparse (0.500), but budget=synops" in err
+    assert "the weights are sparse (0.500), but budget=weights, start=random" in err
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_settings_that_take_up_no_zeros_say_so(sparse_start, tmp_path, capsys):
         (["--data.limit", "5000"], "data.limit must be 1 to 1442"),
         (["--weights", "garbage.pt"], "no checkpoint that can be read weights-only"),
         (["--weights", "other.pt"], "is of another network"),
-        (["--weights", "empty"], "cannot read 'empty': Is a directory"),
+        (["--weights", "empty"], "empty': Is a directory"),
         (["--weights", "pipe"], "no ordinary file"),
         (["--weights", "/dev/zero"], "no ordinary file"),
         (["--pattern", "3:2"], "pattern"),

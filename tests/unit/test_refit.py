@@ -20,10 +20,10 @@ def headed(classes):
     return model
 
 
-def saved(method="criticality", steps=4, **settings):
+def saved(method="criticality", steps=4, schedule=SCHEDULE, **settings):
     model = conv_net()
     optimizer = sgd(model)
-    pruner = sp.Pruner(model, method, SCHEDULE, **settings).attach(optimizer)
+    pruner = sp.Pruner(model, method, schedule, **settings).attach(optimizer)
     train(model, optimizer, steps)
     return model, pruner, pruner.state_dict()
 
@@ -77,8 +77,9 @@ def test_a_state_of_another_network_altogether_is_refused():
 
 
 def test_channels_do_not_fit_another_head():
-    model, _, state = saved("criticality", 2, pattern="channel")
+    halves = sp.Cubic(to=0.5, begin=0, end=8, every=2)
+    model, _, state = saved("criticality", 2, halves, pattern="channel")
     state["settings"]["parameters"]["4.weight"] = [9, 4, 3, 3]
-    pruner = sp.Pruner(model, "criticality", SCHEDULE, pattern="channel")
+    pruner = sp.Pruner(model, "criticality", halves, pattern="channel")
     with pytest.raises(InvalidValue, match="holds more than masks of weights"):
         pruner.load_state_dict(state, strict=False)
