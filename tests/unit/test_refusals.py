@@ -9,11 +9,11 @@ from nets import batch, conv_net, mlp, sgd, train
 from spikeprune.core.errors import InvalidValue, MissingEvidence, UnknownName, UserError
 from spikeprune.core.evidence import Evidence
 from spikeprune.core.mask import Masks, check_fit, unpack
-from spikeprune.core.objects import resolve_object
 from spikeprune.core.select import keep_under_cost
 from spikeprune.core.statistic import SynapseMean
 from spikeprune.core.surrogate import curve_named
 from spikeprune.count.costs import weight_costs
+from spikeprune.host.objects import resolve_object
 from spikeprune.methods.registry import make_method
 from spikeprune.upkeep.rewind import Rewind
 

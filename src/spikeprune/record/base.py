@@ -41,7 +41,7 @@ from typing import (
 )
 
 from spikeprune.core.errors import UserError
-from spikeprune.core.files import ordinary
+from spikeprune.host.files import ordinary
 
 T = TypeVar("T")
 Read = Callable[[object, str], object]  # (value, its key) -> what the field holds

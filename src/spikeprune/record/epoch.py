@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import final
 
-from spikeprune.core.files import ordinary
+from spikeprune.host.files import ordinary
 from spikeprune.record.base import Count, Impossible, Number, Positive, Record, Share, recorded, whole
 
 

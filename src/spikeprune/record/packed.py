@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from spikeprune.core.errors import UserError
-from spikeprune.core.files import ordinary
 from spikeprune.core.mask import pack, unpack
+from spikeprune.host.files import ordinary
 from spikeprune.record.whole import write_whole
 
 FORMAT = "spikeprune packed 1"

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.core.files import ordinary
+from spikeprune.host.files import ordinary
 from spikeprune.model.adapter import Adapter, find_adapter
 from spikeprune.model.operations import is_gate
 

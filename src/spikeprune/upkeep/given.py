@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue, UserError
-from spikeprune.core.files import ordinary
 from spikeprune.core.mask import Masks, check_fit
+from spikeprune.host.files import ordinary
 from spikeprune.model.prunable import prunable
 from spikeprune.model.wrappers import eager
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from spikeprune.core.errors import UserError
-from spikeprune.core.files import ordinary
+from spikeprune.host.files import ordinary
 from spikeprune.lab.recipe.settings import GROUPS, Recipe
 from spikeprune.lab.recipe.squeeze_settings import SQUEEZE, training_method
 from spikeprune.lab.recipe.validate import shown

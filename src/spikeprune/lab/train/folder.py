@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor
 
 from spikeprune.core.errors import UserError
-from spikeprune.core.files import ordinary
+from spikeprune.host.files import ordinary
 from spikeprune.lab.recipe import Recipe, complete, deciding, load, settings_hash, shipped
 from spikeprune.lab.recipe.document import read_yaml
 from spikeprune.record.base import Json, whole

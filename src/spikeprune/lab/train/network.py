@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from spikeprune import zoo
 from spikeprune.core.errors import InvalidValue, UserError
-from spikeprune.core.files import ordinary
+from spikeprune.host.files import ordinary
 from spikeprune.host.objects import resolve_object
 from spikeprune.integrations import adapter_for
 from spikeprune.lab.train.folder import read_safetensors

@@ -15,7 +15,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from spikeprune.core.errors import InvalidValue, UserError
-from spikeprune.core.files import ordinary
+from spikeprune.host.files import ordinary
 from spikeprune.runtime.compile.network import Layout, LoweredNetwork
 from spikeprune.runtime.compile.packed import packed, unpacked
 from spikeprune.runtime.compile.validate import network_of
