@@ -24,6 +24,16 @@ def test_the_version_stands_in_one_place_and_the_citation_repeats_it():
     assert headings == sorted(headings, reverse=True)
 
 
+def test_the_conda_recipe_repeats_version_and_requirements():
+    recipe = (ROOT / "packaging/conda/recipe.yaml").read_text()
+    assert f'version: "{spikeprune.__version__}"' in recipe
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ours = {need.partition(";")[0].strip().replace("torch", "pytorch", 1) for need in project["dependencies"]}
+    run = yaml.safe_load(recipe)["requirements"]["run"][1:]  # the first is Python
+    assert {need.replace(" ", "").lower() for need in ours} == {need.replace(" ", "").lower() for need in run}
+    assert f'python_min: "{project["requires-python"].removeprefix(">=")}"' in recipe
+
+
 def test_types_are_announced():
     assert Path(spikeprune.__file__).with_name("py.typed").exists()
 

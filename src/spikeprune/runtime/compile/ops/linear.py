@@ -31,8 +31,13 @@ class FullyConnected(Operation):
         m: Any = node.module
         if not isinstance(m, nn.Linear):
             raise to.refuse(node, "only nn.Linear is supported")
-        if len(to.shape[to.value[node.inputs[0]]]) != 1:
-            raise to.refuse(node, "it must stand behind a flatten")
+        shape = to.shape[to.value[node.inputs[0]]]
+        if len(shape) != 1:
+            raise to.refuse(
+                node,
+                f"it reads {list(shape)} of each image and step, and must read one row of features; call the model with "
+                "sequences [T, N, F], or flatten images in its forward",
+            )
         bias = torch.zeros(m.out_features) if m.bias is None else m.bias
         to.put(node, self, {}, weight=m.weight.float().clone(), bias=bias.float().clone())
         return True
