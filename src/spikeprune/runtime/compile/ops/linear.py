@@ -35,8 +35,8 @@ class FullyConnected(Operation):
         if len(shape) != 1:
             raise to.refuse(
                 node,
-                f"it reads {list(shape)} of each image and step, and must read one row of features; call the model with "
-                "sequences [T, N, F], or flatten images in its forward",
+                f"it reads {list(shape)} of each image and step, and must read one row of features; call the model "
+                "with sequences [T, N, F], or flatten images in its forward",
             )
         bias = torch.zeros(m.out_features) if m.bias is None else m.bias
         to.put(node, self, {}, weight=m.weight.float().clone(), bias=bias.float().clone())
