@@ -27,10 +27,12 @@ COMPARED = {
     "ch3-l3": ("ch3_l3", "the score of missing links, node form"),
     "criticality": ("criticality", 'rule "authors", a plain network'),
     "early-bird": ("early_bird", "the mask at every look, and the look that ends the search"),
+    "eb-et": ("early_time", "the number of time steps of the search"),
     "gradient": ("granet", "growth, as in GraNet"),
     "granet": ("granet", "every mask update but their last, at their counts"),
     "grad-r": ("grad_r", "which connections exist, with Adam and beta_1 = 0"),
     "imp": ("imp", "four rounds of cut and rewind, at their counts"),
+    "imp-et": ("early_time", "the number of time steps of the search"),
     "magnitude": ("granet", "the global cut, as in GraNet, at their counts"),
     "deep-r": ("deep_r", "which connections exist, gradient, walk and pull of alive ones, at six looks"),
     "rigl": ("rigl", "six mask updates of RigL and six of its authors' SET, after the optimizer's update"),
@@ -51,9 +53,7 @@ OTHERS = {
     "critical-energy": OWN,
     "dense": OWN,
     "esl-snn": NONE,
-    "eb-et": DIFFERS,
     "firing-rate": OWN,
-    "imp-et": DIFFERS,
     "last-magnitude": OWN,
     "membrane": OWN,
     "ndsnn": NONE,
@@ -68,7 +68,7 @@ OTHERS = {
 
 
 # Methods that equal their authors' code but for what their docstrings tell.
-_TOLD = ("admm", "ch3-l3", "deep-r", "early-bird", "grad-r", "granet", "imp", "rigl", "set", "upf")
+_TOLD = ("admm", "ch3-l3", "deep-r", "early-bird", "eb-et", "grad-r", "granet", "imp", "imp-et", "rigl", "set", "upf")
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,10 @@ def text() -> str:
             file, what = COMPARED[name]
             kept = Kept.of(file)
             code = f"[{kept.repository.rpartition('/')[2]}](https://{kept.repository}) at {kept.commit}"
-            result = f"equal: {sum(kept.equal)} of {len(kept.equal)} masks ({what})"
+            things = "choices" if file == "early_time" else "masks"
+            result = f"equal: {sum(kept.equal)} of {len(kept.equal)} {things} ({what})"
             if not all(kept.equal):
-                result = f"DIFFERENT in {kept.equal.count(False)} of {len(kept.equal)} masks ({what})"
+                result = f"DIFFERENT in {kept.equal.count(False)} of {len(kept.equal)} {things} ({what})"
         else:
             code, result = "", OTHERS[name]
         lines.append(f"| {name} | {source_of(name)} | {code} | {result} |")

@@ -10,6 +10,7 @@ from authors import (
     criticality,
     deep_r,
     early_bird,
+    early_time,
     grad_r,
     granet,
     imp,
@@ -44,7 +45,7 @@ def test_the_exact_rule_is_another_one():
 
 @pytest.mark.parametrize(
     "side",
-    [granet, stds, admm, early_bird, snip, ch3_l3, upf, imp, grad_r, deep_r, rigl],
+    [granet, stds, admm, early_bird, snip, ch3_l3, upf, imp, grad_r, deep_r, rigl, early_time],
     ids=lambda side: side.FILE.stem,
 )
 def test_masks_equal_those_of_the_authors_code(side):
