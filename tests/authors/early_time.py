@@ -40,7 +40,7 @@ SETTING: dict[str, Any] = {
 
 
 class Table(nn.Module):
-    """Logits [T, N, K]. In three of four tables one time step outweighs the others, so that 4, 5 or 2 steps are chosen."""
+    """Logits [T, N, K]. In three of four tables one time step outweighs the others: 5, 4 or 2 steps are chosen then."""
 
     def __init__(self, number: int):
         super().__init__()
