@@ -118,10 +118,27 @@ def mechanism(data: list[str], out: Path) -> None:
     }  # fmt: skip
     first, *others = folders.values()
     spikeprune("analyze", *first, "--against", *(folder for arm in others for folder in arm))
-    target = ROOT / "study" / "results" / "mechanism"
+    keep(first[0], "mechanism")
+
+
+def recovered(data: list[str], out: Path) -> None:
+    """The analysis of the runs of recovery_digits, in which regrown weights have time to grow."""
+    found = read_sweep(str(ROOT / "study" / "recovery_digits.yaml"), [*data, "--out", str(out)])
+    arms: dict[str, list[str]] = {}
+    for task in found.tasks:
+        if task.finished:
+            arms.setdefault(task.label, []).append(str(task.folder.path))
+    first = arms.pop("criticality, constant share")
+    spikeprune("analyze", *first, "--against", *(folder for arm in arms.values() for folder in arm))
+    keep(first[0], "mechanism_recovery")
+
+
+def keep(run: str, name: str) -> None:
+    """Copies a run's analysis to study/results/NAME."""
+    target = ROOT / "study" / "results" / name
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("analysis.json", "analysis.html"):
-        (target / name).write_bytes((Path(first[0]) / name).read_bytes())
+    for file in ("analysis.json", "analysis.html"):
+        (target / file).write_bytes((Path(run) / file).read_bytes())
 
 
 def main() -> None:
@@ -152,6 +169,8 @@ def main() -> None:
             mechanism(data, options.out.resolve())
         else:
             sweep(name, data, options.out.resolve(), options.workers)
+        if name == "recovery_digits":
+            recovered(data, options.out.resolve())
     page.main()
 
 

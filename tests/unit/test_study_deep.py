@@ -1,6 +1,7 @@
 """The deep study's pictures and the abstract's table, from real runs of a small network and from committed files."""
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -143,3 +144,14 @@ def test_every_part_of_the_study_has_its_file(modules):
     }
     assert len(sweeps["deep"].tasks) == 2 * 3 * 6  # networks, seeds, arms with dense
     assert {task.recipe.seed for task in sweeps["deep_lr"].tasks} == {100}  # a seed that the study does not use
+
+
+def test_features_and_sizes_are_those_of_both_analyses(modules):
+    _, abstract = modules
+    cells = " ".join((*abstract.alike(ROOT), *abstract.picks({}, ROOT)))
+    for folder in abstract.ANALYSES:
+        seeds = json.loads((ROOT / "study" / "results" / folder / "analysis.json").read_text())["seeds"]
+        cosines = seeds["consistency"]["mean_cosine_centred"]["each"]
+        sizes = seeds["importance"]["regrown"]["each"]
+        assert f"centred cosine {sum(cosines) / len(cosines):.4f} with regeneration" in cells
+        assert f"have {sum(sizes) / len(sizes):.2f} of their layer's largest weight" in cells
