@@ -68,6 +68,18 @@ def test_fine_tuning_a_sparse_network_again_keeps_its_zeros():
     assert zeros(model, masks)
 
 
+def test_a_mask_update_leaves_given_masks_of_biases_alone():
+    model, masks = sparse(0.5)
+    bias = next(n for n, p in model.named_parameters() if n.endswith("bias"))
+    masks = dict(masks) | {bias: torch.arange(model.get_parameter(bias).numel()) > 0}
+    optimizer = sgd(model)  # with momentum: the biases have optimizer state
+    pruner = sp.Pruner(model, "magnitude", sp.Cubic(to=0.9, end=4, every=2), masks=masks).attach(optimizer)
+    train(model, optimizer, 5)
+    assert pruner.alive == 76
+    assert model.get_parameter(bias)[0] == 0
+    assert bool((optimizer.state[model.get_parameter(bias)]["momentum_buffer"][1:] != 0).any())
+
+
 def test_hold_of_cut_channels_keeps_their_normalisation_too():
     model = conv_net()
     masks = sp.prune(model, "bn-scale", 0.5, data=[batch(1)], pattern="channel")

@@ -81,7 +81,7 @@ class Upkeep:
 
     def _hold_state(self, bits: "_Bits") -> None:
         for name, tensors in self.state().items():
-            for tensor in tensors.values():
+            for tensor in tensors.values() if name in bits.masks else ():
                 bits.clear(name, tensor)
         names = {id(p): n for n, p in self.parameters.items() if n in bits.masks}
         for optimizer in self.optimizers:
