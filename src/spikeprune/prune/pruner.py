@@ -245,7 +245,6 @@ class Pruner:
         """Takes up a saved state, before or after `attach`; weights outside the masks become 0.
 
         With `strict=False` a layer of another shape, such as a new head, starts dense, which is logged.
-
         Raises: InvalidValue if the state was saved under other settings (unless `strict=False`) or is damaged.
         """
         load_state(self._steps, read_state(state, self.settings(), self._space, strict=strict))
