@@ -29,6 +29,9 @@ HEAD = """# The study
 Is regrowth worth it, by which rule, and at what cost? Every number here comes from the run folders of one command each,
 by way of `spikeprune compare` and `python study/page.py`, which makes this page from [study/results](../study/results):
 do not edit it. There each row has its accuracy seed by seed and all of its settings.
+
+What is kept when a trained network is made small without any training has a page of its own:
+[what squeeze keeps](squeeze.md).
 """
 
 
