@@ -48,6 +48,8 @@ class BruteForce(TorchDispatchMode):
             return round(float(ones.sum()))
         if op in (aten.mm, aten.bmm):
             return self.product(args[0], args[1])
+        if op is aten.mv:
+            return int(args[1].count_nonzero()) * args[0].shape[0] if args[1] in self.active else 0
         if op in (aten.addmm, aten.baddbmm):
             return self.product(args[1], args[2])
         return 0

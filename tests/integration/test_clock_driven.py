@@ -71,6 +71,16 @@ def test_counted_squeezed_and_shrunk():
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
 
 
+def test_compiled_and_shown_by_the_doctor():
+    net = Net().eval()
+    compiled = sp.compile(net, X * 0.1)
+    with torch.no_grad():
+        wanted = net(X)
+    assert wanted.std() > 0.01
+    torch.testing.assert_close(compiled(X), wanted, rtol=1e-3, atol=1e-4)
+    assert "compile" in examine()["frameworks"]["spikingjelly"]["works"]
+
+
 def test_what_does_not_work_says_so_and_the_doctor_too():
     for door in (lambda: sp.fuse(Net().eval()), lambda: sp.model("mlp", size=8)):
         with pytest.raises(UserError) as caught:

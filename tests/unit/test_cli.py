@@ -89,6 +89,13 @@ def test_doctor_finds_a_working_core(capsys):
     found = json.loads("\n".join(out))
     assert (status, found["core"]) == (0, "works")
     assert found["packages"]["spikingjelly"]
+    assert {"spikingjelly", "torch"} <= set(found["frameworks"])
+    for framework in found["frameworks"].values():
+        assert framework["version"]
+        assert framework["works"]
+    own = found["frameworks"]["torch"]  # neurons of the user's own
+    assert "compile, exports" in own["works"]
+    assert own["missing"].startswith("fuse of own neurons")
 
 
 def test_doctor_fails_only_without_a_core(monkeypatch, capsys):

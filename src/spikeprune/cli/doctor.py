@@ -26,7 +26,7 @@ _OPTIONAL = {
 
 
 _ALL_DOORS = "criticality, counts, squeeze, channels, fuse, compile, exports"
-_FOUND_DOORS = "criticality, counts, squeeze, channels (neurons are found by their spike functions)"
+_FOUND_DOORS = "criticality, counts, squeeze, channels, compile, exports (neurons are found by their spike functions)"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -109,7 +109,7 @@ def _frameworks() -> dict[str, Framework]:
         if importlib.util.find_spec("spikingjelly.activation_based") is not None:
             found["spikingjelly"] = {"version": there, "works": _ALL_DOORS, "missing": ""}
         else:
-            missing = f"fuse, compile, exports, the zoo: spikingjelly {there} has no activation_based; install 2.0.0"
+            missing = f"fuse, the zoo: spikingjelly {there} has no activation_based; install 2.0.0"
             found["spikingjelly"] = {"version": there, "works": _FOUND_DOORS, "missing": missing}
     for name in ("snntorch", "norse"):
         if (there := version(name)) is not None:
@@ -117,7 +117,7 @@ def _frameworks() -> dict[str, Framework]:
     found["torch"] = {
         "version": version("torch") or "none",
         "works": f"own neurons: {_FOUND_DOORS}",
-        "missing": "fuse, compile, exports of own neurons: an adapter (CONTRIBUTING.md, 'A neuron of your own')",
+        "missing": "fuse of own neurons: it needs an adapter (CONTRIBUTING.md, 'A neuron of your own')",
     }
     for name in ("accelerate", "lightning"):
         if (there := version(name)) is not None:

@@ -22,6 +22,7 @@ from spikeprune.count.uses import UsedWeight, Uses
 from spikeprune.model.adapter import Adapter, find_adapter, weights_of_neurons
 from spikeprune.model.arguments import Arguments, on_result
 from spikeprune.model.axes import check_time, not_told, samples_axis, samples_of, unknown_parts
+from spikeprune.model.operations import has_own_forward
 from spikeprune.model.trace import Tracer
 from spikeprune.model.weights import layer_modules, stored_weight, weight_of
 from spikeprune.model.wrappers import eager
@@ -91,6 +92,13 @@ def count(
     neurons = {} if adapter is None else {n: NeuronMeter(m, adapter) for n, m in adapter.neurons(model).items()}
     uses = Uses(dict(model.named_parameters()), masked.get)
     samples = _run(model, data, adapter, layers, neurons, uses, time)
+    for name, function in uses.unread.items():
+        _log.warning(
+            "spikeprune: %r goes through the function %r, whose operations are not counted; write it as a product that "
+            "is, such as torch.nn.functional.linear",
+            name,
+            function,
+        )
 
     def packed(part: nn.Module) -> int:
         return sum(formulas.stored_bytes(p, masked.get(_name(model, p, ""))) for p in part.parameters())
@@ -285,7 +293,8 @@ def _run(
     # It slows the forward down, so it stays only if the first batch shows something that hooks do not see.
     tracer: Tracer | None = Tracer(model, adapter, uses.done, listener=uses, once=False)
     modes = [(module, module.training) for module in model.modules()]
-    hooks = [on_result(layer.module, layer.hook) for layer in layers.values()]
+    # A layer with a forward of its own is seen where it multiplies.
+    hooks = [on_result(layer.module, layer.hook) for layer in layers.values() if not has_own_forward(layer.module)]
     hooks += [on_result(neuron.module, neuron.hook) for neuron in neurons.values()]
     samples, plain = 0, not unknown_parts(model, adapter)
     try:

@@ -56,6 +56,7 @@ class Uses:
 
     Attributes:
         weights: name of a parameter -> its counts, for those that functions multiplied with.
+        unread: weight -> function that works with it in another way than a product that can be counted.
         spikes, values: of all neurons that are no modules, by name.
         batches: sizes of the first axis at neurons that were called once for each step of a loop over time.
     """
@@ -67,6 +68,7 @@ class Uses:
         self.values: dict[str, int] = {}
         self.products = 0.0
         self.batches: set[int] = set()
+        self.unread: dict[str, str] = {}
 
     @property
     def empty(self) -> bool:
@@ -91,6 +93,7 @@ class Uses:
 
     def done(self, graph: Graph) -> None:
         """After a forward: multiply-accumulates of products of two activations, such as attention."""
+        self.unread |= {n: f for n, f in graph.unread.items() if all(node.weight != n for node in graph.nodes)}
         called = [node for node in graph.nodes if node.kind == "neuron" and node.module is None]
         self.batches = {n.shape[0] for n in called if n.shape and sum(m.name == n.name for m in called) > 1}
         for node in graph.nodes:

@@ -69,7 +69,9 @@ class SpikingJelly(Adapter):
         plain = self.describe(neuron)
         if plain is not None:
             return _integrated(plain, neuron.v, sequence)
-        if hasattr(neuron, "neuronal_charge"):
+        if isinstance(neuron, _BASES) and (seen := self._shown(neuron, x, args[1:])) is not None:
+            return seen
+        if hasattr(neuron, "neuronal_charge") and not hasattr(neuron, "single_step_functional_forward"):
             return self._charged(neuron, sequence)
         if self.multi_step(neuron) and not isinstance(neuron, _BASES):
             return self._whole(neuron, x)  # parallel neurons and such have no step of their own
@@ -79,6 +81,31 @@ class SpikingJelly(Adapter):
             f"the potential of {type(neuron).__name__} before firing cannot be read; "
             "derive it from BaseNode or register an adapter of your own"
         )
+
+    def _shown(self, neuron: Any, x: Tensor, more: tuple[Any, ...]) -> Iterator[Tensor] | None:
+        """What the surrogate sees while the neuron's own forward runs; None if it is not called once a step.
+
+        A subclass may change the charge, the threshold, the reset or the whole step, so nothing is taken for granted.
+        """
+        saved = dict(neuron._memories)
+        spy = _Spy(neuron.surrogate_function, every=True)
+        # Copies, because a charge step of the user's may write in place (self.v += x).
+        neuron._memories.update({k: v.detach().clone() for k, v in saved.items() if isinstance(v, Tensor)})
+        neuron._modules["surrogate_function"] = spy
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                type(neuron).forward(neuron, x, *more)
+        except (RuntimeError, ValueError, NotImplementedError, AssertionError, AttributeError, TypeError):
+            return None
+        finally:
+            neuron._modules["surrogate_function"] = spy.surrogate
+            neuron._memories.clear()
+            neuron._memories.update(saved)
+        steps = list(x) if self.multi_step(neuron) else [x]
+        if len(spy.calls) == 1 and spy.calls[0].shape == x.shape and len(steps) > 1:
+            return iter(spy.calls[0])
+        fits = len(spy.calls) == len(steps) and all(u.shape == s.shape for u, s in zip(spy.calls, steps, strict=True))
+        return iter(spy.calls) if fits else None
 
     def _whole(self, neuron: Any, x: Tensor) -> Iterator[Tensor]:
         """The whole sequence in the neuron's own forward; its state is put back."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import Adapter
-from spikeprune.model.operations import leaf_kind
+from spikeprune.model.operations import layer_kind, leaf_kind
 from spikeprune.model.trace import Graph
 
 TIMES = ("first", "batch-first", "last", "outside")
@@ -83,5 +83,6 @@ def unknown_parts(model: nn.Module, adapter: Adapter | None) -> bool:
         not list(module.children())
         and not type(module).__module__.startswith("torch.")
         and leaf_kind(module, adapter) is None
+        and layer_kind(module) is None
         for module in model.modules()
     )

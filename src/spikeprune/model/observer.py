@@ -1,5 +1,6 @@
 """The Observer: it traces the first forward, records near mask updates, and keeps away from all other steps."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from spikeprune.model.pairing import Pairing, pair
 from spikeprune.model.probe import Probe
 from spikeprune.model.trace import Graph, trace
 
+_log = logging.getLogger("spikeprune")
 Reduce = Callable[[Tensor], Tensor]
 
 
@@ -117,8 +119,20 @@ class Observer:
                     "pruner.table() shows what was traced; widen include=, or use 'magnitude'"
                 )
             self._new_probe(needs_grad=True)
+            for name, function in self._unread(graph).items():
+                _log.warning(
+                    "spikeprune: %r goes through the function %r, so no neuron is known that it feeds, and it is never "
+                    "regrown; write it as a product such as torch.nn.functional.linear",
+                    name,
+                    function,
+                )
         if self.learned is not None:
             self.learned(graph)
+
+    def _unread(self, graph: Graph) -> dict[str, str]:
+        """Weights that are pruned here and used by no product that is known -> the function that uses them."""
+        used = {node.weight for node in graph.nodes}
+        return {n: f for n, f in graph.unread.items() if n in self._parameters and n not in used}
 
     def _new_probe(self, *, needs_grad: bool) -> Probe:
         assert self._adapter is not None

@@ -1,7 +1,7 @@
 """The kinds of operations that a network is made of, told once: of leaf modules, and of tensor functions."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard, cast
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
@@ -92,6 +92,12 @@ def multiplied(name: str, given: Arguments) -> tuple[tuple[Any, int, int], ...]:
         return _product(args[1], args[0])
     if name in ("addmm", "baddbmm", "addbmm"):
         return _product(args[1] if len(args) > 1 else None, args[2] if len(args) > 2 else None)
+    if name == "mv":
+        return _product(argument(0, "input"), argument(1, "vec"))
+    if name == "inner":
+        return ((argument(1, "other"), 0, -1),)
+    if name == "tensordot":
+        return _tensordot(argument(0, "a"), argument(1, "b"), argument(2, "dims"))
     if name == "einsum":
         return _einsum(args)
     return ()
@@ -103,11 +109,35 @@ def _product(left: Any, right: Any) -> tuple[tuple[Any, int, int], ...]:
     return ((right, -1, -1), (left, -2, -1 if vector else -2))
 
 
+def _tensordot(a: Any, b: Any, dims: Any) -> tuple[tuple[Any, int, int], ...]:
+    """A matrix on the right, of which one dimension is summed with the last one of the other operand."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor) and b.dim() == 2) or isinstance(dims, Tensor):
+        return ()
+    if isinstance(dims, int):
+        of_a, of_b = (-1, 0) if dims == 1 else (None, None)
+    else:
+        of_a, of_b = map(_only, cast(Sequence[Any], dims))
+    if of_a is None or of_b is None or of_a % a.dim() != a.dim() - 1:
+        return ()
+    return ((b, 1 - of_b % 2, -1),)
+
+
+def _only(dims: Any) -> int | None:
+    """The number in a list of one, or the number itself."""
+    if isinstance(dims, int):
+        return dims
+    values = cast(Sequence[int], dims)
+    return values[0] if len(values) == 1 else None
+
+
 def _einsum(args: Sequence[Any]) -> tuple[tuple[Any, int, int], ...]:
-    if not args or not isinstance(args[0], str) or "->" not in args[0] or "." in args[0]:
+    if not args or not isinstance(args[0], str) or "->" not in args[0]:
         return ()
     operands = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
     left, right = args[0].replace(" ", "").split("->")
+    if "." in right[3:]:  # dimensions that stand for others are known only in front
+        return ()
+    left, right = left.replace("...", ""), right.replace("...", "")
     terms, found = left.split(","), []
     for i, (term, operand) in enumerate(zip(terms, operands, strict=False)):
         rest = set("".join(terms[:i] + terms[i + 1 :]))
@@ -135,9 +165,33 @@ def is_gate(module: object) -> TypeGuard[ChannelGate]:
 
 
 def leaf_kind(module: nn.Module, adapter: Adapter | None) -> str | None:
-    """The kind of a module that the trace does not look into, None for a container."""
+    """The kind of a module that the trace does not look into, None for a container.
+
+    A Conv or Linear layer whose forward is the user's own is looked into: what it multiplies with what shows there.
+    """
     if adapter is not None and adapter.is_neuron(module):
         return "neuron"
     if is_gate(module):
         return "select"
+    kind = layer_kind(module)
+    return None if kind in ("conv", "linear") and has_own_forward(module) else kind
+
+
+def layer_kind(module: nn.Module) -> str | None:
+    """The kind of layer that a module is, or is derived from; None for all else."""
     return next((kind for kind, classes in _KINDS if isinstance(module, classes)), None)
+
+
+_PLAIN = ("torch.", "spikingjelly.", "snntorch.", "norse.", "spikeprune.")  # their layers multiply their input
+
+
+def has_own_forward(layer: nn.Module) -> bool:
+    """Whether a class of the user's, or another tool, says what happens in a layer's call."""
+    for name in ("forward", "_conv_forward"):
+        own = vars(layer).get(name)
+        if own is not None and not str(getattr(own, "__module__", "")).startswith(_PLAIN):
+            return True
+        holder = next((cls for cls in type(layer).__mro__ if name in vars(cls)), None)
+        if holder is not None and not holder.__module__.startswith(_PLAIN):
+            return True
+    return False

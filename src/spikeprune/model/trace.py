@@ -62,6 +62,7 @@ class Graph:
     `spikes`: name -> neuron that is no module but was found by its spike function.
     `inner`: weight -> the neuron module that multiplies with it inside, and how.
     `renamed`: names of found neurons that are the same as another one, for later forwards.
+    `unread`: weight -> function that combines it with values of the forward, though not by a product that is known.
     """
 
     nodes: list[Node] = field(default_factory=list[Node])
@@ -70,6 +71,7 @@ class Graph:
     spikes: dict[str, SpikeNeuron] = field(default_factory=dict[str, SpikeNeuron])
     inner: dict[str, tuple[str, Use]] = field(default_factory=dict[str, tuple[str, Use]])
     renamed: dict[str, str] = field(default_factory=dict[str, str])
+    unread: dict[str, str] = field(default_factory=dict[str, str])
 
     def append(
         self,

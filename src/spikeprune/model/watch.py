@@ -92,6 +92,8 @@ class Watch(TorchFunctionMode):
         if not inputs:
             self.derived.follow(func, short, given, result)
             return result
+        if use is None:
+            self._unread(short, given)
         if self.constants:
             self.graph.constants[len(self.graph.nodes)] = constants
         kind = "write" if short in WRITES else FUNCTIONS.get(short, "other")
@@ -110,6 +112,12 @@ class Watch(TorchFunctionMode):
         if isinstance(result, Tensor):
             self._straight_through(Step(short, func, given, result, written is not None))
         return result
+
+    def _unread(self, name: str, given: Arguments) -> None:
+        for tensor in tensors(given):
+            origin = self.derived.origin(tensor)
+            if origin in self.derived.held:
+                self.graph.unread.setdefault(origin, name)
 
     def _numbers(self, args: tuple[Any, ...]) -> dict[int, float]:
         """id of a tensor -> its number, for arguments that hold one number everywhere, such as a first state of 0.
