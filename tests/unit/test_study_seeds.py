@@ -71,3 +71,10 @@ def test_a_panel_ends_with_where_a_number_is_highest_and_whether_that_is_more_th
     assert _ranked(parts[2:], lambda part: part.x, "The share", ".1%") == ""
     wide = [(n, SimpleNamespace(x=Spread(each=(m,), n=2, mean=m, sd=0.2))) for n, m in (("a", 0.5), ("b", 0.2))]
     assert "within the standard deviations" in _ranked(wide, lambda part: part.x, "The share", ".1%")
+
+
+def test_the_page_shows_only_what_applies():
+    none = "not applicable"
+    table = [["run", "network", "a", "b"], ["x", "before", none, none], ["x", "after", "0.5", none]]
+    assert _told_cells(table) == [["run", "network", "a"], ["x", "after", "0.5"]]
+    assert _measured(["survival: 3 regrown", f"loss gap: {none}"]) == ["survival: 3 regrown"]

@@ -4,6 +4,7 @@ Numbers are those of one run, or spreads over seeds (`seeds.over_seeds`), told a
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from spikeprune.lab.page.charts import Series, legend, plot
@@ -137,11 +138,34 @@ def page(found: AnalysisRecord) -> str:
         found.criticality.limits,
         *(f"{name.replace('_', ' ')}: {meaning}." for name, meaning in found.criticality.states.items()),
     ]
+    sections = [replace(section, tables=tuple(map(_told_cells, section.tables))) for section in sections]
     if pooled is None:
-        return render(f"Analysis of {found.run}", lines(found), sections, notes)
-    own = _own_lines(found)
+        return render(_title(parts[0][1], found.run), _measured(lines(found)), sections, notes, over=found.run)
+    own = _measured(_own_lines(found))
+    title, over = _title(parts[0][1], pooled.arm), f"{pooled.arm}, {len(pooled.seeds)} seeds"
     notes.insert(0, f"Mean ± standard deviation over n runs that differ in the seed alone: {', '.join(pooled.runs)}.")
-    return render(f"Analysis of {pooled.arm}, {len(pooled.seeds)} seeds", own, sections, notes)
+    return render(title, own, sections, notes, over=over)
+
+
+def _title(part: Mechanism, run: str) -> str:
+    """What regrowth came to, or whose analysis it is where nothing was regrown."""
+    if part.survival is None or not _mean(part.survival.regrown):
+        return f"Analysis of {run}: nothing was regrown"
+    share = _told(part.survival.survived_share, ".1%")
+    end = _told(part.survival.to_end, ".1%")
+    return f"{share} of the regrown weights outlived the next cut, {end} are alive at the end"
+
+
+def _measured(told: Sequence[str]) -> list[str]:
+    """The lines that tell a number; the terminal prints the others too."""
+    return [line for line in told if not line.endswith(NONE)]
+
+
+def _told_cells(table: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """A table without the rows and columns in which nothing applies."""
+    rows = [row for row in table if any(cell != NONE for cell in row[2:]) or len(row) < 3]
+    shown = [any(row[n] != NONE for row in rows[1:]) for n in range(len(rows[0]))]
+    return [[cell for cell, kept in zip(row, shown, strict=True) if kept] for row in rows]
 
 
 def _difference_section(pooled: PooledArm) -> Section:
