@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from spikeprune.lab.page.analysis import _ranked, _told
+from spikeprune.lab.page.analysis import _measured, _ranked, _told, _told_cells
 from spikeprune.lab.study.seeds import QUANTITIES, at, differences, over_seeds
 from spikeprune.record.analysis import Spread
 
