@@ -19,9 +19,9 @@ _HELP = """usage: spikeprune COMMAND ... [--debug]
 {commands}
 
 examples:
-  spikeprune demo                      what it does, in a minute
-  spikeprune run digits                a first run with a report
-  spikeprune squeeze digits            a trained network made small
+  spikeprune demo                               what it does, in a minute
+  spikeprune run digits                         a first run with a report
+  spikeprune squeeze digits --sparsity 0.8      a trained network made small
   spikeprune list methods
 
 `spikeprune COMMAND --help` explains one.

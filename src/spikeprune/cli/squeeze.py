@@ -32,7 +32,7 @@ With a RUN, the keys that are not given are those of the run, except --sparsity,
 --epochs and --lr.
 
 examples:
-  spikeprune squeeze digits                       a network that comes trained
+  spikeprune squeeze digits --sparsity 0.8        a network that comes trained
   spikeprune squeeze runs/digits-81ff6b346a --network dense --sparsity 0.9
   spikeprune squeeze --model mynets:build --weights trained.pt \\
                      --data.name cifar10 --data.root DIR --T 4
