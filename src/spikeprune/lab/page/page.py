@@ -163,8 +163,8 @@ def _first_words(run: ShownRun) -> Words:
         )
         result = (
             f"The squeezed network is right on {of_images}, {after}; the dense one on "
-            f"{round(run.dense.accuracy * images):,}. The squeeze took {entry.images:,} calibration images of the training "
-            f"split and {words.duration(entry.seconds)}."
+            f"{round(run.dense.accuracy * images):,}. The squeeze took {entry.images:,} calibration images of the "
+            f"training split and {words.duration(entry.seconds)}."
         )
         return Words(f"{left}, {words.points(accuracy - run.dense.accuracy)} dense", result, caution)
     result = (
