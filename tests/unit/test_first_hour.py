@@ -1,6 +1,7 @@
 """What a newcomer sees in the first hour: each test is the right text or number of a command that once misled."""
 
 import functools
+import inspect
 import itertools
 import logging
 import re
@@ -398,6 +399,13 @@ def test_dir_shows_public_names_only():
     assert not {"Any", "TYPE_CHECKING", "importlib"} & set(shown)
     assert not [name for name in shown if name.startswith("_")]
     assert all(hasattr(sp, name) for name in shown)
+
+
+@pytest.mark.parametrize("name", ["prune", "count", "shrink", "squeeze", "model"])
+def test_editors_are_shown_the_arguments_of_a_public_function(name):
+    parameters = inspect.signature(getattr(sp, name)).parameters
+    assert "args" not in parameters
+    assert next(iter(parameters)) in ("model", "name")
 
 
 def test_what_is_listed_from_text_is_what_is_registered():

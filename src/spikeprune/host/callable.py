@@ -1,7 +1,9 @@
 """Packages that answer a call: a public function has the same name (docs/decisions/0003-callable-packages.md)."""
 
 import importlib
+import inspect
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -10,8 +12,16 @@ class _CallablePackage(ModuleType):
     answer: str
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function()(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """That of the function: editors and notebooks show it."""
+        return inspect.signature(self._function())
+
+    def _function(self) -> Callable[..., Any]:
         module, _, function = self.answer.partition(":")
-        return getattr(importlib.import_module(module), function)(*args, **kwargs)
+        return getattr(importlib.import_module(module), function)
 
 
 def answer_calls(package: str, answer: str) -> None:
