@@ -57,7 +57,9 @@ def better(found: Found) -> tuple[str, ...]:
         + ("; two as deep as the paper's, an eighth as wide, after a short training." if "deep" in found else "."),
         "; ".join(filter(None, told)) or "nothing yet",
         _sure(
-            found, ("fashion", "cifar10"), ("deep", "deep_more", "deep_cifar100", "deep_steps", "deep_gpu", "recovery")
+            found,
+            {"Small networks, decaying share": ("fashion", "cifar10"), "Deep networks, constant share": ("deep",)},
+            ("deep", "deep_more", "deep_cifar100", "deep_steps", "deep_gpu", "recovery"),
         ),
     )
 
@@ -70,7 +72,9 @@ def structures(found: Found) -> tuple[str, ...]:
         "Channels of a small network, three seeds ([results](results/channels.md)); the deep networks as below.",
         "; ".join(filter(None, told))
         or "In the small network criticality, random regrowth and none lie within each other's spread.",
-        _sure(found, (), ("deep_channels", "deep_channels_more", "deep_channels_gpu")),
+        _sure(
+            found, {"Deep networks": ("deep_channels",)}, ("deep_channels", "deep_channels_more", "deep_channels_gpu")
+        ),
     )
 
 
@@ -118,7 +122,7 @@ def cost(found: Found) -> tuple[str, ...]:
         ),
         " ".join(told),
         "The arithmetic is exact; which rival was meant is not stated. "
-        + _sure(found, (), ("cost", "deep_cost")).replace("As the intervals say.", ""),
+        + _sure(found, {}, ("cost", "deep_cost")).replace("As the intervals say.", ""),
     )
 
 
@@ -201,23 +205,34 @@ def _difference(found: Found, name: str, label: str, target: float) -> str:
     return "; ".join(told)
 
 
-def _sure(found: Found, done: tuple[str, ...], wanted: tuple[str, ...]) -> str:
-    """What the finished parts decide about criticality against the reference, and which parts are missing."""
-    pairs = [
-        row.versus
-        for name in done
-        for row in (found[name].rows if name in found else ())
-        if row.label == "criticality" and row.versus is not None and row.versus.t_p is not None
-    ]
+def _sure(found: Found, done: Mapping[str, tuple[str, ...]], wanted: tuple[str, ...]) -> str:
+    """What the finished parts decide about criticality against the reference, and which parts are missing.
+
+    Args:
+        done: what a group of parts is -> their names.
+    """
+    parts = [text for what, names in done.items() if (text := _decided(found, what, names))]
+    begun = {name: found[name].unfinished for name in wanted if name in found and found[name].unfinished}
+    if begun:
+        parts.append(f"Not finished: {', '.join(f'{name} ({left} runs left)' for name, left in begun.items())}.")
     missing = [name for name in wanted if name not in found]
-    parts: list[str] = []
-    if pairs:
-        differ = sum(pair.t_p is not None and pair.t_p < 0.05 for pair in pairs)
-        equal = sum(pair.within_p is not None and pair.within_p < 0.05 for pair in pairs)
-        parts.append(
-            f"Small networks, decaying share, {len(pairs)} comparisons: {differ} significant (p < 0.05, uncorrected), "
-            f"{equal} shown to be within the margin, {len(pairs) - differ - equal} undecided."
-        )
     if missing:
         parts.append(f"Not run: {', '.join(missing)} (hours below).")
     return " ".join(parts) or "As the intervals say."
+
+
+def _decided(found: Found, what: str, names: tuple[str, ...]) -> str:
+    pairs = [
+        row.versus
+        for name in names
+        for row in (found[name].rows if name in found else ())
+        if row.label == "criticality" and row.versus is not None and row.versus.t_p is not None
+    ]
+    if not pairs:
+        return ""
+    differ = sum(pair.t_p is not None and pair.t_p < 0.05 for pair in pairs)
+    equal = sum(pair.within_p is not None and pair.within_p < 0.05 for pair in pairs)
+    return (
+        f"{what}, {len(pairs)} comparisons: {differ} significant (p < 0.05, uncorrected), {equal} shown to be within "
+        f"the margin, {len(pairs) - differ - equal} undecided."
+    )
