@@ -122,3 +122,54 @@ def test_a_packed_file_with_more_or_fewer_values_than_bits_is_refused(change, tm
     sp.load_packed(tmp_path / "good")
     with pytest.raises(UserError, match="damaged"):
         sp.load_packed(tmp_path / "bad")
+
+
+def changed_run(tmp_path, file, edit):
+    """A finished run of which one safetensors file was changed."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "run"
+    shutil.copytree(FINISHED, folder)
+    tensors = load_file(folder / file)
+    edit(tensors)
+    save_file(tensors, folder / file)
+    return str(folder)
+
+
+def test_masks_of_numbers_in_a_run_folder_are_refused(tmp_path, capsys):
+    def edit(tensors):
+        name = next(iter(tensors))
+        tensors[name] = tensors[name].float()
+
+    assert main(["eval", changed_run(tmp_path, "masks.safetensors", edit)]) == 2
+    assert "as torch.float32, which is no mask" in capsys.readouterr().err
+
+
+def test_nan_in_the_network_of_a_run_folder_is_named(tmp_path, capsys):
+    def edit(tensors):
+        tensors["body.1.weight"][0] = float("nan")
+
+    assert main(["eval", changed_run(tmp_path, "model.safetensors", edit)]) == 2
+    assert "holds nan (not a number) in 'body.1.weight'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value", "said"),
+    [
+        ((), "density", 0.99, "must be 1 - sparsity"),
+        (("pruned",), "alive", 10**9, "prunable weights"),
+        (("rounds", 0), "regrown", 10**9, "rounds[0].regrown is 1000000000"),
+        (("rounds", 0), "survived", 10**9, "rounds[0].survived is 1000000000"),
+    ],
+)
+def test_numbers_of_a_record_that_contradict_each_other_are_refused(where, key, value, said, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(FINISHED, folder)
+    record = json.loads((folder / "record.json").read_text())
+    place = record
+    for part in where:
+        place = place[part]
+    place[key] = value
+    (folder / "record.json").write_text(json.dumps(record))
+    assert main(["report", str(folder)]) == 2
+    assert said in capsys.readouterr().err

@@ -55,6 +55,9 @@ REFUSALS = {
     "a name that a module lacks": (lambda: resolve_object("json:lods"), UnknownName, "did you mean 'loads'"),
     "an end before the begin": (lambda: sp.Cubic(to=0.9, begin=8, end=4, every=2), InvalidValue, "come after begin"),
     "no update fits": (lambda: sp.Cubic(to=0.9, begin=0, end=4, every=9), InvalidValue, "no mask update fits"),
+    "more updates than any training has": (
+        lambda: sp.Cubic(to=0.9, begin=0, end=22_000_000, every=1), InvalidValue, "22,000,000 mask updates"
+    ),
     "a budget below the floors": (over_the_budget, InvalidValue, "the budget of 5 cannot be met"),
     "a synapse without its input": (
         lambda: SynapseMean(torch.abs, lambda d, x: d, len).step(torch.ones(1, 1)), MissingEvidence, "layer's input"

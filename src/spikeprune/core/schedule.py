@@ -13,6 +13,8 @@ from typing import final
 
 from spikeprune.core.errors import InvalidValue
 
+_MOST = 1_000_000  # mask updates of one schedule
+
 
 @dataclass(frozen=True)
 class MaskUpdate:
@@ -106,6 +108,11 @@ def _check(schedule: Schedule) -> None:
     if end is not None and every is not None and (end - begin) // every < 1:
         raise InvalidValue(
             f"no mask update fits between step {begin} and {end} at one every {every} steps; make every smaller"
+        )
+    if end is not None and every is not None and (end - begin) // every > _MOST:
+        raise InvalidValue(
+            f"{(end - begin) // every:,} mask updates between step {begin} and {end} are more than {_MOST:,}; make "
+            "every larger"
         )
 
 

@@ -46,7 +46,12 @@ class Statistic(abc.ABC):
         return (self.total / self.count).float()
 
     def add(self, total: Tensor, count: float) -> None:
-        """Adds a finished part."""
+        """Adds a finished part. Raises: InvalidValue if what was added before, or loaded, is of another layer."""
+        if self.total is not None and self.total.shape != total.shape:
+            raise InvalidValue(
+                f"statistics of shape {tuple(self.total.shape)} do not go on with {tuple(total.shape)}: the saved "
+                "pruner state is of another network, or damaged; load one of this network"
+            )
         self.total = total.double() if self.total is None else self.total + total.double()
         self.count += count
 

@@ -203,7 +203,7 @@ def check_kinds(state: PrunerState) -> None:
     for key in ("masks", "regrown", "ever_regrown", "totals", "memory", "space", "rewind"):
         _check_kind(key, state.get(key))
     step, began = cast(object, state["step"]), cast(object, state.get("began"))
-    if type(step) is not int or step < 0:
+    if type(step) is not int or not 0 <= step < 1 << 53:
         raise TypeError(f"step is {step!r:.40}")
     if began is not None and not (type(began) in (int, float) and 0 <= cast(float, began) <= 1):
         raise TypeError(f"began is {began!r:.40}")

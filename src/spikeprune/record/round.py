@@ -1,9 +1,9 @@
 """One mask update, as `Pruner.rounds` and record.json have it."""
 
 from collections.abc import Mapping
-from typing import final
+from typing import Self, final
 
-from spikeprune.record.base import Count, Record, Share, optional, recorded
+from spikeprune.record.base import Count, Impossible, Record, Share, optional, recorded
 
 
 @final
@@ -42,3 +42,13 @@ class Round(Record):
     survived: Count | None
     layers: Mapping[str, LayerRound] | None = optional(default=None)
     beyond: int | None = optional(default=None)
+
+    @classmethod
+    def read(cls, values: object, key: str = "") -> Self:
+        """As for every record; no more were regrown than kept, and no more of them survived."""
+        found = super().read(values, key)
+        if found.regrown > found.kept:
+            raise Impossible(f"{key}.regrown is {found.regrown}, of {found.kept} kept")
+        if found.survived is not None and found.survived > found.regrown:
+            raise Impossible(f"{key}.survived is {found.survived}, of {found.regrown} regrown")
+        return found

@@ -11,6 +11,9 @@ from spikeprune.record.squeeze import SqueezeRecord
 SPLITS = ("train", "validation", "test")
 
 
+_ROUNDING = 1e-9  # by which two numbers of one record may differ
+
+
 @final
 @recorded
 class DataKeys(Record):
@@ -204,6 +207,10 @@ class RunRecord(Record):
         schema.check(found.schema, "schema")
         if found.pruned.accuracy is None:
             raise Impossible("pruned.accuracy is null, must be a finite number")
+        if abs(found.density - (1 - found.sparsity)) > _ROUNDING:
+            raise Impossible(f"density is {found.density}, must be 1 - sparsity = {1 - found.sparsity}")
+        if found.pruned.alive > found.dense.alive:
+            raise Impossible(f"pruned.alive is {found.pruned.alive}, of {found.dense.alive} prunable weights")
         return found
 
     @property

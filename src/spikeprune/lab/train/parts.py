@@ -110,6 +110,9 @@ def restore(
     path = file or folder.model
     model = build(recipe.model, len(data.classes), recipe.T, data.shape, recipe.seed)
     tensors = read_safetensors(path)
+    bad = next((name for name, value in tensors.items() if bool(value.isnan().any())), None)
+    if bad is not None:
+        raise UserError(f"{path} holds nan (not a number) in {bad!r}; restore it, or run again with another --out")
     own = model.state_dict()
     if folder.plan.is_file() and any(name in own and own[name].shape != t.shape for name, t in tensors.items()):
         ChannelPlan.load(folder.plan).apply(model)
@@ -126,7 +129,13 @@ def restore(
 
 def _check_masks(folder: RunFolder, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raises: UserError if the folder's masks are missing, or are not those of its network."""
-    masks = {n: m for n, m in read_safetensors(folder.masks).items() if n in tensors and tensors[n].shape == m.shape}
+    stored = read_safetensors(folder.masks)
+    number = next((name for name, mask in stored.items() if mask.dtype is not torch.bool), None)
+    if number is not None:
+        raise UserError(
+            f"{folder.masks} holds {number!r} as {stored[number].dtype}, which is no mask; restore it, or run again"
+        )
+    masks = {n: m for n, m in stored.items() if n in tensors and tensors[n].shape == m.shape}
     found = disobeying(masks, tensors)
     if found:
         raise UserError(
