@@ -176,3 +176,11 @@ def test_config_prints_a_recipe_that_leads_to_the_same_run(tmp_path: Path, capsy
 def test_config_names_what_is_wrong(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["1:30:00", "010", "-0_17", "1:30.5"])
+def test_a_number_of_another_base_is_refused(number: str) -> None:
+    """YAML 1.1 reads 1:30:00 as 5400 and 010 as 8."""
+    with pytest.raises(UserError, match="a number of base 60 or 8 in YAML"):
+        read_yaml(f"model: mlp\nepochs: {number}\n", "the recipe")
+    assert read_yaml("a: 0\nb: 0.5\nc: 10\nd: 1e-3\ne: '010'\nf: a:b\n", "the recipe")["b"] == 0.5

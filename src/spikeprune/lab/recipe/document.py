@@ -1,5 +1,6 @@
 """Reads YAML that a stranger may have written: plain values only, and nothing that grows while it is read."""
 
+import re
 from collections.abc import Hashable
 from typing import Any
 
@@ -10,6 +11,8 @@ from spikeprune.lab.recipe.validate import LONGEST
 
 _LARGEST = 100_000  # characters of a document
 _DEEPEST = 6
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_OTHER_BASE = re.compile(r"[-+]?(0[0-9_]+|.*:.*)")  # 010 is 8 in YAML 1.1, and 1:30:00 is 5400
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -28,6 +31,8 @@ class _PlainLoader(yaml.SafeLoader):
         self._depth -= 1
         if isinstance(node, yaml.ScalarNode) and len(node.value) > LONGEST:
             raise _Refused(f"line {node.start_mark.line + 1} has a value of {len(node.value):,} characters")
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and _OTHER_BASE.fullmatch(node.value):
+            raise _Refused(f"line {node.start_mark.line + 1} has {node.value[:40]}, a number of base 60 or 8 in YAML")
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
