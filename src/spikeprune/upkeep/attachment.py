@@ -122,11 +122,11 @@ class Attachment:
         self._running.append(id(optimizer))
         if len(self._running) > 1:
             return None
-        if self._took_state:
-            self._took_state = False
-            self.listener.hold_state()
         closure = closure_of(args, kwargs)
         self.listener.before_step(optimizer, closure=closure is not None)
+        if self._took_state:  # the weights are those of the masks, which `before_step` has checked
+            self._took_state = False
+            self.listener.hold_state()
         return None if closure is None else self._watched(closure, args, kwargs)
 
     def _watched(self, closure: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
