@@ -83,6 +83,24 @@ def test_snntorch_and_spikingjelly_read_a_network_of_snntorch(tmp_path):
     torch.testing.assert_close(other(x)[0], wanted)
 
 
+@pytest.mark.parametrize("node", ["LIFNode", "IFNode"])
+def test_a_potential_that_begins_elsewhere_is_measured_from_there(node, tmp_path):
+    from spikingjelly.activation_based import functional, layer, neuron, nir_exchange
+
+    torch.manual_seed(0)
+    neurons = [getattr(neuron, node)(v_threshold=0.7, v_reset=-0.3) for _ in range(2)]
+    net = weighted(nn.Sequential(layer.Linear(12, 16), neurons[0], layer.Linear(16, 6), neurons[1]))
+    functional.set_step_mode(net, "m")
+    x = torch.rand(8, 3, 12)
+    path = sp.export_nir(net, tmp_path / "net.nir", x)
+    wanted = answer(net, x)
+    assert 0.05 < wanted.mean() < 0.95
+    torch.testing.assert_close(Simulator(nir.read(path)).run(x).float(), wanted)
+    other = nir_exchange.import_from_nir(nir.read(path))
+    functional.set_step_mode(other, "m")
+    torch.testing.assert_close(other(x)[0], wanted)
+
+
 @pytest.mark.parametrize("delay", [True, False])
 def test_a_soft_reset_is_written_as_nodes_that_do_it(delay, tmp_path):
     net, x = weighted(Sequence(reset_mechanism="subtract", reset_delay=delay)), torch.rand(8, 3, 12) * 2

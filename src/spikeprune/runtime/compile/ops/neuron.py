@@ -112,8 +112,11 @@ class Fire(Operation):
             raise graph.refuse(layer, "it has a current of its own and no leak; NIR needs a leak for that")
         if layer.options["soft"]:
             return self._export_soft(layer, graph, rest)
+        # NIR does not say where a potential begins. Measured from its start it begins at 0, as most readers have it.
+        levels = rest, p["threshold"], p["reset"]
+        rest, threshold, reset = (level - p["start"] for level in levels) if bool(p["start"].any()) else levels
         decay, gain, rest, threshold, reset = (
-            graph.each(v, layer.shape) for v in (p["decay"], p["gain"], rest, p["threshold"], p["reset"])
+            graph.each(v, layer.shape) for v in (p["decay"], p["gain"], rest, threshold, reset)
         )
         if (decay == 1).all():
             graph.node(layer, nir.IF(r=gain / graph.dt, v_threshold=threshold, v_reset=reset))
