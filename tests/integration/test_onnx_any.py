@@ -39,6 +39,31 @@ def test_the_file_computes_what_the_model_computes_for_any_batch(name, tmp_path)
     assert json.loads(facts["spikeprune.axes"]) == {"example": list(x.shape), "free": {"x": 1, "y": 0}}
 
 
+class Moved(nn.Module):
+    """Time last, moved to the front by its place from the end."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        v, out = 0, []
+        for step in x.movedim(-1, 0):
+            v = 0.5 * v + self.a(step)
+            spikes = Rect.apply(v - 0.5)
+            v = v - spikes
+            out.append(self.b(spikes))
+        return torch.stack(out).movedim(0, -1)
+
+
+def test_dimensions_that_are_counted_from_the_end_are_moved(tmp_path):
+    net, x = Moved(), torch.rand(3, 6, 5) * 3
+    path = sp.export_onnx(net, tmp_path / "net.onnx", x * 0.1)
+    with torch.no_grad():
+        torch.testing.assert_close(run(path, x), net(x), rtol=1e-3, atol=1e-4)
+
+
 def test_a_batch_size_that_the_forward_fixes_is_told(tmp_path, caplog):
     entry = ENTRIES["psn"]
     with caplog.at_level(logging.WARNING, "spikeprune"):

@@ -123,6 +123,10 @@ def _with_facts(content: bytes, example: Tensor, batch: Batch | None) -> bytes:
     import onnx
 
     proto = onnx.load_from_string(content)
+    for node in proto.graph.node:  # of movedim(-1, 0) the exporter writes dimensions from the end, which ONNX has not
+        for attribute in node.attribute:
+            if node.op_type == "Transpose" and attribute.name == "perm":
+                attribute.ints[:] = [dim % len(attribute.ints) for dim in attribute.ints]
     free = {"x": batch.input, "y": batch.output} if batch is not None else {}
     facts = {"spikeprune.axes": json.dumps({"example": list(example.shape), "free": free})}
     onnx.helper.set_model_props(proto, facts)
@@ -135,7 +139,10 @@ def _difference(content: bytes, model: nn.Module, adapter: Adapter, example: Ten
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own classes, which are not public
+        return f"onnxruntime cannot read it ({str(error).splitlines()[0][-80:]})"
     shape = list(example.shape)
     if batch is not None:
         shape[batch.input] += 2
