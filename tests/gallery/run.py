@@ -244,7 +244,8 @@ def main(names: list[str]) -> int:
             if door in bad or names:
                 print(f"    {door:9s} {text}", flush=True)
     if not names:
-        SUPPORTED.write_text(_HEAD + table(rows))
+        behind = "".join(SUPPORTED.read_text().partition("\n## ")[1:])  # of tests/fuzz_networks.py
+        SUPPORTED.write_text(_HEAD + table(rows) + behind)
     print(table(rows).rpartition("Of ")[2].partition("\n")[0], "faults:", faults)
     return int(faults > 0)
 
