@@ -200,7 +200,7 @@ def _difference(found: Found, name: str, label: str, target: float) -> str:
         model = f", {arm.model}" if name.startswith("deep") else ""
         told.append(
             f"{label}, {arm.dataset.partition(' ')[0]}{model}, {100 * target:g} %: {100 * d.mean:+.2f}{half} points "
-            f"({d.n} seeds{within}{alive})"
+            f"({d.n} seed{'s' * (d.n != 1)}{within}{alive})"
         )
     return "; ".join(told)
 
