@@ -343,6 +343,24 @@ def test_a_model_in_place_of_an_optimizer_is_told():
         pruner.attach(model)
 
 
+@pytest.mark.parametrize("first", ["optimizer", "pruner"])
+def test_an_optimizer_state_of_before_a_mask_update_brings_no_momentum_back(first):
+    """The state is of step 3; at the next step nothing of it is left where weights have died since."""
+    model = conv_net()
+    optimizer = sgd(model)
+    pruner = attached(model, optimizer, 8)
+    train(model, optimizer, 3)
+    old = copy.deepcopy(optimizer.state_dict())
+    train(model, optimizer, 8, first=4)
+    optimizer.load_state_dict(old)
+    if first == "pruner":
+        pruner.load_state_dict(pruner.state_dict())
+    train(model, optimizer, 1, first=12)
+    for name, mask in pruner.masks.items():
+        assert not optimizer.state[model.get_parameter(name)]["momentum_buffer"][~mask].any()
+        assert not model.get_parameter(name)[~mask].any()
+
+
 def test_going_back_in_one_process_is_bit_exact():
     """Optimizer, model and Pruner are loaded in this order; the momentum of weights that live again stays."""
     model = conv_net()
@@ -356,6 +374,20 @@ def test_going_back_in_one_process_is_bit_exact():
         part.load_state_dict(copy.deepcopy(state))
     train(model, optimizer, 5, first=4)
     assert all(torch.equal(value, wanted[name]) for name, value in model.state_dict().items())
+
+
+def test_statistics_of_another_network_in_a_state_are_refused():
+    model = conv_net()
+    optimizer = sgd(model)
+    pruner = sp.Pruner(model, "criticality", sp.Cubic(to=0.9, begin=0, end=8, every=4))
+    pruner.attach(optimizer)
+    train(model, optimizer, 3)
+    state = pruner.state_dict()
+    totals = {name: (torch.zeros(7), number) for name, (_, number) in state["totals"].items()}
+    assert totals
+    pruner.load_state_dict({**state, "totals": totals})
+    with pytest.raises(InvalidValue, match="the saved pruner state is of another network"):
+        train(model, optimizer, 1, first=4)
 
 
 def test_a_step_beyond_any_training_is_refused():

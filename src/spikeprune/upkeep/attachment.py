@@ -28,6 +28,10 @@ class StepListener(Protocol):
         """A step has ended; `last`: all optimizers of the model have stepped."""
         ...
 
+    def hold_state(self) -> None:
+        """Clears what optimizers keep for dead weights."""
+        ...
+
     def after_others(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer that is not attached has changed the weights."""
         ...
@@ -67,12 +71,14 @@ class Attachment:
         self._check_held()
         _check_alone(self.optimizers, parameters.values(), listener)
         self._running: list[int] = []
+        self._took_state = False
         self._ended = 0
         self._others: dict[int, int] = {}
         self._handles: list[Any] = []
         for member in self.optimizers:
             self._handles.append(member.register_step_pre_hook(self._begin))
             self._handles.append(member.register_step_post_hook(self._end))
+            self._handles.append(member.register_load_state_dict_post_hook(self._loaded))
         watch = [
             register_optimizer_step_pre_hook(_weakly(self._other_begins)),
             register_optimizer_step_post_hook(_weakly(self._other_ended)),
@@ -105,6 +111,11 @@ class Attachment:
         found = (self._held.get(id(p)) for group in optimizer.param_groups for p in group["params"])
         return next((name for name in found if name is not None), None)
 
+    def _loaded(self, optimizer: torch.optim.Optimizer) -> None:
+        """A loaded state may be of before a mask update; dead weights leave it at the next step, when the Pruner's own
+        state has been loaded too."""
+        self._took_state = True
+
     def _begin(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if id(optimizer) in self._running:  # its last step ended in an error
             del self._running[self._running.index(id(optimizer)) :]
@@ -113,6 +124,9 @@ class Attachment:
             return None
         closure = closure_of(args, kwargs)
         self.listener.before_step(optimizer, closure=closure is not None)
+        if self._took_state:  # the weights are those of the masks, which `before_step` has checked
+            self._took_state = False
+            self.listener.hold_state()
         return None if closure is None else self._watched(closure, args, kwargs)
 
     def _watched(self, closure: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
