@@ -217,8 +217,7 @@ def test_what_is_refused_is_named():
     fused = fuse(copy.deepcopy(model))
     assert_same_training(model, fused, torch.rand(2, 2, 1, 5, 5).double() * 3)
     reasons = {row.name: row.reason for row in fuse_report(fused) if not row.fused}
-    assert set(reasons) == {"1", "2", "4", "5"}
-    assert "SoftSign" in reasons["2"]
+    assert set(reasons) == {"4", "5"}  # SoftSign, which the kernel does not know, runs through its own derivative
     assert "Own" in reasons["4"]
     assert "QIFNode" in reasons["5"]
 

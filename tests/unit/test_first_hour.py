@@ -571,7 +571,7 @@ def test_the_axis_of_a_comparison_stays_within_0_to_100_percent(accuracies, tmp_
 @pytest.mark.parametrize(
     ("words", "suggested"),
     [
-        (["versoin"], None),
+        (["versoin"], "version"),
         (["hello"], None),
         (["sweeep"], "sweep"),
         (["run", "digits", "--wandb", "x"], None),

@@ -98,7 +98,7 @@ def _dispatch(words: list[str]) -> int:
         print(f"spikeprune {version('spikeprune')}")
         return 0
     if words[0] not in commands():
-        raise unknown("command", words[0], commands(), "(`spikeprune --help` lists all)")
+        raise unknown("command", words[0], [*commands(), "version"], "(`spikeprune --help` lists all)")
     return int(_module(words[0]).main(words[1:]) or 0)
 
 
