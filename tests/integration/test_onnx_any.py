@@ -98,3 +98,29 @@ def test_what_a_file_cannot_say_is_refused(kind, words, tmp_path):
     assert len(str(raised.value)) < 300
     assert not any(word in str(raised.value).lower() for word in ("spikingjelly", "snntorch", "norse"))
     assert not (tmp_path / "net.onnx").exists()
+
+
+class WritesThroughAView(nn.Module):
+    """PyTorch's exporter drops a write in place through `narrow`."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        v, record = 0, torch.zeros(len(x), x.shape[1], 8)
+        for t in range(len(x)):
+            v = 0.5 * v + self.a(x[t])
+            spikes = Rect.apply(v - 1)
+            v = v - spikes
+            record.narrow(0, t, 1).add_(spikes)
+        return self.b(record).mean(0)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0])
+def test_a_quiet_example_is_no_proof(scale, tmp_path):
+    net, x = WritesThroughAView(), torch.rand(4, 3, 6) * 3
+    assert not torch.allclose(answer(net, x), net.b.bias.expand(3, 4))
+    with pytest.raises(InvalidValue, match=r"cannot export WritesThroughAView to ONNX.* never reads its input"):
+        sp.export_onnx(net, tmp_path / "net.onnx", x * scale)

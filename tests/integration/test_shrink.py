@@ -389,3 +389,31 @@ def test_norms_over_time_are_cut_with_their_channels_or_stay(norm):
     assert (small[0].out_channels < 8) == (norm == "BatchNormThroughTime2d")
     assert small[3].out_channels < 4
     torch.testing.assert_close(run(small, x), run(masked_copy(model, masks), x))
+
+
+class AddsIntoAState(nn.Module):
+    """`record[t] += spikes`: what was written is read before the next write."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def steps(self, linear, x):
+        v, record = 0, torch.zeros(len(x), x.shape[1], 8)
+        for t in range(len(x)):
+            v = 0.5 * v + linear(x[t])
+            spikes = Rect.apply(v - 1)
+            v = v - spikes
+            record[t] += spikes
+        return record
+
+    def forward(self, x):
+        return self.out(self.steps(self.b, self.steps(self.a, x))).mean(0)
+
+
+def test_spikes_added_into_a_state_are_followed_or_refused():
+    net = AddsIntoAState().eval()
+    masks = sp.prune(net, "magnitude", 0.3, pattern="channel", data=[torch.rand(4, 3, 6) * 3])
+    with pytest.raises(InvalidValue, match=r"nothing can be cut: \d masked filters of 'a.weight' stay"):
+        sp.shrink(net, masks, torch.rand(4, 3, 6) * 3)

@@ -26,6 +26,7 @@ from spikeprune.runtime.follow import Batch, call, find_batch, generated
 log = logging.getLogger("spikeprune")
 
 SCALES = (0.3, 1.0, 4.0)  # of the generated inputs, in units of the example's largest value
+LOUD = (1.0, 3.0, 10.0)  # the largest values of the inputs that are generated besides for an example below 1
 DIFFERING = 0.1  # share of samples that may differ, by rounding at a threshold
 OPSET = 17
 
@@ -143,11 +144,15 @@ def _difference(content: bytes, model: nn.Module, adapter: Adapter, example: Ten
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes, which are not public
         return f"onnxruntime cannot read it ({str(error).splitlines()[0][-80:]})"
+    if not session.get_inputs():
+        return "the exporter wrote a file that never reads its input"
     shape = list(example.shape)
     if batch is not None:
         shape[batch.input] += 2
     top = float(example.abs().max()) or 1.0
     inputs = [example, *(generated(tuple(shape), scale * top, seed=i) for i, scale in enumerate(SCALES))]
+    if top < 1.0:  # a quiet example is no proof: at its scale perhaps no neuron fires
+        inputs += [generated(tuple(shape), scale, seed=i) for i, scale in enumerate(LOUD)]
     differ = total = 0
     for x in inputs:
         wanted = call(model, adapter, x)

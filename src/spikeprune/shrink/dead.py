@@ -217,8 +217,8 @@ class Constants:
         if before is None:
             return torch.full(layout.shape, _UNKNOWN, dtype=torch.float64)
         shapes = [self.table.graph.nodes[i].shape for i in node.inputs]
-        filled = torch.nan_to_num(before, nan=_MARK).expand(node.shape).clone()
-        filled[index] = torch.nan_to_num(known[-1], nan=_MARK).expand(shapes[-1])
+        filled = torch.nan_to_num(before.double(), nan=_MARK).expand(node.shape).clone()
+        filled[index] = torch.nan_to_num(known[-1].double(), nan=_MARK).expand(shapes[-1])
         for dim, size in enumerate(layout.shape):
             if size == 1:
                 low, high = filled.amin(dim, keepdim=True), filled.amax(dim, keepdim=True)
