@@ -8,7 +8,7 @@ import torch
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import pack
-from spikeprune.record.checkpoint import PrunerSettings, PrunerState, SpaceState, WeightsState
+from spikeprune.record.checkpoint import PrunerSettings, PrunerState, SpaceState
 
 _log = logging.getLogger("spikeprune")
 _V = TypeVar("_V")
@@ -40,7 +40,7 @@ def refitted(state: PrunerState, settings: PrunerSettings) -> PrunerState:
         ", ".join(map(repr, sorted(gone)[:4])),
         "they start" if len(gone) > 1 else "it starts",
     )
-    last = cast(WeightsState, state["space"])["last"]
+    last = state["space"]["last"]
     return {
         **state,
         "masks": masks,
