@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
@@ -53,7 +54,7 @@ def norse(graph: nir.NIRGraph) -> torch.nn.Module:
 
     kinds_of = {name.replace(".", "_"): type(node).__name__ for name, node in graph.nodes.items()}
     try:
-        net = norse.torch.from_nir(graph, ignore_warnings=True, dt=DT)
+        net: Any = norse.torch.from_nir(graph, ignore_warnings=True, dt=DT)
     except KeyError as error:  # an edge to a node that was left out
         raise ValueError(f"knows no {kinds_of[error.args[0]]}") from error
     left_out = sorted(kinds_of.keys() - {node.name for node in net.graph.node_list})
@@ -132,7 +133,7 @@ def read(content: bytes, reader: str, frames: Tensor, wanted: Tensor) -> str:
 
 def kinds(content: bytes) -> list[str]:
     """Kinds of nodes in a file, and "r is not 1" where a neuron scales its input current."""
-    nodes = list(graph_of(content).nodes.values())
+    nodes: list[Any] = list(graph_of(content).nodes.values())
     found = {type(node).__name__ for node in nodes} - {"Input", "Output"}
     scaled = any(hasattr(node, "r") and abs(float(torch.as_tensor(node.r).max()) - 1) > 1e-6 for node in nodes)
     return sorted(found) + (["r is not 1"] if scaled else [])

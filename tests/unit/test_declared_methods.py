@@ -12,7 +12,8 @@ from nets import conv_net
 from spikeprune.core.errors import InvalidValue
 from spikeprune.methods import base
 from spikeprune.methods.base import MagnitudeRegrowth, Method, Observation, Regrowth, magnitude, uniform
-from spikeprune.methods.registry import RecipeHints, hints_of
+from spikeprune.methods.registry import RecipeHints, hints_of, settings_of
+from spikeprune.methods.shared.described import meanings_of
 
 SCHEDULE = sp.Cubic(to=0.8, end=12, every=4)
 
@@ -148,3 +149,9 @@ def test_a_state_that_wrote_the_settings_in_another_order_is_taken():
     state["settings"]["method"] = said.format(repr(sp.Constant(0.3)))
     with pytest.raises(InvalidValue, match="another method"):
         pruner.load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", sp.methods())
+def test_the_help_has_a_meaning_for_every_setting(name):
+    meanings = meanings_of(name)
+    assert all(meanings.get(setting) for setting in settings_of(name))

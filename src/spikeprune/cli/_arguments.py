@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.HelpFormatter):
-    """Within 80 columns, paragraphs and lines of examples as they are written, defaults beside each option."""
+    """Fills paragraphs to 80 columns, leaves examples as they are written, and shows the default of each option."""
 
     def __init__(self, prog: str):
         super().__init__(prog, width=80)

@@ -141,9 +141,10 @@ def summary(record: "RunRecord") -> list[str]:
         f"sparsity {record.sparsity:.4f} ({pruned.alive:,} {unit} alive)"
     )
     regrown = sum(update.regrown > 0 for update in record.rounds)
-    images = f"{record.data.counts['test']:,}"
+    images, updates = f"{record.data.counts['test']:,}", len(record.rounds)
     lines.append(
-        f"masks   updated {len(record.rounds)} times, {regrown} of them with regrowth  (test: {images} images)"
+        f"masks   updated {updates} time{'s' * (updates != 1)}, {regrown} of them with regrowth  "
+        f"(test: {images} images)"
     )
     return lines
 

@@ -94,8 +94,8 @@ def count(
     samples = _run(model, data, adapter, layers, neurons, uses, time)
     for name, function in uses.unread.items():
         _log.warning(
-            "spikeprune: %r goes through the function %r, whose operations are not counted; write it as a product that "
-            "is, such as torch.nn.functional.linear",
+            "spikeprune: %r goes through the function %r, whose operations are not counted; write it as a product, "
+            "such as torch.nn.functional.linear",
             name,
             function,
         )
@@ -135,7 +135,7 @@ def count(
 
 
 def _check_numbers(model: nn.Module) -> None:
-    """A neuron whose potential is nan is silent, and its network would look cheap."""
+    """Raises: InvalidValue if a parameter holds nan. Its neurons are silent, so the network would look cheap."""
     bad = next((n for n, p in model.named_parameters() if p.is_floating_point() and bool(p.isnan().any())), None)
     if bad is not None:
         raise InvalidValue(f"{bad!r} holds nan (not a number), so there is nothing to count; load or train it again")
@@ -293,7 +293,7 @@ def _run(
     # It slows the forward down, so it stays only if the first batch shows something that hooks do not see.
     tracer: Tracer | None = Tracer(model, adapter, uses.done, listener=uses, once=False)
     modes = [(module, module.training) for module in model.modules()]
-    # A layer with a forward of its own is seen where it multiplies.
+    # A layer with a forward of the user's own is counted by `uses`, in the functions that its forward calls.
     hooks = [on_result(layer.module, layer.hook) for layer in layers.values() if not has_own_forward(layer.module)]
     hooks += [on_result(neuron.module, neuron.hook) for neuron in neurons.values()]
     samples, plain = 0, not unknown_parts(model, adapter)

@@ -189,7 +189,7 @@ def assemble(
 
 
 def _fewer(test: Split, limit: int | None) -> tuple[Split, tuple[str, ...]]:
-    """So many test samples, drawn once for all seeds, and what a reader has to know of it."""
+    """The test samples that are scored, and a note if they are a part. All seeds get the same draw."""
     if limit is None:
         return test, ()
     if not 1 <= limit <= len(test):

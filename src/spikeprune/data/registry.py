@@ -64,7 +64,10 @@ class Facts:
     def image(self) -> tuple[int, int, int]:
         """The shape of an image. Raises: InvalidValue for a sample of features."""
         if len(self.shape) == 1:
-            raise InvalidValue(f"this reader needs images, and the facts say features of shape {self.shape}")
+            raise InvalidValue(
+                f"this reader needs images, and the facts say features of shape {self.shape}; "
+                "give Facts a shape (C, H, W)"
+            )
         return self.shape
 
     @property

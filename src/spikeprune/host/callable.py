@@ -16,7 +16,7 @@ class _CallablePackage(ModuleType):
 
     @property
     def __signature__(self) -> inspect.Signature:
-        """That of the function: editors and notebooks show it."""
+        """The signature of the function, which editors and notebooks show."""
         return inspect.signature(self._function())
 
     def _function(self) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Which paths may be read as a file: one that somebody sent may be a pipe or a device, and to read it may never end."""
+"""Refuses paths that are no ordinary files: reading a pipe or a device that somebody sent may never end."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def ordinary(path: str | os.PathLike[str]) -> Path:
-    """The path, if it is a file, a folder, or nothing at all; the caller's own reading tells the last two.
+    """The path of a file. A folder, or a path where nothing is, is returned too: reading it raises the usual OSError.
 
     Raises: OSError for a pipe, a device or a socket.
     """

@@ -34,7 +34,8 @@ class DeepR(Method):
     mask update cuts the smallest |w|. The last mask update ends the rewiring.
 
     Args:
-        l1: pull of a strength towards 0, per step and learning rate. noise: standard deviation of the walk, likewise.
+        l1: pull of a strength towards 0, per step and learning rate.
+        noise: standard deviation of the random walk of a strength, per step and learning rate.
     Raises: InvalidValue for a negative l1 or noise.
     Source: Bellec et al. 2018, arXiv:1711.05136, algorithm 1, and their code (commit 533e016, TensorFlow 1), whose
         rewiring this equals (tests/authors/deep_r.py). Theirs trains by plain gradient descent; here the optimizer's
@@ -84,7 +85,7 @@ class DeepR(Method):
         return magnitude(evidence)
 
     def _begin(self, training: Training) -> None:
-        """Fixes the signs: that of each weight, and a draw where it is 0."""
+        """Fixes the sign of each connection: that of its weight, or a random one if the weight is 0."""
         if "sign" in training.memory:
             return
         generator = torch.Generator().manual_seed(training.seed)
@@ -98,12 +99,12 @@ def normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws from U(0, 1), likewise."""
+    """Draws from U(0, 1) on the CPU, so that all devices and ranks agree."""
     return torch.rand(like.shape, generator=generator).to(like)
 
 
 def highest(draw: Tensor, number: int) -> Tensor:
-    """A mask of the `number` highest."""
+    """A mask of the `number` highest draws; of equal ones, the lower index is taken."""
     chosen = torch.zeros_like(draw, dtype=torch.bool).flatten()
     chosen[draw.flatten().argsort(descending=True, stable=True)[:number]] = True
     return chosen.reshape(draw.shape)

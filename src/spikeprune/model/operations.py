@@ -110,7 +110,7 @@ def _product(left: Any, right: Any) -> tuple[tuple[Any, int, int], ...]:
 
 
 def _tensordot(a: Any, b: Any, dims: Any) -> tuple[tuple[Any, int, int], ...]:
-    """A matrix on the right, of which one dimension is summed with the last one of the other operand."""
+    """Takes a matrix on the right if one of its dimensions is summed with the last dimension of the left operand."""
     if not (isinstance(a, Tensor) and isinstance(b, Tensor) and b.dim() == 2) or isinstance(dims, Tensor):
         return ()
     if isinstance(dims, int):
@@ -186,7 +186,7 @@ _PLAIN = ("torch.", "spikingjelly.", "snntorch.", "norse.", "spikeprune.")  # th
 
 
 def has_own_forward(layer: nn.Module) -> bool:
-    """Whether a class of the user's, or another tool, says what happens in a layer's call."""
+    """Whether the forward of a layer comes from the user or another tool, and not from torch or a framework."""
     for name in ("forward", "_conv_forward"):
         own = vars(layer).get(name)
         if own is not None and not str(getattr(own, "__module__", "")).startswith(_PLAIN):

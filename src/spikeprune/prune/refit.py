@@ -28,11 +28,15 @@ def refitted(state: PrunerState, settings: PrunerSettings) -> PrunerState:
     if not gone:
         return state
     if len(new) == len(mine):
-        raise InvalidValue(f"the saved pruner state is of another network: {new[0]!r} and all others differ in shape")
+        raise InvalidValue(
+            f"the saved pruner state is of another network: {new[0]!r} and all others "
+            "differ in shape; load a state of this network"
+        )
     if "alive" in state["space"] or state["memory"] or state["rewind"] is not None:
         raise InvalidValue(
             f"the saved pruner state has another {sorted(gone)[0]!r}, and it holds more than masks of weights; only "
-            "states of weight pruning, without weights that the method keeps, fit a network with another head"
+            "states of weight pruning, without weights that the method keeps, fit another head; pass the masks to a "
+            "new Pruner (masks=)"
         )
     masks = {**_without(gone, state["masks"]), **{n: pack(torch.ones(mine[n], dtype=torch.bool)) for n in new}}
     _log.warning(

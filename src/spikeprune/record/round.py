@@ -45,7 +45,7 @@ class Round(Record):
 
     @classmethod
     def read(cls, values: object, key: str = "") -> Self:
-        """As for every record; no more were regrown than kept, and no more of them survived."""
+        """Reads an entry. Raises: Impossible if more were regrown than kept, or if more survived than were regrown."""
         found = super().read(values, key)
         if found.regrown > found.kept:
             raise Impossible(f"{key}.regrown is {found.regrown}, of {found.kept} kept")

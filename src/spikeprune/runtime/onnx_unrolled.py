@@ -124,7 +124,7 @@ def _with_facts(content: bytes, example: Tensor, batch: Batch | None) -> bytes:
     import onnx
 
     proto = onnx.load_from_string(content)
-    for node in proto.graph.node:  # of movedim(-1, 0) the exporter writes dimensions from the end, which ONNX has not
+    for node in proto.graph.node:  # the exporter writes movedim(-1, 0) with a negative dimension, which ONNX refuses
         for attribute in node.attribute:
             if node.op_type == "Transpose" and attribute.name == "perm":
                 attribute.ints[:] = [dim % len(attribute.ints) for dim in attribute.ints]

@@ -1,4 +1,4 @@
-"""Inputs as a leaky membrane gathers them: what SBC takes the Hessian of.
+"""Inputs summed up as by a leaky membrane. The method SBC takes the Hessian of these sums.
 
     m[t] = decay * m[t - 1] + x[t],   m[-1] = 0
 
@@ -55,10 +55,10 @@ def _over_time(x: Tensor, decay: float) -> Tensor:
 
 
 def leak_of(adapter: Adapter | None, neuron: nn.Module | None) -> Leak | None:
-    """The leak of a neuron; None where it has no plain one. One per channel counts with its mean."""
-    found = None if adapter is None or neuron is None else adapter.describe(neuron)
+    """The leak of a neuron; None if it is no plain leaky neuron. Of leaks that differ by channel the mean is taken."""
+    if adapter is None or neuron is None:
+        return None
+    found = adapter.describe(neuron)
     if found is None:
         return None
-    assert adapter is not None
-    assert neuron is not None
     return Leak(float(torch.as_tensor(found.decay, dtype=torch.float64).mean()), adapter.multi_step(neuron))

@@ -112,8 +112,10 @@ class Attachment:
         return next((name for name in found if name is not None), None)
 
     def _loaded(self, optimizer: torch.optim.Optimizer) -> None:
-        """A loaded state may be of before a mask update; dead weights leave it at the next step, when the Pruner's own
-        state has been loaded too."""
+        """Notes that an optimizer has loaded a state, which may hold momentum of weights that are dead by now.
+
+        It is cleared at the next step and not here, because the Pruner's own state may be loaded after this one.
+        """
         self._took_state = True
 
     def _begin(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

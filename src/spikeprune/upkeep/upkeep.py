@@ -172,7 +172,10 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _bits_of(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as integers of a dtype's size: all bits where it is True; where not, the sign's, or none of an integer."""
+    """A mask as integers of the dtype's size: all bits are set where it is True.
+
+    Where it is False, only the sign bit of a float is set, and no bit of an integer.
+    """
     ones = mask.to(_INTEGERS[dtype.itemsize])  # `where` makes int64 first, and takes ten times as long
     if not dtype.is_floating_point:
         return ones.neg_()

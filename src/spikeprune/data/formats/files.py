@@ -76,7 +76,7 @@ def _check_growth(path: Path, total: int) -> None:
 
 
 def ungzipped(path: Path, content: bytes, most: int) -> bytes:
-    """The content of a .gz file, at most `most` bytes and one more: a small file may hold gigabytes of zeros."""
+    """The first `most` + 1 bytes that a .gz file unpacks to. A small file may hold gigabytes of zeros."""
     with named(path), gzip.open(io.BytesIO(content)) as file:
         return file.read(most + 1)
 
@@ -142,7 +142,7 @@ def _walk(path: Path) -> dict[str, Callable[[], IO[bytes]]]:
 
 
 def _members(path: Path, tar: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every ordinary member, read to the end, where the sum of a compressed file stands."""
+    """Name and content of every ordinary member. The file is read to its end, since its checksum stands there."""
     total = 0
     for member in tar:
         total += member.size

@@ -148,7 +148,7 @@ def page(found: AnalysisRecord) -> str:
 
 
 def _title(part: Mechanism, run: str) -> str:
-    """What regrowth came to, or whose analysis it is where nothing was regrown."""
+    """The title of the page: how many regrown weights lived, or the name of the run if nothing was regrown."""
     if part.survival is None or not _mean(part.survival.regrown):
         return f"Analysis of {run}: nothing was regrown"
     share = _told(part.survival.survived_share, ".1%")
@@ -157,7 +157,7 @@ def _title(part: Mechanism, run: str) -> str:
 
 
 def _measured(told: Sequence[str]) -> list[str]:
-    """The lines that tell a number; the terminal prints the others too."""
+    """The lines that hold a result. The terminal also prints those where nothing applies."""
     return [line for line in told if not line.endswith(NONE)]
 
 

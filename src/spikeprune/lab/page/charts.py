@@ -267,9 +267,10 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def round_numbers(low: float, high: float, about: int = 5, *, whole: bool = False, least: int = 0) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten from `low` to `high`, `about` so many.
+    """Multiples of 1, 2 or 5 times a power of ten from `low` to `high`.
 
     Args:
+        about: number of them that is aimed at.
         whole: whole numbers only.
         least: how many there are in any case; the last ones may then be above `high`.
     """

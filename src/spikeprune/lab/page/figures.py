@@ -117,7 +117,7 @@ class Box:
 @final
 @dataclass(frozen=True)
 class Strip:
-    """A row of small cells, one an event; `shades` are in [0, 1]."""
+    """A row of small cells, one for each mask update; `shades` are in [0, 1]."""
 
     name: str
     note: str

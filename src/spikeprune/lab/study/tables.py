@@ -158,7 +158,7 @@ def wrapped(lines: Sequence[str], width: int | None) -> list[str]:
 
 
 def folded(rows: list[list[str]], width: int | None) -> list[list[list[str]]]:
-    """A table as several below each other, each within the width, with the first column in all of them."""
+    """Splits the columns of a table into tables that fit the width. Each of them begins with the first column."""
     if width is None or max(map(len, aligned(rows))) <= width:
         return [rows]
     parts: list[list[list[str]]] = []

@@ -41,7 +41,7 @@ class Tally:
         self.right = right if self.right is None else self.right + right
 
     def scores(self) -> ClassScores:
-        """What was counted. Raises: ValueError if nothing was."""
+        """The counts over all batches. Raises: ValueError if there was no batch."""
         if self.right is None or self.images is None:
             raise ValueError("no batch was counted; give at least one")
         return ClassScores(tuple(self.right.tolist()), tuple(self.images.tolist()))

@@ -37,7 +37,7 @@ def network_record(
 
 
 def scored_classes(names: Sequence[str], scores: ClassScores) -> tuple[ClassRecord, ...]:
-    """The score of each class; a class that no output stands for is left out, and so is an output without a class."""
+    """The score of each class. A class without an output is left out, and so is an output without a class."""
     rows = zip(names, scores.images, scores.right, strict=False)
     return tuple(ClassRecord(name=name, images=images, right=right) for name, images, right in rows)
 
