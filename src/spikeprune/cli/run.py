@@ -114,12 +114,11 @@ def _listener(spec: str | None) -> "OnEpoch | None":
 
 def _notes(folder: "RunFolder", record: "RunRecord") -> list[str]:
     """What is wrong with the network, if anything is, and what its energy figure leaves out."""
-    from spikeprune.lab.train.folder import read_safetensors
     from spikeprune.lab.train.notes import energy_note, run_notes
     from spikeprune.record.statistics import StatisticsRecord
 
     statistics = StatisticsRecord.of_file(folder.statistics).pruned if folder.statistics.is_file() else None
-    masks = read_safetensors(folder.masks)
+    masks = folder.read_masks(record)
     return [*run_notes(record, statistics, masks), energy_note(statistics, masks)]
 
 

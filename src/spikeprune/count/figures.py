@@ -20,8 +20,9 @@ class Figures:
         acs: additions that the activity asks for: pairs of a non-zero input and a weight, where all inputs of the
             call are -1, 0 or 1.
         mac_ops: the same pairs where other inputs came, such as pixels or pooled spikes: a product each.
-        firing_rate: spikes per neuron and time step. For a layer: non-zero values per input value, which is the rate
-            of the neurons before it.
+        firing_rate: spikes per neuron and time step: the share of output values that are not 0, so a graded output
+            counts as one spike, and the rate is in [0, 1]. For a layer: non-zero values per input value, which is
+            the rate of the neurons before it.
     """
 
     parameters: int

@@ -11,6 +11,7 @@ from spikeprune.core.mask import pack
 from spikeprune.core.schedule import Schedule
 from spikeprune.methods.base import Memory, Method
 from spikeprune.prune.choices import Choices
+from spikeprune.prune.contradictions import check_kept, check_rounds
 from spikeprune.prune.refit import refitted
 from spikeprune.prune.spaces.space import Space
 from spikeprune.prune.steps import Steps
@@ -32,7 +33,7 @@ Totals = dict[str, tuple[Tensor | None, float]]
 @final
 @dataclass(frozen=True)
 class Saved:
-    """A state that was read. The names are those of the keys."""
+    """A state that was read. The names are those of the keys; `units` are the masks of what is pruned one by one."""
 
     step: int
     masks: dict[str, Tensor]
@@ -44,7 +45,10 @@ class Saved:
     memory: Memory
     rewind: RewindState | None
     began: float | None
+    joined: int | None
     other_schedule: bool
+    strict: bool
+    units: Mapping[str, Tensor]
 
 
 def settings_of(
@@ -76,6 +80,8 @@ def state_of(steps: Steps, settings: PrunerSettings) -> PrunerState:
     )
     if steps.began is not None:
         state["began"] = steps.began
+    if steps.joined is not None:
+        state["joined"] = steps.joined
     return state
 
 
@@ -86,8 +92,9 @@ def _packed(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_state(steps: Steps, saved: Saved) -> None:
     """Takes up a state that was read; weights outside its masks become 0. If that fails, nothing is changed.
 
-    Raises: InvalidValue if only one of the two began from given masks, if a part of the state is of another network, or
-        if all mask updates of the schedule lie before the step of a state with another schedule.
+    Raises: InvalidValue if only one of the two began from given masks, if a part of the state is of another network, if
+        its parts contradict each other, or if all mask updates of the schedule lie before the step of a state with
+        another schedule.
     """
     parts = (steps, steps.history, steps.updater, steps.space, steps.upkeep, *[r for r in (steps.rewind,) if r])
     before = [(part, dict(vars(part))) for part in parts]
@@ -117,9 +124,13 @@ def _take_up(steps: Steps, saved: Saved) -> None:
             f"the saved pruner state is at step {saved.step}, behind the last mask update of this schedule (step "
             f"{steps.plan.last_step}), so none would come; let the schedule begin after step {saved.step}"
         )
+    if saved.strict:
+        check_rounds(saved.step, saved.rounds, [update.step for update in steps.plan.updates], saved.joined or 0)
+        if not steps.updater.method.acts:  # such a method changes masks between mask updates too
+            check_kept(saved.rounds, saved.units, saved.joined or 0)
     if steps.rewind is not None:
         steps.rewind.load_state_dict(saved.rewind)
-    steps.done = saved.step
+    steps.done, steps.joined = saved.step, saved.joined
     steps.history.load(saved.rounds, saved.regrown, saved.ever_regrown)
     steps.updater.memory = saved.memory
     steps.space.hold(saved.masks)
@@ -140,13 +151,15 @@ def read_state(state: PrunerState, settings: PrunerSettings, space: Space, *, st
         if strict:
             check_settings(settings, state["settings"])
         check_kinds(state)
-        if not strict:
-            state = refitted(state, settings)
-        own, began = state["space"], state.get("began")
+        fitting = state if strict else refitted(state, settings)
+        other_schedule = not same_call(settings["schedule"], state["settings"].get("schedule"))
+        joined = state.get("joined") if strict or state["settings"] == settings else state["step"]
+        state = fitting
+        own, began, masks = state["space"], state.get("began"), space.held(state["masks"])
         device = next(iter(space.parts.parameters.values())).device
         return Saved(
             step=state["step"],
-            masks=space.held(state["masks"]),
+            masks=masks,
             regrown=None if state["regrown"] is None else space.unpacked(state["regrown"], own),
             ever_regrown=space.unpacked(state.get("ever_regrown") or {}, own),
             rounds=[Round.read(entry, "rounds") for entry in state["rounds"]],
@@ -155,7 +168,10 @@ def read_state(state: PrunerState, settings: PrunerSettings, space: Space, *, st
             memory={kind: {n: v.to(device) for n, v in kept.items()} for kind, kept in state["memory"].items()},
             rewind=state["rewind"],
             began=None if began is None else float(began),
-            other_schedule=not same_call(settings["schedule"], state["settings"].get("schedule")),
+            joined=joined,
+            other_schedule=other_schedule,
+            strict=strict,
+            units=own["alive"] if "alive" in own else {n: masks[n] for n in space.parts.parameters},
         )
     except InvalidValue:
         raise

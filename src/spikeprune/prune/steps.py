@@ -34,6 +34,7 @@ class Steps:
     Attributes:
         done: completed steps.
         began: the sparsity of given masks, that the schedule runs from; None without them.
+        joined: the step at which a state of another schedule or network was taken up; None if there was none.
         followers: averaged copies that keep to the masks.
         seconds: time spent here.
         full_gradients: of the last step: how many gradients of all weights, dead ones too, the method needed in it.
@@ -47,6 +48,7 @@ class Steps:
         self.plan, self.space, self.upkeep = updater.plan, updater.space, updater.space.parts.upkeep
         self.guard = Guard(self.space.parts.model, self.space.parts.parameters, self.space.parts.frozen)
         self.began: float | None = None
+        self.joined: int | None = None
         self.done = 0
         self.seconds = 0.0
         self.full_gradients = 0

@@ -60,7 +60,12 @@ class RewindState(TypedDict):
 
 
 class PrunerState(TypedDict):
-    """`pruner.state_dict()`. Masks are packed, eight weights to a byte."""
+    """`pruner.state_dict()`. Masks are packed, eight weights to a byte.
+
+    Keys:
+        began: the sparsity of given masks.
+        joined: the step at which a state of another schedule or network was taken up; later rounds are of this one.
+    """
 
     version: int
     settings: PrunerSettings
@@ -74,6 +79,7 @@ class PrunerState(TypedDict):
     memory: dict[str, dict[str, Tensor]]
     rewind: RewindState | None
     began: NotRequired[float]
+    joined: NotRequired[int]
 
 
 class RandomState(TypedDict):
@@ -205,6 +211,9 @@ def check_kinds(state: PrunerState) -> None:
     step, began = cast(object, state["step"]), cast(object, state.get("began"))
     if type(step) is not int or not 0 <= step < 1 << 53:
         raise TypeError(f"step is {step!r:.40}")
+    joined = cast(object, state.get("joined"))
+    if joined is not None and not (type(joined) is int and 0 <= joined <= step):
+        raise TypeError(f"joined is {joined!r:.40}")
     if began is not None and not (type(began) in (int, float) and 0 <= cast(float, began) <= 1):
         raise TypeError(f"began is {began!r:.40}")
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from spikeprune.core.errors import UserError
 from spikeprune.core.mask import pack, unpack
 from spikeprune.host.files import ordinary
+from spikeprune.record.tensors import as_safetensors
 from spikeprune.record.whole import write_whole
 
 FORMAT = "spikeprune packed 1"
@@ -34,8 +35,6 @@ def write_packed(
         facts: further entries of the metadata.
     Raises: UserError if a mask does not belong to its tensor, or the file cannot be written.
     """
-    from safetensors.torch import save
-
     tensors: dict[str, Tensor] = {}
     for name, mask in masks.items():
         if name not in state or state[name].shape != mask.shape or bool(state[name][~mask].any()):
@@ -47,7 +46,7 @@ def write_packed(
     tensors |= {name: value.detach().clone().contiguous() for name, value in state.items() if name not in masks}
     shapes = json.dumps({name: list(mask.shape) for name, mask in masks.items()})
     try:
-        write_whole(path, save(tensors, {"format": FORMAT, "shapes": shapes, **facts}))
+        write_whole(path, as_safetensors(tensors, {"format": FORMAT, "shapes": shapes, **facts}))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give a file in a folder that exists") from error
 

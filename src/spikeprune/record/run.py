@@ -1,6 +1,6 @@
 """record.json: what a finished run was asked for, where it ran, what came out and what it cost."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self, final
 
 from spikeprune.record import schema
@@ -109,6 +109,7 @@ class NetworkRecord(Record):
         parameters: all of the network, normalisation and biases included.
         alive: prunable weights (or channels) whose mask is True.
         bytes: stored size.
+        firing_rate: share of the neurons' outputs, over all time steps, that are not 0; graded outputs count once.
         classes: the score of each class; None where it was not measured.
     """
 
@@ -119,7 +120,7 @@ class NetworkRecord(Record):
     macs: Positive
     synops: Positive
     energy_pj: Positive
-    firing_rate: Positive
+    firing_rate: Share
     classes: tuple[ClassRecord, ...] | None = optional(default=None)
 
 
@@ -211,6 +212,7 @@ class RunRecord(Record):
             raise Impossible(f"density is {found.density}, must be 1 - sparsity = {1 - found.sparsity}")
         if found.pruned.alive > found.dense.alive:
             raise Impossible(f"pruned.alive is {found.pruned.alive}, of {found.dense.alive} prunable weights")
+        _check_kept(found.rounds, found.dense.alive)
         return found
 
     @property
@@ -218,3 +220,10 @@ class RunRecord(Record):
         """Of the pruned network on the test split."""
         assert self.pruned.accuracy is not None  # `read` has seen to it
         return self.pruned.accuracy
+
+
+def _check_kept(rounds: Sequence[Round], units: int) -> None:
+    """Raises: Impossible if a mask update kept more than there is; `units` is the number of prunable weights."""
+    for at, update in enumerate(rounds):
+        if update.kept > units:
+            raise Impossible(f"rounds[{at}].kept is {update.kept}, of {units} prunable weights (or channels)")

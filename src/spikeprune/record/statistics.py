@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Self, final
 
 from spikeprune.record import schema
-from spikeprune.record.base import Count, Impossible, Number, Positive, Record, optional, recorded
+from spikeprune.record.base import Count, Impossible, Number, Positive, Record, Share, optional, recorded
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -26,12 +26,12 @@ class NeuronStatistics(Record):
     """One neuron layer.
 
     Args:
-        firing_rate: spikes per neuron and time step.
+        firing_rate: spikes per neuron and time step: the share of its outputs that are not 0.
         criticality: the `QUANTILES` of its channels' criticality; None where no layer feeds it.
         peak: the surrogate's derivative at the threshold itself.
     """
 
-    firing_rate: Positive
+    firing_rate: Share
     criticality: tuple[Number, ...] | None = optional(default=None)
     peak: Number | None = optional(default=None)
 

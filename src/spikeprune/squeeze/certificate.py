@@ -25,6 +25,7 @@ from spikeprune.model.adapter import Adapter
 from spikeprune.model.discover import SpikeNeuron
 from spikeprune.model.examples import undisturbed
 from spikeprune.model.trace import trace
+from spikeprune.record.tensors import as_safetensors
 from spikeprune.squeeze.ear import heard
 from spikeprune.squeeze.statistics import evaluating
 
@@ -67,8 +68,6 @@ class Certificate:
 
     def as_bytes(self) -> bytes:
         """One safetensors file: the input, the spikes as bits, and the hashes in its metadata."""
-        from safetensors.torch import save
-
         spikes = self.fingerprint.spikes
         tensors = {_INPUT: self.example.detach().cpu().contiguous().clone()}
         tensors |= {_SPIKES + name: pack(fired.cpu()) for name, fired in spikes.items()}
@@ -79,7 +78,7 @@ class Certificate:
             "tolerance": self.tolerance,
         }
         said = json.dumps(head)
-        return save(tensors, {"format": FORMAT, "head": said, "digest": _digest_of(said, tensors)})
+        return as_safetensors(tensors, {"format": FORMAT, "head": said, "digest": _digest_of(said, tensors)})
 
     def as_text(self) -> str:
         """The same as text, for the metadata of another file."""

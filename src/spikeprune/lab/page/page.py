@@ -15,7 +15,7 @@ from spikeprune.lab.page.network import histogram, network_map
 from spikeprune.lab.page.read import ShownRun, read_run
 from spikeprune.lab.page.squeeze import raster_strips, squeeze_figures
 from spikeprune.lab.recipe import complete, deciding, load, settings_hash, shipped
-from spikeprune.lab.train.folder import RunFolder, read_safetensors
+from spikeprune.lab.train.folder import RunFolder
 from spikeprune.lab.train.notes import energy_note, run_notes
 from spikeprune.record.spikes import SpikesRecord
 from spikeprune.record.whole import write_whole
@@ -86,7 +86,7 @@ def render(run: ShownRun) -> str:
     """The page as text."""
     template = _environment().get_template("report.html.j2")
     statistics = run.statistics.pruned if run.statistics is not None else None
-    masks = read_safetensors(RunFolder(run.path).masks)
+    masks = RunFolder(run.path).read_masks(run.record)
     spikes = RunFolder(run.path).spikes
     rows = SpikesRecord.of_file(spikes).rows if spikes.is_file() and run.pruning else {}
     raster, raster_said = raster_strips(rows, "pruned")

@@ -10,7 +10,7 @@ from spikeprune.core.pattern import CHANNEL_PATTERNS
 from spikeprune.core.schedule import duration
 from spikeprune.count.costs import BUDGETS
 from spikeprune.lab.recipe.squeeze_settings import SqueezeOptions
-from spikeprune.lab.recipe.validate import Rule, check_fields, key, said, share, whole
+from spikeprune.lab.recipe.validate import Rule, check_fields, key, require, said, share, whole
 from spikeprune.record.base import Json
 
 # Those of core.schedule.SCHEDULES that a recipe's `begin`, `end` and `every` can lay out.
@@ -128,6 +128,9 @@ class PruneSettings:
                     duration(getattr(self, name), 1, 1.0)
             except InvalidValue as error:
                 raise InvalidValue(f"prune.{name}: {error}") from error
+        every = self.every.strip()
+        amount = float(every.removesuffix("turnover") if every.endswith("turnover") else every[:-2])
+        require(amount > 0, "prune.every", "longer than 0, such as '1ep' or '1it' (a mask update in every step)", every)
 
 
 def _plain(name: str) -> bool:

@@ -208,7 +208,7 @@ class _Analysed:
         self.recipe = recipe_of(self.folder.path, root, code)
         self.root = root
         self.model = read_safetensors(self.folder.model)
-        self.masks = read_safetensors(self.folder.masks)
+        self.masks = self.folder.read_masks(self.record)
         there = self.folder.regrown.is_file()
         self.regrown = read_safetensors(self.folder.regrown) if there else None
         self.seed = self.record.seed

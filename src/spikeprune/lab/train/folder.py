@@ -22,12 +22,14 @@ from spikeprune.core.errors import UserError
 from spikeprune.host.files import ordinary
 from spikeprune.lab.recipe import Recipe, complete, deciding, load, settings_hash, shipped
 from spikeprune.lab.recipe.document import read_yaml
+from spikeprune.lab.train.mask_counts import check_counts
 from spikeprune.record.base import Json, whole
 from spikeprune.record.checkpoint import BestCheckpoint, LastCheckpoint
 from spikeprune.record.epoch import Epoch
 from spikeprune.record.run import RunRecord
 from spikeprune.record.spikes import SpikesRecord
 from spikeprune.record.statistics import StatisticsRecord
+from spikeprune.record.tensors import as_safetensors
 from spikeprune.record.whole import write_whole
 
 try:
@@ -225,10 +227,8 @@ class RunFolder:
 
     def save_tensors(self, path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> None:
         """Write a safetensors file, with `facts` as its metadata; tensors that share memory are stored once each."""
-        from safetensors.torch import save
-
         apart = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-        write_whole(path, save(apart, None if facts is None else dict(facts)))
+        write_whole(path, as_safetensors(apart, facts))
 
     def save_certificate(self, content: bytes) -> None:
         """Write certificate.safetensors: what the network's files must hold and how it must fire."""
@@ -260,6 +260,17 @@ class RunFolder:
             raise UserError(f"{self.record} is not a record of spikeprune; give a folder that `spikeprune run` made")
         with whole(self.record):
             return RunRecord.read(record)
+
+    def read_masks(self, record: RunRecord) -> dict[str, Tensor]:
+        """The masks of a finished run. Raises: UserError if they are missing, damaged, or not those of the record."""
+        masks = read_safetensors(self.masks)
+        number = next((name for name, mask in masks.items() if mask.dtype is not torch.bool), None)
+        if number is not None:
+            raise UserError(
+                f"{self.masks} holds {number!r} as {masks[number].dtype}, which is no mask; restore it, or run again"
+            )
+        check_counts(masks, record, self.masks)
+        return masks
 
 
 def _loaded(payload: bytes) -> dict[str, Any] | None:

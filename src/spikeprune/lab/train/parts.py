@@ -129,12 +129,7 @@ def restore(
 
 def _check_masks(folder: RunFolder, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raises: UserError if the folder's masks are missing, or are not those of its network."""
-    stored = read_safetensors(folder.masks)
-    number = next((name for name, mask in stored.items() if mask.dtype is not torch.bool), None)
-    if number is not None:
-        raise UserError(
-            f"{folder.masks} holds {number!r} as {stored[number].dtype}, which is no mask; restore it, or run again"
-        )
+    stored = folder.read_masks(folder.read_record())
     masks = {n: m for n, m in stored.items() if n in tensors and tensors[n].shape == m.shape}
     found = disobeying(masks, tensors)
     if found:
