@@ -244,7 +244,8 @@ def main(names: list[str]) -> int:
             if door in bad or names:
                 print(f"    {door:9s} {text}", flush=True)
     if not names:
-        behind = "".join(SUPPORTED.read_text().partition("\n## ")[1:])  # of tests/fuzz_networks.py
+        # The sections behind the table are of tests/fuzz_networks.py and tests/nir_readers.py.
+        behind = "".join(SUPPORTED.read_text().partition("\n## ")[1:])
         SUPPORTED.write_text(_HEAD + table(rows) + behind)
     print(table(rows).rpartition("Of ")[2].partition("\n")[0], "faults:", faults)
     return int(faults > 0)

@@ -95,6 +95,7 @@ class SpikingJelly(Adapter):
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 type(neuron).forward(neuron, x, *more)
+        # A step of the user's may need what this call does not give; the potential is then read in another way.
         except (RuntimeError, ValueError, NotImplementedError, AssertionError, AttributeError, TypeError):
             return None
         finally:

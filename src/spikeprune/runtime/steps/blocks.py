@@ -40,7 +40,8 @@ class Origins:
         self.blocks: dict[Place, tuple[int, ...]] = {}
         self.codes: dict[Place, Tensor] = {}  # [N, M] of each part
         self.batch_axis, self.time_axis = batch_axis, time_axis
-        self._read: dict[tuple[int, torch.Size], dict[int, StepRows]] = {}  # of one call: what its steps read
+        # Of one call: what its steps read. A square matrix and its transpose differ in their strides alone.
+        self._read: dict[tuple[int, torch.Size, tuple[int, ...]], dict[int, StepRows]] = {}
         for number, call in enumerate(calls):
             span = slice(call.start, call.start + math.prod(call.shape))
             self.call[span] = number
@@ -237,7 +238,7 @@ class Origins:
         return self.values(codes.reshape(-1)).view(codes.shape)
 
     def _own_region(self, codes: Tensor, t: int, call: CapturedCall) -> Region:
-        key = codes.data_ptr(), codes.shape
+        key = codes.data_ptr(), codes.shape, codes.stride()
         if key not in self._read:
             self._read[key] = self.rows(codes, call)
         rows = self._read[key]
