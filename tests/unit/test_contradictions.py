@@ -228,6 +228,10 @@ def test_a_state_that_took_up_one_of_another_schedule_keeps_its_own_rounds_apart
     refused(lambda: load(state, schedule=later), "has no round of the mask update at step 9")
 
 
+def test_a_version_that_is_something_else_is_refused_in_one_short_line():
+    refused(lambda: load({**saved(0), "version": {"method": "x" * 1000}}), "has version {'method': 'xx.*reads 1")
+
+
 # ---- bytes -----------------------------------------------------------------------------------------------------------
 
 

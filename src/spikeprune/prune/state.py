@@ -147,7 +147,7 @@ def read_state(state: PrunerState, settings: PrunerSettings, space: Space, *, st
     """
     try:
         if state["version"] != VERSION:
-            raise InvalidValue(f"pruner state has version {state['version']}, this library reads {VERSION}")
+            raise InvalidValue(f"pruner state has version {state['version']!r:.40}, this library reads {VERSION}")
         if strict:
             check_settings(settings, state["settings"])
         check_kinds(state)
