@@ -277,7 +277,6 @@ def main():
     if given.page:
         return write_page()
     torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
     totals, said, started = Totals(given.json, given.seed), Counter(), time.perf_counter()
     own, shares = map(int, given.share.split("/"))
     for first in range(given.first, given.first + given.count, CHUNK):
@@ -293,4 +292,5 @@ def main():
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)
     sys.exit(main())

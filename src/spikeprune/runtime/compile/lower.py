@@ -158,7 +158,8 @@ class Lowering:
 
     def refuse(self, node: Node, why: str) -> InvalidValue:
         """The error for a node that cannot be compiled."""
-        what = type(node.module).__name__ if node.module is not None else "function"
+        of = "" if node.weight is None else f" of {node.weight}"
+        what = type(node.module).__name__ if node.module is not None else f"function{of}"
         return InvalidValue(
             f"cannot compile {node.name!r} ({what}): {why}; see the guide for the layers that sp.compile knows"
         )
