@@ -487,6 +487,7 @@ SPOILT = {
     "norm of rows": lambda net, w: w / w.flatten(1).norm(dim=1).view(-1, 1, 1, 1),
     "DoReFa": lambda net, w: torch.tanh(w) / w.tanh().abs().max() / 2 + 0.5,
     "function": lambda net, w: Shifted.apply(w),
+    "sigmoid": lambda net, w: torch.sigmoid(w) - 0.3,
 }
 KEPT = {
     "stored": lambda net, w: w,
@@ -495,6 +496,7 @@ KEPT = {
     "re-parametrised": lambda net, w: w + F.pad(net.other, (1, 1, 1, 1)),
     "padded": lambda net, w: F.pad(w, (1, 1, 1, 1)),
     "function": lambda net, w: Ternary.apply(w),
+    "constant border": lambda net, w: F.pad(w[..., :2], (0, 1), value=0.5),
 }
 
 

@@ -417,3 +417,20 @@ def test_spikes_added_into_a_state_are_followed_or_refused():
     masks = sp.prune(net, "magnitude", 0.3, pattern="channel", data=[torch.rand(4, 3, 6) * 3])
     with pytest.raises(InvalidValue, match=r"nothing can be cut: \d masked filters of 'a.weight' stay"):
         sp.shrink(net, masks, torch.rand(4, 3, 6) * 3)
+
+
+class Halves(nn.Module):
+    """A layer whose weight is used in two parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.out = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        parts = [nn.functional.linear(x, self.a.weight[i : i + 4]) for i in (0, 4)]
+        return self.out(Rect.apply(torch.cat(parts, 1) - 0.1))
+
+
+def test_a_layer_that_is_used_in_parts_is_refused_by_its_name():
+    with pytest.raises(InvalidValue, match="'cat' reads the outputs of a part of a weight"):
+        sp.prune(Halves(), "magnitude", 0.3, pattern="channel", data=[torch.rand(3, 6)])

@@ -22,6 +22,7 @@ class UsedWeight:
         self.parameter = parameter
         self.mask = mask
         self.alive = torch.ones_like(parameter, dtype=torch.bool) if mask is None else mask.to(parameter.device).bool()
+        self.obeyed = not bool((parameter[~self.alive] != 0).any())
         self.applied = 0.0  # how often the whole matrix was multiplied with
         self.acs = (0, 0)  # dense, pruned
         self.mac_ops = (0, 0)
@@ -35,10 +36,12 @@ class UsedWeight:
         """
         x, weight = operation.x.detach(), operation.weight
         every = torch.ones_like(weight, dtype=torch.float32)
-        # What was computed from the weight keeps its zeros, so that a mask shows in it.
-        alive = self.alive.float() if weight.shape == self.alive.shape else (weight != 0).float()
-        if not use.direct and weight.shape == self.alive.shape:
-            alive = alive * (weight != 0)
+        if use.direct and weight.shape == self.alive.shape:
+            alive = self.alive.float()
+        else:  # what was computed from the weight may be transposed, or hold values where the weight holds 0
+            alive = (weight != 0).float()
+            if not self.obeyed and weight.shape == self.alive.shape:
+                alive = alive * self.alive
         active = (x != 0).float()
         dense, pruned = (round(float(operation.linear(active, kept).double().sum())) for kept in (every, alive))
         if formulas.is_spiking(x):

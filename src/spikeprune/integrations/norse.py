@@ -62,11 +62,16 @@ class Norse(Adapter):
 
     def surrogate(self, neuron: Any) -> Any:
         parameters = neuron.p
+        if not hasattr(parameters, "method"):
+            raise InvalidValue(
+                f"{type(neuron).__name__} keeps no surrogate where the other neurons of Norse do (its parameters have "
+                "no 'method'); use a method that needs none, such as 'magnitude', or register an adapter of your own"
+            )
         return lambda u: threshold(u, parameters.method, parameters.alpha)
 
     def smooth(self, neuron: Any, u: Tensor) -> Tensor:
         raise InvalidValue(
-            f"Norse gives no smooth forward curve for {neuron.p.method!r}, which curve='value' needs; "
+            f"Norse gives no smooth forward curve for {getattr(neuron.p, 'method', type(neuron).__name__)!r}, which curve='value' needs; "
             "give one by name, for example surrogate='atan'"
         )
 

@@ -342,10 +342,14 @@ class ChannelMap:
         # What is not known, such as the model's input, stays whole.
         unknown = self._new("what is not known", 0, 1)
         self.fixed.update(unknown.tolist())
-        filled = [
-            self.roots(unknown if layout is None else layout).expand(self.graph.nodes[i].shape)
-            for i, layout in zip(node.inputs, inputs, strict=True)
-        ]
+        try:
+            filled = [
+                self.roots(unknown if layout is None else layout).expand(self.graph.nodes[i].shape)
+                for i, layout in zip(node.inputs, inputs, strict=True)
+            ]
+        except RuntimeError:  # a layer used a part of its weight, so that it has fewer outputs than the weight
+            self._refuse(node, inputs, "reads the outputs of a part of a weight")
+            return None
         result = replay(node, filled)
         if result is None:
             self._refuse(node, inputs, "rearranges channels in a way that cannot be followed")

@@ -41,7 +41,7 @@ def _run(value: Any, others: Mapping[int, Tensor]) -> Any:
 
 def _leaves(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Computed):
-        yield from _leaves(value.given.positional)
+        yield from _leaves((*value.given.positional, *value.given.named.values()))
     elif isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
@@ -136,7 +136,8 @@ class Derived:
         """Whether a 0 of a parameter adds nothing to what was computed from it; told by computing it anew.
 
         With f the computation and w a weight with some zeros, f(w) must be f(0) or 0 at each of them: what other
-        parameters add there stays, and no other entry of w is seen. Where entries cannot be told apart after f, f must
+        parameters add there stays, and no other entry of w is seen. Where f reads w alone, f(0) must be 0 or a constant:
+        a sigmoid makes a half of it. Where entries cannot be told apart after f, f must
         be a sum of them. True where it cannot be computed again.
         """
         if origin not in self._keeps:
@@ -147,15 +148,20 @@ class Derived:
                     self._keeps[origin] = True
         return self._keeps[origin]
 
-    def _tried(self, origin: str, operand: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """What is computed from 0, w and 2 w, and where w is 0 in it, None where that cannot be told."""
+    def _tried(self, origin: str, operand: Tensor) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+        """What is computed from 0, w and 2 w, and where w is 0 in it, None where that cannot be told.
+
+        The last is what is computed from a weight without zeros, None where other tensors are read as well.
+        """
         parameter, made = self._parameters[origin], self._made[operand]
         values = torch.rand(parameter.shape, generator=torch.Generator().manual_seed(0)).to(parameter) + 0.5
+        alone = all(leaf is parameter for leaf in _leaves(made))
+        whole = made.run({id(parameter): values.clone()}) if alone else None
         values.view(-1)[::3] = 0
         values[0] = 0
         places = self._known[operand][1]
         zeros = None if places is None else values.view(-1)[places] == 0
-        return [made.run({id(parameter): values * factor}) for factor in (0, 1, 2)], zeros
+        return [made.run({id(parameter): values * factor}) for factor in (0, 1, 2)], zeros, whole
 
     def _dimension(self, operand: Tensor, outputs: int, origin: str) -> int:
         """The dimension of the parameter along which `operand` runs in its dimension `outputs`."""
@@ -168,10 +174,11 @@ class Derived:
         return fitting[0] if fitting else 0
 
 
-def _adds_nothing(results: list[Tensor], zeros: Tensor | None) -> bool:
+def _adds_nothing(results: list[Tensor], zeros: Tensor | None, whole: Tensor | None) -> bool:
     nothing, once, twice = results
     if not bool(once.isfinite().all()):  # a row of zeros, divided by its norm
         return False
     if zeros is None:
         return torch.allclose(twice - once, once - nothing, rtol=1e-3, atol=1e-5)
-    return bool(((once == nothing) | (once == 0))[zeros].all())
+    unchanged = once == nothing if whole is None else (once == nothing) & (whole == nothing)
+    return bool((unchanged | (once == 0))[zeros].all())
