@@ -434,3 +434,28 @@ class Halves(nn.Module):
 def test_a_layer_that_is_used_in_parts_is_refused_by_its_name():
     with pytest.raises(InvalidValue, match="'cat' reads the outputs of a part of a weight"):
         sp.prune(Halves(), "magnitude", 0.3, pattern="channel", data=[torch.rand(3, 6)])
+
+
+class Compares(nn.Module):
+    """Spikes of a plain comparison, as in code that only infers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        spikes = (self.a(x) > 1).float()
+        return self.out((self.b(spikes) > 0.1).float())
+
+
+def test_a_comparison_that_is_false_on_the_example_does_not_make_a_channel_dead():
+    net, x = Compares().eval(), torch.rand(5, 6) * 4
+    masks = sp.prune(net, "magnitude", 0.3, pattern="channel", data=[x])
+    cut = {name: int((~mask.flatten(1).any(1)).sum()) for name, mask in masks.items() if mask.dim() > 1}
+    assert sum(cut.values()) > 0
+    small, _ = sp.shrink(net, masks, x * 0.01)
+    assert (small.a.out_features, small.b.out_features) == (8 - cut["a.weight"], 8 - cut["b.weight"])
+    assert (net.a(x) > 1).any()
+    assert net(x).std(0).max() > 0.01
+    torch.testing.assert_close(small(x), net(x))

@@ -229,7 +229,11 @@ class Constants:
         result = rerun(node, known)
         if not isinstance(result, Tensor):
             return torch.full_like(known[0], _UNKNOWN)
+        # A comparison with nan gives False, which is no more known than what was compared.
+        compared = [] if result.is_floating_point() else known
         result = result.double()
+        for value in compared:
+            result = torch.where(value.isnan(), _UNKNOWN, result)
         for value in known if node.name in _PRODUCTS else []:
             result = torch.where(value == 0, 0.0, result)
         return result
