@@ -80,7 +80,5 @@ def test_no_smooth_curve_says_what_to_try():
 
 def test_a_neuron_that_keeps_its_surrogate_elsewhere_is_refused_by_its_name():
     x, net = torch.rand(3, 2, 6) * 20, norse.SequentialState(nn.Linear(6, 4), norse.LIFRefracCell(), nn.Linear(4, 2))
-    pruner = sp.Pruner(net, "criticality", sp.OneShot(0.5))
     with pytest.raises(InvalidValue, match="LIFRefracCell keeps no surrogate"):
-        pruner.observe([x[0]])
-        pruner.cut()
+        sp.prune(net, "criticality", 0.5, data=[x[0]])
