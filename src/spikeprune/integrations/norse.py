@@ -71,7 +71,7 @@ class Norse(Adapter):
 
     def smooth(self, neuron: Any, u: Tensor) -> Tensor:
         raise InvalidValue(
-            f"Norse gives no smooth forward curve for {getattr(neuron.p, 'method', type(neuron).__name__)!r}, which curve='value' needs; "
+            f"Norse gives no smooth forward curve for {neuron.p.method!r}, which curve='value' needs; "
             "give one by name, for example surrogate='atan'"
         )
 

@@ -136,9 +136,9 @@ class Derived:
         """Whether a 0 of a parameter adds nothing to what was computed from it; told by computing it anew.
 
         With f the computation and w a weight with some zeros, f(w) must be f(0) or 0 at each of them: what other
-        parameters add there stays, and no other entry of w is seen. Where f reads w alone, f(0) must be 0 or a constant:
-        a sigmoid makes a half of it. Where entries cannot be told apart after f, f must
-        be a sum of them. True where it cannot be computed again.
+        parameters add there stays, and no other entry of w is seen. Where f reads w alone, f(0) must be 0 or a
+        constant: a sigmoid makes a half of it. Where entries cannot be told apart after f, f must be a sum of them.
+        True where it cannot be computed again.
         """
         if origin not in self._keeps:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
