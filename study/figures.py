@@ -35,16 +35,18 @@ def section(found: Mapping[str, Comparison]) -> list[str]:
 
 
 def over_sparsity(rows: Sequence[Arm]) -> str:
-    """A panel a network: accuracy over target sparsity, a line an arm; empty without rows."""
+    """A panel a network: accuracy over target sparsity, a line an arm, dense at 0; empty without pruned rows."""
     pruned = [row for row in rows if row.target is not None]
     if not pruned:
         return ""
-    names = list(dict.fromkeys(row.label for row in pruned))
+    shown = [*(row for row in rows if row.target is None), *pruned]
+    names = list(dict.fromkeys(row.label for row in shown))
     panels = [
         plot(
-            [_series(name, [row for row in pruned if (row.label, row.model) == (name, model)]) for name in names],
-            f"share cut, {model}",
+            [_series(name, [row for row in shown if (row.label, row.model) == (name, model)]) for name in names],
+            f"share cut, {(model or '').rpartition(':')[2]}",
             "accuracy, %",
+            within=(0, 100),
         )
         for model in dict.fromkeys(row.model for row in pruned)
     ]
