@@ -25,6 +25,11 @@ def test_a_quota_beyond_the_layer_is_refused():
         keep_quota({"a": torch.rand(3)}, {"a": 4})
 
 
+def test_infinite_scores_of_both_signs_are_ranked():
+    kept = keep_top({"a": torch.tensor([-torch.inf, 1.0, torch.inf])}, 2)
+    assert kept["a"].tolist() == [False, True, True]
+
+
 def test_nan_is_refused_with_what_to_look_at():
     with pytest.raises(InvalidValue, match="check the loss"):
         keep_top({"a": torch.rand(3), "b": torch.tensor([float("nan")])}, 2)

@@ -19,9 +19,11 @@ _SAMPLE = 1 << 16
 
 def check_numbers(scores: Mapping[str, Tensor], what: str = "a score", where: str = "this selection") -> None:
     """Raises: InvalidValue that names the layer if a score is nan, which no ranking has a place for."""
-    least = [score.amin() for score in scores.values() if score.numel()]
-    if least and bool(torch.stack(least).isnan().any()):
-        name = next(name for name, score in scores.items() if bool(score.isnan().any()))
+    sums = [score.sum() for score in scores.values() if score.numel()]  # nan if one is; quicker than a look at each
+    if not sums or not bool(torch.stack(sums).isnan().any()):
+        return
+    name = next((name for name, score in scores.items() if bool(score.isnan().any())), None)
+    if name is not None:  # inf and -inf add up to nan too
         raise InvalidValue(
             f"{what} of {name!r} is not a number (nan) at {where}, so weights cannot be ranked; check the loss and the "
             "inputs for nan or inf"
