@@ -138,3 +138,26 @@ def test_numbers_that_depend_on_the_length_are_told():
     compiled = sp.compile(Averaged(), torch.rand(6, 4, 6))
     with pytest.raises(InvalidValue, match="T = 6 steps, got 5"):
         compiled(torch.rand(5, 4, 6))
+
+
+class Delayless(nn.Module):
+    """A neuron that subtracts its threshold in two places at the first step, of which one is its state's."""
+
+    def __init__(self):
+        super().__init__()
+        snntorch = pytest.importorskip("snntorch")
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 5)
+        self.n = snntorch.Leaky(
+            beta=0.75, threshold=0.5, reset_mechanism="zero", reset_delay=False, init_hidden=True
+        )  # fmt: skip
+
+    def forward(self, x):
+        return torch.stack([self.b(self.n(self.a(step))) for step in x]).mean(0)
+
+
+def test_a_state_begins_as_the_models():
+    net = Delayless().eval()
+    fast = sp.compile(net, torch.rand(5, 3, 6))
+    x = 2 * torch.randn(7, 40, 6, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(fast(x), answer(net, x))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue
@@ -36,6 +37,9 @@ class Rolled:
     output: Region
     sequence: bool
     tail: dict[Key, StepFunction] = field(default_factory=dict[Key, StepFunction])
+
+
+Alike = Callable[[Region, Region, Rolled], bool]  # of a steady step and of the first one
 
 
 class Roller:
@@ -174,20 +178,31 @@ class Roller:
         }
         if not delayed or all(key in rolled.initial for key in delayed.values()):
             return
-        for strict in (True, False):
-            for place, first in self.o.steps.items():
-                like = first.name == step.name and tuple(first.shape) == tuple(step.shape)
-                if place[1] != 0 or not like or len(first.template) != len(step.template):
-                    continue
-                found = self._standing(step, first, delayed, consumer, strict)
-                if found:
-                    for key, value in found.items():
-                        rolled.initial.setdefault(key, value)
-                    return
+        # At the first step other values may stand around: the same ones, then of the same functions, then any.
+        for alike in (self._same, self._same_function, None):
+            ways = [
+                found
+                for place, first in self.o.steps.items()
+                if place[1] == 0
+                and (first.name, tuple(first.shape), len(first.template))
+                == (step.name, tuple(step.shape), len(step.template))
+                and (alike == self._same or first.module == step.module)
+                and (found := self._standing(step, first, delayed, rolled, alike))
+            ]
+            if alike is None and any(not _equal(ways[0], other) for other in ways[1:]):
+                raise InvalidValue(
+                    f"cannot compile {step.module!r}: the value that it begins with at the first time step cannot be "
+                    "told; give the neuron its state as an argument, or use a plain neuron"
+                )
+            if ways:
+                for key, value in ways[0].items():
+                    rolled.initial.setdefault(key, value)
+                return
 
     def _standing(
-        self, step: StepFunction, first: StepFunction, delayed: dict[int, Key], consumer: Key, strict: bool
+        self, step: StepFunction, first: StepFunction, delayed: dict[int, Key], rolled: Rolled, alike: Alike | None
     ) -> dict[Key, Tensor] | None:
+        """What stands in place of the delayed inputs of a step in another one, None if that is another step."""
         found: dict[Key, Tensor] = {}
         for mine, its in zip(step.template, first.template, strict=True):
             if isinstance(mine, tuple) and mine[0] == "i" and mine[1] in delayed:
@@ -198,15 +213,23 @@ class Roller:
             elif isinstance(mine, tuple) and mine[0] == "i":
                 if not (isinstance(its, tuple) and its[0] == "i"):
                     return None
-                if strict:
-                    one = step.inputs[mine[1]].sources
-                    two = first.inputs[its[1]].sources
-                    if [s[1] for s in one] != [self.key.get(w) if k == "p" else w for k, w in two]:
-                        return None
+                if alike is not None and not alike(step.inputs[mine[1]], first.inputs[its[1]], rolled):
+                    return None
             elif isinstance(mine, tuple) != isinstance(its, tuple) or (not isinstance(mine, tuple) and mine != its):
                 return None
-        same_module = strict or first.module == step.module
-        return found if same_module else None
+        return found
+
+    def _same(self, mine: Region, its: Region, rolled: Rolled) -> bool:
+        return [s[1] for s in mine.sources] == [self.key.get(w) if k == "p" else w for k, w in its.sources]
+
+    def _same_function(self, mine: Region, its: Region, rolled: Rolled) -> bool:
+        """Whether two regions read the results of the same functions; constants are not looked at."""
+        ours = [rolled.steps[s[1]].name if s[0] == "n" else None for s in mine.sources]
+        return ours == [self.o.steps[w].name if k == "p" else None for k, w in its.sources]
+
+
+def _equal(found: dict[Key, Tensor], other: dict[Key, Tensor]) -> bool:
+    return found.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in found.items())
 
 
 def _followed(region: Region, source: Callable[[Place], tuple[Any, ...]]) -> Region:
