@@ -56,7 +56,7 @@ def ours() -> dict[str, Any]:
             found.append(toy.entry(dict(pruner.masks), toy.weights(model)))
 
     module = "spikeprune.methods.deep_r"
-    with mock.patch(f"{module}.normal", _normal), mock.patch(f"{module}.uniform", _uniform):
+    with mock.patch(f"{module}._normal", _normal), mock.patch(f"{module}._uniform", _uniform):
         toy.train(model, optimizer, SETTING["steps"], after)
     return {"updates": found}
 

@@ -24,7 +24,7 @@ from spikeprune.lab.train.early_time import fewer_steps
 from spikeprune.lab.train.network import TimedNetwork
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from authors.exact import NUMBERS, compared, uniform
+from authors.exact import NUMBERS, compared, run_on_the_cpu, uniform
 
 FILE = NUMBERS / "early_time.json"
 SETTING: dict[str, Any] = {
@@ -73,7 +73,7 @@ def theirs(checkout: Path) -> dict[str, Any]:
     script = checkout / "train_snn_earlyT_laterewindlth.py"
     tree = ast.parse(script.read_text())
     tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "find_ET_ticket"]
-    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
+    run_on_the_cpu(checkout)
     batch = [(torch.zeros(SETTING["images"], 1), torch.zeros(SETTING["images"]))]
     data = SimpleNamespace(DataLoader=lambda *_, **__: batch)
     stand_in = SimpleNamespace(no_grad=torch.no_grad, utils=SimpleNamespace(data=data))

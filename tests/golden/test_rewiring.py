@@ -34,7 +34,7 @@ def test_deep_r_cuts_what_changes_its_sign_and_draws_another():
     memory["sign"]["w"][0, 2:] = torch.tensor([-1.0, 1.0])
     after = training(torch.tensor([[0.4, 0.01, 0.0, 0.0]]), memory)
     draw = torch.tensor([[0.99, 0.2, 0.9, 0.5]])
-    with mock.patch("spikeprune.methods.deep_r.uniform", return_value=draw):
+    with mock.patch("spikeprune.methods.deep_r._uniform", return_value=draw):
         masks = method.after_update(after)
     assert masks["w"].tolist() == [[True, False, True, False]]
     assert_close(after.weights["w"], torch.tensor([[0.39, 0.0, -1e-12, 0.0]]), rtol=1e-6, atol=0.0)
@@ -45,7 +45,7 @@ def test_deep_r_walks_by_its_noise_alone():
     method.before_update(training(torch.tensor([[0.5, -0.4, 0.0, 0.0]]), memory))
     walked = training(torch.tensor([[0.5, -0.4, 0.0, 0.0]]), memory)
     step = torch.tensor([[1.0, -1.0, 7.0, 7.0]])  # theta: 0.5 + 0.1 * 2 = 0.7 and 0.4 - 0.2 = 0.2
-    with mock.patch("spikeprune.methods.deep_r.normal", return_value=step):
+    with mock.patch("spikeprune.methods.deep_r._normal", return_value=step):
         masks = method.after_update(walked)
     assert masks["w"].equal(ALIVE)
     assert_close(walked.weights["w"], torch.tensor([[0.7, -0.2, 0.0, 0.0]]))

@@ -588,3 +588,22 @@ def test_a_suggestion_is_made_only_where_one_is_near(words, suggested, capsys):
     assert ("did you mean" in said) == (suggested is not None)
     assert suggested is None or f"did you mean '{suggested}'" in said
     assert len(said.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("command", cli.commands())
+def test_the_examples_of_a_help_use_what_the_help_explains(command, capsys):
+    """`run`, `config` and `sweep` take every key of a recipe, which `run --help` lists."""
+    assert cli.main([command, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    if command in ("run", "config", "sweep"):
+        assert cli.main(["run", "--help"]) == 0
+        lines += capsys.readouterr().out.splitlines()
+    examples = [line for line in lines if line.startswith("  spikeprune ")]
+    assert examples
+    explained = "\n".join(line for line in lines if line not in examples)
+    known = flags(re.sub("`[^`]*`", "", explained))  # quoted commands are others'
+    assert flags("\n".join(examples)) <= known
+
+
+def flags(text):
+    return set(re.findall(r"--[\w.-]+", text))

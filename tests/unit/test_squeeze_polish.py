@@ -1,6 +1,7 @@
 """`polish=`: after the last cut, all remaining weights follow the dense network, without labels."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -135,9 +136,9 @@ def test_many_images_are_followed_by_their_outputs_alone(monkeypatch):
     kept: list[int] = []
     whole = Polisher.fit
 
-    def fit(self: Polisher, *args: object) -> bool:
+    def fit(self: Polisher, *args: Any) -> bool:
         kept.append(sum(len(target.spikes) for target in self.targets))
-        return whole(self, *args)  # type: ignore[arg-type]
+        return whole(self, *args)
 
     monkeypatch.setattr(Polisher, "fit", fit)
     sp.squeeze(net(), data(), 0.8, polish=1)

@@ -10,7 +10,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(
         "pull",
         f"{__doc__}\n\nNothing that comes with it is run. The last line is the run folder.",
-        ["pull owner/name --to runs"],
+        ["pull owner/name --out runs"],
     )
     parser.add_argument("repository", metavar="OWNER/NAME", help="repository on the hub, or a folder")
     parser.add_argument("--out", default="runs", help="folder that receives the run folder")

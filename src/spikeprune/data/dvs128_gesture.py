@@ -22,6 +22,7 @@ _NAMES = (
 
 @register(
     "dvs128-gesture",
+    # 11 and not len(_NAMES): `spikeprune list` reads this text.
     facts=Facts((2, _SIDE, _SIDE), 11, 1_176, 288, _NAMES, time_first=True),
     cite="Amir et al. 2017, CVPR, A Low Power, Fully Event-Based Gesture Recognition System",
     license="CC BY 4.0",

@@ -11,6 +11,7 @@ _NAMES = (*_WORDS.split(), *_WORTE.split())
 
 @register(
     "shd",
+    # Numbers and no names of constants: `spikeprune list` reads them from this text.
     facts=Facts((700, 1, 1), 20, 8_156, 2_264, _NAMES, time_first=True),
     cite="Cramer et al. 2022, IEEE TNNLS 33(7):2744",
     license="CC BY 4.0",

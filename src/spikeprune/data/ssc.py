@@ -7,6 +7,7 @@ from spikeprune.data.registry import Facts, Request, register
 
 @register(
     "ssc",
+    # Numbers and no names of constants: `spikeprune list` reads them from this text.
     facts=Facts((700, 1, 1), 35, 75_466, 20_382, time_first=True),
     cite="Cramer et al. 2022, IEEE TNNLS 33(7):2744",
     license="CC BY 4.0",

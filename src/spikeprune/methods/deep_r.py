@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.evidence import Evidence, Scores
+from spikeprune.core.select import keep_top
 from spikeprune.methods.base import Method, Training, is_number, magnitude
 from spikeprune.methods.registry import RecipeHints, register
 
@@ -72,11 +73,11 @@ class DeepR(Method):
         masks: dict[str, Tensor] = {}
         for name, weight in training.weights.items():
             sign, alive = training.memory["sign"][name], training.masks[name]
-            walk = self.noise * normal(weight, generator) - self.l1
+            walk = self.noise * _normal(weight, generator) - self.l1
             theta = torch.where(alive, sign * weight + training.rates[name] * walk, 0)
             lives = theta > 0
-            draw = uniform(weight, generator).masked_fill(lives, -1)
-            born = highest(draw, int(alive.sum() - lives.sum()))
+            draw = _uniform(weight, generator).masked_fill(lives, -1)
+            born = keep_top({name: draw}, int(alive.sum() - lives.sum()))[name]
             weight.copy_(sign * torch.where(born, _BORN, torch.where(lives, theta, 0)))
             masks[name] = lives | born
         return masks
@@ -89,22 +90,15 @@ class DeepR(Method):
         if "sign" in training.memory:
             return
         generator = torch.Generator().manual_seed(training.seed)
-        signs = {n: normal(w, generator).sign() for n, w in training.weights.items()}
+        signs = {n: _normal(w, generator).sign() for n, w in training.weights.items()}
         training.memory["sign"] = {n: torch.where(w == 0, signs[n], w.sign()) for n, w in training.weights.items()}
 
 
-def normal(like: Tensor, generator: torch.Generator) -> Tensor:
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     """Draws from N(0, 1) on the CPU, so that all devices and ranks agree."""
     return torch.randn(like.shape, generator=generator).to(like)
 
 
-def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
     """Draws from U(0, 1) on the CPU, so that all devices and ranks agree."""
     return torch.rand(like.shape, generator=generator).to(like)
-
-
-def highest(draw: Tensor, number: int) -> Tensor:
-    """A mask of the `number` highest draws; of equal ones, the lower index is taken."""
-    chosen = torch.zeros_like(draw, dtype=torch.bool).flatten()
-    chosen[draw.flatten().argsort(descending=True, stable=True)[:number]] = True
-    return chosen.reshape(draw.shape)

@@ -151,10 +151,7 @@ def read_state(state: PrunerState, settings: PrunerSettings, space: Space, *, st
         if strict:
             check_settings(settings, state["settings"])
         check_kinds(state)
-        fitting = state if strict else refitted(state, settings)
-        other_schedule = not same_call(settings["schedule"], state["settings"].get("schedule"))
-        joined = state.get("joined") if strict or state["settings"] == settings else state["step"]
-        state = fitting
+        state = state if strict else refitted(state, settings)
         own, began, masks = state["space"], state.get("began"), space.held(state["masks"])
         device = next(iter(space.parts.parameters.values())).device
         return Saved(
@@ -168,8 +165,8 @@ def read_state(state: PrunerState, settings: PrunerSettings, space: Space, *, st
             memory={kind: {n: v.to(device) for n, v in kept.items()} for kind, kept in state["memory"].items()},
             rewind=state["rewind"],
             began=None if began is None else float(began),
-            joined=joined,
-            other_schedule=other_schedule,
+            joined=state.get("joined") if strict or state["settings"] == settings else state["step"],
+            other_schedule=not same_call(settings["schedule"], state["settings"].get("schedule")),
             strict=strict,
             units=own["alive"] if "alive" in own else {n: masks[n] for n in space.parts.parameters},
         )

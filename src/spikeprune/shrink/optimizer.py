@@ -26,13 +26,13 @@ def repoint(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module
     held = [p for group in optimizer.param_groups for p in group["params"] if id(p) in partner]
     if not held:
         raise InvalidValue("the optimizer holds no parameter of the model; build it from the model given to shrink")
-    states = {
-        id(parameter): {
+    states: dict[int, dict[str, Any]] = {}
+    for parameter in held:
+        name, old, _ = partner[id(parameter)]
+        states[id(parameter)] = {
             key: _cut(value, old, cuts.get(name, []), f"{key!r} of {name!r}")
             for key, value in optimizer.state.get(parameter, {}).items()
         }
-        for parameter, (name, old, _) in [(p, partner[id(p)]) for p in held]
-    }
     for group in optimizer.param_groups:
         group["params"] = [partner[id(p)][2] if id(p) in partner else p for p in group["params"]]
     for parameter in held:

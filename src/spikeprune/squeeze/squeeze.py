@@ -87,8 +87,8 @@ def squeeze(
         rounds: cuts; what is kept falls in equal ratios.
         weighting: "criticality"; "none" for plain least squares and the plain output energy in the score; "membrane"
             for the rival SBC: plain least squares of potentials without reset, and their "obs" in the score.
-        saliency: the score, if not the one that goes with the weighting ("critical" or "energy"): "magnitude", "obs",
-            "wanda", "random".
+        saliency: the score, if not the one that goes with the weighting ("critical", "energy" or "obs"): "magnitude",
+            "obs", "wanda", "random".
         solve: whether remaining weights are solved again; False only cuts (and measures statistics again).
         surrogate: name of the curve whose derivative weighs the rows; the neuron's own if not given.
         rows: rows drawn of each layer. All rows have the same chance, so the drawn sums are unbiased up to a factor

@@ -97,8 +97,11 @@ def zeros_to_start_from(job: Job, model: torch.nn.Module) -> dict[str, torch.Ten
     if sparsity < _SPARSE:
         return None
     if recipe.start != "dense" or recipe.budget != "weights" or job.method.acts:
-        _log.warning("the weights are sparse (%.3f), but %s takes up no zeros, so they count as alive", sparsity,
-                     f"budget={recipe.budget}, start={recipe.start}, method={recipe.method}")  # fmt: skip
+        _log.warning(
+            "the weights are sparse (%.3f), but budget=%s, start=%s, method=%s takes up no zeros, so they count as "
+            "alive; a budget of weights, a dense start and a method that acts at mask updates alone keep them",
+            sparsity, recipe.budget, recipe.start, recipe.method,
+        )  # fmt: skip
         return None
     return masks
 
