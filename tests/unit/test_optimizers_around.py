@@ -1,11 +1,13 @@
 """Optimizers around and inside others, several for one model, closures: the zeros stay and every mask update comes."""
 
 import gc
+import weakref
 
 import pytest
 import torch
 from spikingjelly.activation_based import functional
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import spikeprune as sp
 from nets import batch, conv_net, loss_of, sgd, train, weights_of
@@ -183,6 +185,24 @@ def test_optimizers_of_other_models_and_pruners_that_nobody_holds_do_not_matter(
     del pruner, optimizer
     gc.collect()
     train(model, sgd(model), 2)
+
+
+def test_a_pruner_that_dies_within_the_step_of_another_optimizer_does_not_break_it():
+    """The collector of garbage may run at any moment, also while torch goes through its global hooks."""
+    before = register_optimizer_step_pre_hook(lambda *_: gc.collect() and None)
+    try:
+        gc.disable()
+        model, other = conv_net(), conv_net(seed=1)
+        optimizer = sgd(model)
+        pruner = sp.Pruner(model, "magnitude", UPDATES).attach(optimizer)
+        attachment = weakref.ref(pruner._steps._attachment)
+        del pruner, optimizer, model
+        assert attachment() is not None
+        train(other, sgd(other), 1)
+        assert attachment() is None
+    finally:
+        gc.enable()
+        before.remove()
 
 
 @pytest.mark.parametrize("method", ["magnitude", "gradient", "criticality"])

@@ -79,17 +79,12 @@ class Attachment:
             self._handles.append(member.register_step_pre_hook(self._begin))
             self._handles.append(member.register_step_post_hook(self._end))
             self._handles.append(member.register_load_state_dict_post_hook(self._loaded))
-        watch = [
-            register_optimizer_step_pre_hook(_weakly(self._other_begins)),
-            register_optimizer_step_post_hook(_weakly(self._other_ended)),
-        ]
-        for handle in watch:
-            weakref.finalize(self, handle.remove)
-        self._handles += watch
+        _watch_others(self)
         self._wrapped = [o for o in optimizers if o not in self.given and _wrap(o, self)]
 
     def remove(self) -> None:
         """Takes all hooks off."""
+        _ATTACHED.discard(self)
         for handle in self._handles:
             handle.remove()
         for wrapper in self._wrapped:
@@ -150,11 +145,11 @@ class Attachment:
             last = self._root[id(optimizer)] == len(self.given) - 1
             self.listener.after_step(optimizer, closure=closure_of(args, kwargs) is not None, last=last)
 
-    def _other_begins(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def _other_begins(self, optimizer: torch.optim.Optimizer) -> None:
         if id(optimizer) not in self._root and self._holds(optimizer):
             self._others[id(optimizer)] = self._ended
 
-    def _other_ended(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def _other_ended(self, optimizer: torch.optim.Optimizer) -> None:
         before = self._others.pop(id(optimizer), None)
         if before is None or self._running:  # inside of a step of ours, the weights are held at its end
             return
@@ -167,6 +162,32 @@ class Attachment:
                 f"{self._holds(optimizer)!r}; call pruner.attach(optimizer) before its first step, or pruner.finish() "
                 "if pruning is over (its zeros then hold no longer: see sp.hold)"
             )
+
+
+# Torch calls its global hooks out of a dict that must not change meanwhile, and an attachment can die at any moment,
+# within such a call too. So the two hooks are registered once and stay; only this set changes.
+_ATTACHED: weakref.WeakSet[Attachment] = weakref.WeakSet()
+
+
+def _watch_others(attachment: Attachment) -> None:
+    """Tells an attachment of every optimizer's steps for as long as it lives."""
+    if not _REGISTERED:
+        _REGISTERED.append(register_optimizer_step_pre_hook(_any_begins))
+        _REGISTERED.append(register_optimizer_step_post_hook(_any_ended))
+    _ATTACHED.add(attachment)
+
+
+_REGISTERED: list[Any] = []
+
+
+def _any_begins(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    for attachment in list(_ATTACHED):
+        attachment._other_begins(optimizer)
+
+
+def _any_ended(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    for attachment in list(_ATTACHED):
+        attachment._other_ended(optimizer)
 
 
 @final
@@ -191,18 +212,6 @@ def _wrap(wrapper: Any, attachment: Attachment) -> bool:
     except AttributeError:
         return False
     return True
-
-
-def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method as a hook that does not keep its object alive."""
-    reference = weakref.WeakMethod(method)
-
-    def hook(*args: Any) -> None:
-        alive = reference()
-        if alive is not None:
-            alive(*args)
-
-    return hook
 
 
 def hooked(optimizer: Any) -> torch.optim.Optimizer:
