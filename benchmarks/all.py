@@ -26,6 +26,8 @@ SCRIPTS: dict[str, list[str]] = {
     "shrink": ["shrink.py"],
     "opponents": ["opponents.py"],
     "trained": ["trained.py"],
+    "pretrained": ["pretrained.py"],
+    "squeeze": ["squeeze.py"],
     "training": ["training.py"],
     "overhead": ["overhead.py", "--json", "benchmarks/results/overhead.json"],
     "channels": ["channels_table.py", "--write", "docs/results/channels.md"],
@@ -130,8 +132,34 @@ def trained(found: dict[str, Any]) -> str:
     return table(columns, rows)
 
 
+def pretrained(found: dict[str, Any]) -> str:
+    from pretrained import table as rows  # its networks need the data and ONNX Runtime; the table needs neither
+
+    return "\n".join(rows(found["rows"]))
+
+
+def squeeze(found: dict[str, Any]) -> str:
+    from squeeze import layers
+
+    rows = [
+        [name, f"{r['weights']:,}", f"{r['cpu_seconds']:.0f}", f"{r['peak_gb']:.1f}",
+         ", ".join(f"{phase} {s:.0f}" for phase, s in sorted(r["phases"].items(), key=lambda p: -p[1])[:3])]
+        for name, r in found["rows"].items()
+    ]  # fmt: skip
+    said = table(["what", "weights", "CPU seconds", "peak memory, GB", "where the time goes, s"], rows)
+    counts = {name: size[-1] for name, size in layers().items()}
+    if not counts.keys() <= found["rows"].keys():
+        return said
+    whole = sum(number * found["rows"][name]["cpu_seconds"] for name, number in counts.items())
+    return (
+        f"{said}\n\nSEW-ResNet-152 by these sizes, {sum(counts.values())} convolutions: {whole / 60:.0f} CPU minutes. "
+        "The first blocks of its stages, whose inputs are wider, count as the others, and the stem is left out."
+    )
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "inference": inference, "sweep": sweep, "shrink": shrink, "opponents": opponents, "trained": trained
+    "inference": inference, "sweep": sweep, "shrink": shrink, "opponents": opponents, "trained": trained,
+    "pretrained": pretrained, "squeeze": squeeze,
 }  # fmt: skip
 
 
