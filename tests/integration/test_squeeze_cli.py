@@ -14,6 +14,7 @@ from spikeprune.lab.recipe.squeeze_settings import SqueezeOptions
 from spikeprune.lab.train import measure
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.record.epoch import read_epochs
+from spikeprune.runtime import native
 from spikeprune.squeeze.settings import SqueezeSettings
 from spikeprune.zoo.pretrained import card
 
@@ -235,6 +236,44 @@ def test_a_recipe_trains_squeezes_and_tunes_with_the_zeros_held(tuned):
     assert record.squeeze.tuned_epochs == 1
     assert record.cost.epochs == 2
     assert 0 < record.cost.train_macs_effective < record.cost.train_macs
+
+
+def test_training_behind_the_last_mask_update_leaves_dead_weights_out(tuned, tmp_path, monkeypatch):
+    """The same network but for rounding, by the sparse kernels in the tuned phase alone."""
+    from spikeprune.lab.train.loop import Phase
+
+    seen = []
+    own = Phase.train_epoch
+    monkeypatch.setattr(
+        Phase, "train_epoch", lambda phase: seen.append((phase.name, phase.sparse_layers)) or own(phase)
+    )
+    assert main([*TUNED, "--sparse-kernels", "false", "--out", str(tmp_path)]) == 0
+    assert seen == [("pretrain", []), ("pruned", [])]
+    without = read_safetensors(RunFolder(next(tmp_path.iterdir())).model)
+    seen.clear()
+    assert main([*TUNED, "--out", str(tmp_path / "again")]) == 0
+    (_, before), (_, report) = seen
+    assert not before
+    assert any(layer.sparse for layer in report) == (native.library("sparse_train") is not None)
+    for name, value in read_safetensors(tuned.model).items():
+        torch.testing.assert_close(value, without[name], rtol=1e-3, atol=1e-3)
+
+
+def test_kernels_come_with_the_last_mask_update_of_a_training(tmp_path, monkeypatch):
+    from spikeprune.lab.train.loop import Phase
+
+    seen = []
+    own = Phase._account
+    monkeypatch.setattr(Phase, "_account", lambda p, n: (own(p, n), seen.append((p.pruner.searching, p.sparse_layers))))
+    words = ["run", "digits", "--model", "digits-conv", "--epochs", "2", "--prune.end", "1ep", "--prune.every", "1it"]
+    words += ["--data.limit", "256", "--T", "2", "--baseline", "false", "--sparse-kernels", "true"]
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    assert {searching for searching, _ in seen} == {True, False}
+    for searching, report in seen:
+        assert bool(report) is not searching
+    model = RunFolder(next(tmp_path.iterdir()))
+    masks = read_safetensors(model.masks)
+    assert all(not bool(read_safetensors(model.model)[name][~mask].any()) for name, mask in masks.items())
 
 
 @pytest.mark.parametrize("dies_in", ["squeeze", "tune"])

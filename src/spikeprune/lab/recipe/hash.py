@@ -17,7 +17,13 @@ from spikeprune.record.base import Json
 _OUTSIDE = ("name", "out", "device", "weights", "tensorboard", "data.root", "data.download", "squeeze.masks")
 
 # Keys that came after 0.1.0. At these values a run is what it was without them, so its hash is the same as well.
-_LATER: dict[str, Json] = {"data.mean": None, "data.std": None, "data.test_limit": None, "regrow_exclude": None}
+_LATER: dict[str, Json] = {
+    "data.mean": None,
+    "data.std": None,
+    "data.test_limit": None,
+    "regrow_exclude": None,
+    "sparse_kernels": False,
+}
 
 
 def complete(recipe: Recipe) -> dict[str, Json]:

@@ -191,6 +191,11 @@ class Recipe:
         True,
         "train with BatchNorm and neuron in one kernel where that can be; the same network, in less time and memory",
     )
+    sparse_kernels: bool = key(
+        False,
+        "once the masks are final, compute the weights alive alone in layers where that is faster (float32 on a CPU); "
+        "sums are rounded otherwise than without",
+    )
     model: str = key("digits-conv", "a zoo network (`spikeprune list models`) or your own `package.module:build`")
     weights: str | None = key(None, "file of a trained network to start from")
     loss: str = key(

@@ -14,6 +14,7 @@ from spikeprune.lab.train.progress import ProgressBar
 from spikeprune.lab.train.tensorboard import TensorBoard
 from spikeprune.record.checkpoint import BestCheckpoint, LastCheckpoint, PhasesState, SqueezeState
 from spikeprune.runtime.fuse import unfuse
+from spikeprune.runtime.sparse_train import densify
 
 _ENTRIES = {"hash", "checksum", "precision", "threads", "metrics", "done", "phase"}
 # Between two checkpoints at most so much work is lost, in seconds.
@@ -121,4 +122,5 @@ def settle(folder: RunFolder, phase: Phase) -> None:
         if best is not None:
             phase.network.model.load_state_dict(best["model"])
     # What is scored is the plain network that model.safetensors holds.
+    densify(phase.network.model)
     set_layout(unfuse(phase.network.model), torch.contiguous_format)

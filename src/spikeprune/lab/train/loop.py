@@ -31,6 +31,7 @@ from spikeprune.methods.registry import hints_of
 from spikeprune.prune.pruner import Pruner
 from spikeprune.record.checkpoint import BestEpoch, PhaseState, PrunerState
 from spikeprune.record.epoch import Epoch
+from spikeprune.runtime.sparse_train import SparseLayer, sparsify
 from spikeprune.zoo.readout import LOSSES, predict
 
 _ET_EPOCHS = 2  # Early-Time chooses its time steps after so many epochs, as its authors' code
@@ -117,6 +118,8 @@ class Phase:
         self.samples: float = 0
         self.search_T: int | None = None
         self._setting = setting
+        # What became of each masked layer since the masks are final; empty before, and without `sparse_kernels`.
+        self.sparse_layers: list[SparseLayer] = []
         self._whole_T = network.T
         self._batch = 0
         # Of the current epoch: summed loss and right answers, on the device, and samples.
@@ -150,6 +153,7 @@ class Phase:
         self.network.adapter.reset(self.network.model)
         self._load(start)
         self._count_alive()
+        self._leave_out_dead()
         if self._setting.together is not None:
             self._setting.together.check_agreed(self.step)
         return self
@@ -334,6 +338,7 @@ class Phase:
             self.filled_samples[name] = self.filled_samples.get(name, 0) + filled
         if len(self.pruner.rounds) != self._rounds:
             self._count_alive()
+            self._leave_out_dead()
             if self.pruner.rounds[-1]["cut"]:
                 self.search_seconds, self.search_step = self.seconds, self.step
 
@@ -343,6 +348,14 @@ class Phase:
             masks = self.pruner.masks
             self._kept = {name: int(mask.sum()) for name, mask in masks.items()}
             self._numel = {name: mask.numel() for name, mask in masks.items()}
+
+    def _leave_out_dead(self) -> None:
+        """After the last mask update: passes over the weights alive alone, if the recipe asks for it.
+
+        Whether a layer takes part depends on its shape and mask, so a continued run takes the same path.
+        """
+        if self._setting.recipe.sparse_kernels and self.pruner is not None and not self.pruner.searching:
+            self.sparse_layers = sparsify(self.network.model, self.pruner.masks)
 
     def state_dict(self) -> PhaseState:
         """Everything that the rest of the phase depends on; loads weights-only."""
