@@ -11,7 +11,7 @@ import torch
 
 import spikeprune as sp
 from nets import conv_net, sgd, train
-from spikeprune.record.base import Damaged, loaded
+from spikeprune.record.base import Damaged, Impossible, loaded
 from spikeprune.record.round import LayerRound, Round
 
 AS_DICT = {
@@ -56,6 +56,15 @@ def test_it_reads_and_compares_as_the_dict_that_it_was():
 def test_what_it_wrote_it_reads():
     assert Round.read(json.loads(one().as_json())) == one()
     assert isinstance(Round.read(AS_DICT).layers["conv.weight"], LayerRound)
+
+
+@pytest.mark.parametrize("what", ["kept", "regrown"])
+def test_layers_that_do_not_add_up_are_refused(what):
+    layers = {"conv.weight": {"kept": 50, "regrown": 12}, "fc.weight": {"kept": 10, "regrown": 0}}
+    assert Round.read({**AS_DICT, "layers": layers}).kept == 60
+    layers["fc.weight"][what] += 1
+    with pytest.raises(Impossible, match=rf"{what} is \d+, but its layers add up to"):
+        Round.read({**AS_DICT, "layers": layers})
 
 
 def test_a_round_without_layers_writes_none():

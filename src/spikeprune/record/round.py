@@ -45,10 +45,17 @@ class Round(Record):
 
     @classmethod
     def read(cls, values: object, key: str = "") -> Self:
-        """Reads an entry. Raises: Impossible if more were regrown than kept, or if more survived than were regrown."""
+        """Reads an entry.
+
+        Raises: Impossible if more were regrown than kept, more survived than were regrown, or layers do not add up.
+        """
         found = super().read(values, key)
         if found.regrown > found.kept:
             raise Impossible(f"{key}.regrown is {found.regrown}, of {found.kept} kept")
         if found.survived is not None and found.survived > found.regrown:
             raise Impossible(f"{key}.survived is {found.survived}, of {found.regrown} regrown")
+        for what in ("kept", "regrown") if found.layers is not None else ():
+            said, summed = getattr(found, what), sum(getattr(layer, what) for layer in found.layers.values())
+            if said != summed:
+                raise Impossible(f"{key}.{what} is {said}, but its layers add up to {summed}")
         return found

@@ -17,7 +17,7 @@ from spikeprune.record.base import Json
 _OUTSIDE = ("name", "out", "device", "weights", "tensorboard", "data.root", "data.download", "squeeze.masks")
 
 # Keys that came after 0.1.0. At these values a run is what it was without them, so its hash is the same as well.
-_LATER: dict[str, Json] = {
+LATER: dict[str, Json] = {
     "data.mean": None,
     "data.std": None,
     "data.test_limit": None,
@@ -45,7 +45,7 @@ def settings_hash(recipe: Recipe) -> str:
     from spikeprune.methods.registry import settings_of
 
     flat = deciding(complete(recipe))
-    flat = {key: value for key, value in flat.items() if not (key in _LATER and value == _LATER[key])}
+    flat = {key: value for key, value in flat.items() if not (key in LATER and value == LATER[key])}
     if "regrow" not in settings_of(training_method(recipe.method)):
         del flat["regrow"], flat["regrow_schedule"]
     if recipe.data.root is not None and data.told_apart_by_root(recipe.data.name):

@@ -22,6 +22,7 @@ from spikeprune.core.errors import UserError
 from spikeprune.host.files import ordinary
 from spikeprune.lab.recipe import Recipe, complete, deciding, load, settings_hash, shipped
 from spikeprune.lab.recipe.document import read_yaml
+from spikeprune.lab.recipe.hash import LATER
 from spikeprune.lab.train.mask_counts import check_counts
 from spikeprune.record.base import Json, whole
 from spikeprune.record.checkpoint import BestCheckpoint, LastCheckpoint
@@ -341,8 +342,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _stated(settings: Mapping[str, Json]) -> dict[str, Json]:
-    """The deciding settings that are not null: a recipe of an earlier version lacks the keys that came later."""
-    return {key: value for key, value in deciding(settings).items() if value is not None}
+    """The deciding settings without nulls, and without keys of a later version that change nothing."""
+    return {key: value for key, value in deciding(settings).items() if value != LATER.get(key)}
 
 
 def _difference(there: Any, here: Mapping[str, Json]) -> str:
