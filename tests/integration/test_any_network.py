@@ -488,6 +488,8 @@ SPOILT = {
     "DoReFa": lambda net, w: torch.tanh(w) / w.tanh().abs().max() / 2 + 0.5,
     "function": lambda net, w: Shifted.apply(w),
     "sigmoid": lambda net, w: torch.sigmoid(w) - 0.3,
+    "gated sigmoid": lambda net, w: torch.sigmoid(w) * net.other,
+    "softplus added": lambda net, w: F.softplus(w) + net.other,
 }
 KEPT = {
     "stored": lambda net, w: w,
@@ -496,6 +498,8 @@ KEPT = {
     "re-parametrised": lambda net, w: w + F.pad(net.other, (1, 1, 1, 1)),
     "padded": lambda net, w: F.pad(w, (1, 1, 1, 1)),
     "function": lambda net, w: Ternary.apply(w),
+    "bounded, added": lambda net, w: torch.tanh(w) + net.other,
+    "gated sum": lambda net, w: (w + net.other) * net.other.sum(1, keepdim=True),
     "constant border": lambda net, w: F.pad(w[..., :2], (0, 1), value=0.5),
 }
 

@@ -10,6 +10,8 @@ from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 from torch.testing import assert_close
 
+import spikeprune as sp
+from gallery.loops import Rect
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import adapter_for
 from spikeprune.model.pairing import pair
@@ -361,3 +363,31 @@ def test_nested_fusing_is_refused():
 def test_a_model_without_neurons_is_refused():
     with pytest.raises(InvalidValue, match="no spiking neuron"):
         fuse(nn.Sequential(nn.Linear(2, 2)))
+
+
+class Steps(nn.Module):
+    """A neuron that is no module, in a loop over time."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        v, out = 0.0, 0.0
+        for step in x:
+            v = 0.5 * v + self.one(step)
+            spike = Rect.apply(v - 0.3)
+            v, out = v - spike * 0.3, out + self.two(spike)
+        return out
+
+
+def test_found_neurons_run_as_before_and_the_report_says_so():
+    torch.manual_seed(0)
+    net, x = Steps(), torch.rand(4, 3, 6)
+    wanted = net(x)
+    assert torch.equal(sp.fuse(net)(x), wanted)
+    assert [(row.fused, "found by their spike functions" in row.reason) for row in fuse_report(net)] == [(False, True)]
+    assert torch.equal(sp.unfuse(net)(x), wanted)
+    assert "forward" not in vars(net)
+    with pytest.raises(InvalidValue, match="no spiking neuron"):
+        sp.fuse(nn.Sequential(nn.Linear(6, 8), nn.ReLU()))

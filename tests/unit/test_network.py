@@ -5,9 +5,12 @@ import torch
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
+from gallery.loops import Rect
 from spikeprune import zoo
 from spikeprune.core.errors import InvalidValue
 from spikeprune.count.counts import count
+from spikeprune.data import Dataset
+from spikeprune.lab.study.features import observe
 from spikeprune.lab.train.network import connect, load_weights
 
 T, N, K = 3, 8, 5
@@ -125,3 +128,64 @@ def test_weights_in_safetensors(tmp_path):
     save_file(source.state_dict(), tmp_path / "weights.safetensors")
     load_weights(target, str(tmp_path / "weights.safetensors"))
     assert torch.equal(target[1].weight, source[1].weight)
+
+
+class Found(nn.Module):
+    """A neuron that is no module; `forgets` in which way."""
+
+    def __init__(self, forgets):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.forgets, self.v = nn.Linear(16, 6), nn.Linear(6, K), forgets, 0.0
+
+    def step(self, x):
+        self.v = 0.9 * self.v + self.one(x.flatten(1))
+        spike = Rect.apply(self.v - 0.3)
+        self.v = self.v - spike * 0.3
+        return self.two(spike)
+
+    def forward(self, x):
+        if self.forgets == "step":
+            return self.step(x)
+        if self.forgets:
+            self.v = 0.0
+        return torch.stack([self.step(at) for at in (x if self.forgets == "sequence" else [x] * T)])
+
+
+class Resets(Found):
+    def reset(self):
+        self.v = 0.0
+
+
+@pytest.mark.parametrize("takes", ["image", "sequence", "step"])
+def test_a_model_whose_neurons_are_found_is_trained_as_any_other(takes):
+    x = torch.rand(N, 1, 4, 4) * 4
+    net = Resets(takes)
+    network = connect(net, x, T, K, "auto", recorded=False)
+    assert (network.takes, network.ran, net.v) == (takes, T, 0.0)
+    net.v = 0.0
+    wanted = torch.stack([net.step(x) for _ in range(T)])
+    for _ in range(2):
+        assert torch.equal(network(x), wanted)
+
+
+def test_found_neurons_that_remember_the_batch_before_are_refused():
+    with pytest.raises(InvalidValue, match=r"Found answers a batch differently after another one.*reset\(\)"):
+        connect(Found(""), torch.rand(N, 1, 4, 4), T, K, "auto", recorded=False)
+
+
+def test_a_model_without_any_spike_is_refused():
+    class Smooth(Resets):
+        def step(self, x):
+            return self.two(self.one(x.flatten(1)).relu())
+
+    with pytest.raises(InvalidValue, match=r"takes .* in no known way"):
+        connect(Smooth("image"), torch.rand(N, 1, 4, 4), T + 1, K, "auto", recorded=False)
+    with pytest.raises(InvalidValue, match="no spiking neuron was found"):
+        connect(Smooth("image"), torch.rand(N, 1, 4, 4), T, K, "auto", recorded=False)
+
+
+def test_analysis_of_found_neurons_is_refused_in_one_line():
+    network = connect(Resets("image"), torch.rand(N, 1, 4, 4) * 4, T, K, "auto", recorded=False)
+    with pytest.raises(InvalidValue, match=r"analyze reads the spikes of neuron modules, and Resets has none"):
+        observe(network, object.__new__(Dataset), "test", 8, 8)

@@ -117,7 +117,8 @@ def _frameworks() -> dict[str, Framework]:
     found["torch"] = {
         "version": version("torch") or "none",
         "works": f"own neurons: {_FOUND_DOORS}",
-        "missing": "fuse of own neurons: it needs an adapter (CONTRIBUTING.md, 'A neuron of your own')",
+        "missing": "fuse of own neurons: without an adapter they run as before (CONTRIBUTING.md, "
+        "'A neuron of your own')",
     }
     for name in ("accelerate", "lightning"):
         if (there := version(name)) is not None:

@@ -22,7 +22,7 @@ from spikeprune.count.uses import UsedWeight, Uses
 from spikeprune.model.adapter import Adapter, find_adapter, weights_of_neurons
 from spikeprune.model.arguments import Arguments, on_result
 from spikeprune.model.axes import check_time, not_told, samples_axis, samples_of, unknown_parts
-from spikeprune.model.operations import has_own_forward
+from spikeprune.model.operations import has_own_forward, is_mapped
 from spikeprune.model.trace import Tracer
 from spikeprune.model.weights import layer_modules, stored_weight, weight_of
 from spikeprune.model.wrappers import eager
@@ -92,6 +92,8 @@ def count(
     neurons = {} if adapter is None else {n: NeuronMeter(m, adapter) for n, m in adapter.neurons(model).items()}
     uses = Uses(dict(model.named_parameters()), masked.get)
     samples = _run(model, data, adapter, layers, neurons, uses, time)
+    if uses.mapped is not None:
+        raise _inside_vmap(f"the function {uses.mapped!r}")
     for name, function in uses.unread.items():
         _log.warning(
             "spikeprune: %r goes through the function %r, whose operations are not counted; write it as a product, "
@@ -131,6 +133,13 @@ def count(
         | {name: uses.spikes[name] / size for name, size in uses.values.items() if size},
         samples=samples,
         products=uses.products / samples,
+        uncounted=dict(uses.unread),
+    )
+
+
+def _inside_vmap(part: str) -> InvalidValue:
+    return InvalidValue(
+        f"{part} multiplies inside of torch.vmap, where operations cannot be counted; call it once on the whole batch"
     )
 
 
@@ -196,6 +205,8 @@ class LayerMeter:
 
     def hook(self, _: nn.Module, given: Arguments, output: Tensor) -> None:
         x = given.first
+        if is_mapped(x):
+            raise _inside_vmap(f"layer {self.name!r}")
         if isinstance(self.module, nn.Linear):
             x = x.reshape(-1, x.shape[-1])
             self.applied += x.shape[0]

@@ -1,6 +1,6 @@
 """What `count` returns: the cost of a network and of its layers, per sample; it prints as a table."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 from spikeprune.count import formulas, table
@@ -69,6 +69,8 @@ class Counts:
         samples: number of samples that the means are over.
         products: multiply-accumulates of products of two activations, as in attention, per sample. They stand beside
             the totals, which are about weights.
+        uncounted: name of a weight -> the function that works with it and cannot be counted, such as 'gru_cell'. Its
+            operations are in no total.
 
     Examples:
         >>> counts = sp.count(model, data)
@@ -84,6 +86,7 @@ class Counts:
     firing_rates: dict[str, float]
     samples: int
     products: float = 0.0
+    uncounted: dict[str, str] = field(default_factory=dict[str, str])
 
     def __str__(self) -> str:
         return "\n".join(table.lines(self))

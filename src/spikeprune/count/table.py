@@ -57,6 +57,8 @@ def _below(counts: "Counts") -> list[str]:
         "(45 nm; 0.9 pJ an accumulate, 4.6 pJ a multiply-accumulate).",
     ]
     events = {name: side.pruned.synops / side.outputs for name, side in counts.layers.items() if side.outputs}
+    if counts.uncounted:
+        said.append(f"Not counted: {', '.join(f'{name} ({function})' for name, function in counts.uncounted.items())}.")
     return [*said, chip_note(events), *activity_notes(counts.firing_rates)]
 
 

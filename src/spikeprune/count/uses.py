@@ -60,6 +60,7 @@ class Uses:
     Attributes:
         weights: name of a parameter -> its counts, for those that functions multiplied with.
         unread: weight -> function that works with it in another way than a product that can be counted.
+        mapped: a function that multiplies inside of `torch.vmap`, which cannot be counted.
         spikes, values: of all neurons that are no modules, by name.
         batches: sizes of the first axis at neurons that were called once for each step of a loop over time.
     """
@@ -72,11 +73,12 @@ class Uses:
         self.products = 0.0
         self.batches: set[int] = set()
         self.unread: dict[str, str] = {}
+        self.mapped: str | None = None
 
     @property
     def empty(self) -> bool:
         """Whether a hook on the modules sees all that there is to see."""
-        return not (self.weights or self.values or self.products)
+        return not (self.weights or self.values or self.products or self.unread)
 
     def began(self) -> None:
         """A forward begins."""
@@ -97,6 +99,7 @@ class Uses:
     def done(self, graph: Graph) -> None:
         """After a forward: multiply-accumulates of products of two activations, such as attention."""
         self.unread |= {n: f for n, f in graph.unread.items() if all(node.weight != n for node in graph.nodes)}
+        self.mapped = self.mapped or graph.mapped
         called = [node for node in graph.nodes if node.kind == "neuron" and node.module is None]
         self.batches = {n.shape[0] for n in called if n.shape and sum(m.name == n.name for m in called) > 1}
         for node in graph.nodes:

@@ -135,33 +135,40 @@ class Derived:
     def _keeps_zeros(self, origin: str, operand: Tensor) -> bool:
         """Whether a 0 of a parameter adds nothing to what was computed from it; told by computing it anew.
 
-        With f the computation and w a weight with some zeros, f(w) must be f(0) or 0 at each of them: what other
-        parameters add there stays, and no other entry of w is seen. Where f reads w alone, f(0) must be 0 or a
-        constant: a sigmoid makes a half of it. Where entries cannot be told apart after f, f must be a sum of them.
+        With f the computation and w a weight with some zeros, f(w) at each of them must be 0, or not depend on w at
+        all (a constant, a fixed mask), or be what other parameters add there: f(0) that vanishes with them, in a sum
+        with the part of w. So a low-rank update of w keeps zeros; sigmoid(w) and sigmoid(w) * g do not, as a 0 becomes
+        a half. No other entry of w may be seen. Where entries cannot be told apart after f, f must be a sum of them.
         True where it cannot be computed again.
         """
         if origin not in self._keeps:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 try:
-                    self._keeps[origin] = _adds_nothing(*self._tried(origin, operand))
+                    self._keeps[origin] = _adds_nothing(self._tried(origin, operand))
                 except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
                     self._keeps[origin] = True
         return self._keeps[origin]
 
-    def _tried(self, origin: str, operand: Tensor) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
-        """What is computed from 0, w and 2 w, and where w is 0 in it, None where that cannot be told.
-
-        The last is what is computed from a weight without zeros, None where other tensors are read as well.
-        """
+    def _tried(self, origin: str, operand: Tensor) -> "_Tried":
         parameter, made = self._parameters[origin], self._made[operand]
         values = torch.rand(parameter.shape, generator=torch.Generator().manual_seed(0)).to(parameter) + 0.5
-        alone = all(leaf is parameter for leaf in _leaves(made))
-        whole = made.run({id(parameter): values.clone()}) if alone else None
+        whole = values.clone()
         values.view(-1)[::3] = 0
         values[0] = 0
         places = self._known[operand][1]
         zeros = None if places is None else values.view(-1)[places] == 0
-        return [made.run({id(parameter): values * factor}) for factor in (0, 1, 2)], zeros, whole
+        others = {id(t): t for t in _leaves(made) if t is not parameter and t.is_floating_point()}
+        moved = {key: t * 1.5 + 0.25 for key, t in others.items()}
+        without = {key: torch.zeros_like(t) for key, t in others.items()}
+
+        def run(weight: Tensor, other: Mapping[int, Tensor]) -> Tensor:
+            return made.run({**other, id(parameter): weight})
+
+        nothing, once, twice = (run(values * factor, {}) for factor in (0, 1, 2))
+        if zeros is None:
+            return _Tried(nothing, once, twice, None)
+        effect = run(whole, moved) - run(values * 0, moved)
+        return _Tried(nothing, once, twice, zeros, run(whole, {}), effect, run(values * 0, without), bool(others))
 
     def _dimension(self, operand: Tensor, outputs: int, origin: str) -> int:
         """The dimension of the parameter along which `operand` runs in its dimension `outputs`."""
@@ -174,11 +181,36 @@ class Derived:
         return fitting[0] if fitting else 0
 
 
-def _adds_nothing(results: list[Tensor], zeros: Tensor | None, whole: Tensor | None) -> bool:
-    nothing, once, twice = results
+@dataclass(frozen=True)
+class _Tried:
+    """What is computed from a weight with zeros (`once`), from 0 and twice that weight, and where zeros are in it.
+
+    whole: what is computed from a weight without zeros. effect: what that adds to `nothing`, where the other
+    parameters have changed. bare: what is computed from 0 where the others are 0. `zeros` is None where entries
+    cannot be told apart.
+    """
+
+    nothing: Tensor
+    once: Tensor
+    twice: Tensor
+    zeros: Tensor | None
+    whole: Tensor | None = None
+    effect: Tensor | None = None
+    bare: Tensor | None = None
+    others: bool = False
+
+
+def _adds_nothing(tried: _Tried) -> bool:
+    nothing, once, zeros = tried.nothing, tried.once, tried.zeros
     if not bool(once.isfinite().all()):  # a row of zeros, divided by its norm
         return False
-    if zeros is None:
-        return torch.allclose(twice - once, once - nothing, rtol=1e-3, atol=1e-5)
-    unchanged = once == nothing if whole is None else (once == nothing) & (whole == nothing)
-    return bool((unchanged | (once == 0))[zeros].all())
+    if zeros is None or tried.whole is None or tried.effect is None or tried.bare is None:
+        return torch.allclose(tried.twice - once, once - nothing, rtol=1e-3, atol=1e-5)
+    kept = (once == 0) | ((once == nothing) & (tried.whole == nothing))
+    added = tried.others and (
+        torch.allclose(tried.effect, tried.whole - nothing, rtol=1e-3, atol=1e-5)
+        or torch.allclose((tried.twice - once)[~zeros], (once - nothing)[~zeros], rtol=1e-3, atol=1e-5)
+    )
+    if added:
+        kept |= (once == nothing) & (tried.bare == 0)
+    return bool(kept[zeros].all())

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeGuard, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
@@ -57,15 +58,27 @@ MOVES = {
 # Functions that multiply two tensors; without a weight among them, two activations, as attention does.
 PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"}
 
+# Functions that multiply with weights inside, in more steps than one.
+MULTIPLIES_INSIDE = {
+    "gru_cell", "lstm_cell", "rnn_tanh_cell", "rnn_relu_cell", "gru", "lstm", "rnn_tanh", "rnn_relu", "bilinear",
+    "multi_head_attention_forward", "_native_multi_head_attention", "_transformer_encoder_layer_fwd",
+}  # fmt: skip
+
 # Functions that write into their first argument and return it, or nothing.
 WRITES = {"__setitem__", "copy_", "index_copy_", "index_put_", "index_add_", "scatter_", "masked_scatter_"}
+
+
+def is_mapped(tensor: Tensor) -> bool:
+    """Whether a tensor stands for one sample inside of `torch.vmap`."""
+    return bool(torch._C._functorch.is_batchedtensor(tensor))  # type: ignore[attr-defined]
 
 
 def short_name(func: Callable[..., Any]) -> str:
     """The last part of a function's name; of a property such as `Tensor.T`, the property's."""
     full = resolve_name(func) or getattr(func, "__name__", "function")
     parts = full.rsplit(".", 2)
-    return parts[-2] if parts[-1] == "__get__" and len(parts) > 1 else parts[-1]
+    name = parts[-2] if parts[-1] == "__get__" and len(parts) > 1 else parts[-1]
+    return "mm" if name == "spmm" else name  # torch.mm and torch.spmm are one object, which resolves to the latter
 
 
 def multiplied(name: str, given: Arguments) -> tuple[tuple[Any, int, int], ...]:

@@ -63,6 +63,7 @@ class Graph:
     `inner`: weight -> the neuron module that multiplies with it inside, and how.
     `renamed`: names of found neurons that are the same as another one, for later forwards.
     `unread`: weight -> function that combines it with values of the forward, though not by a product that is known.
+    `mapped`: a function that multiplies inside of `torch.vmap`, where tensors cannot be followed.
     """
 
     nodes: list[Node] = field(default_factory=list[Node])
@@ -72,6 +73,7 @@ class Graph:
     inner: dict[str, tuple[str, Use]] = field(default_factory=dict[str, tuple[str, Use]])
     renamed: dict[str, str] = field(default_factory=dict[str, str])
     unread: dict[str, str] = field(default_factory=dict[str, str])
+    mapped: str | None = None
 
     def append(
         self,
@@ -86,7 +88,7 @@ class Graph:
         traced: tuple[int, ...] = (),
     ) -> int:
         """Adds a node; returns its index."""
-        shape = tuple(results[0].shape) if results else ()
+        shape = tuple(results[0].shape) if results and not results[0].is_nested else ()  # a nested one has none
         self.nodes.append(Node(len(self.nodes), kind, name, module, inputs, shape, weight, arguments, use, traced))
         return len(self.nodes) - 1
 

@@ -12,7 +12,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 from spikeprune.model.arguments import NONE, Arguments
 from spikeprune.model.derived import Derived
 from spikeprune.model.discover import SpikeCall, SpikeNeuron, fires
-from spikeprune.model.operations import ELEMENTWISE, FUNCTIONS, WRITES, short_name
+from spikeprune.model.operations import (
+    ELEMENTWISE,
+    FUNCTIONS,
+    MULTIPLIES_INSIDE,
+    WRITES,
+    is_mapped,
+    multiplied,
+    short_name,
+)
 from spikeprune.model.straight import Step, StraightThrough
 from spikeprune.model.weights import Multiplication, Use
 
@@ -90,6 +98,7 @@ class Watch(TorchFunctionMode):
             return result
         self._mark(results, fed)
         if not inputs:
+            self._unfollowed(use, short, given)
             self.derived.follow(func, short, given, result)
             return result
         if use is None:
@@ -116,8 +125,20 @@ class Watch(TorchFunctionMode):
     def _unread(self, name: str, given: Arguments) -> None:
         for tensor in tensors(given):
             origin = self.derived.origin(tensor)
-            if origin in self.derived.held:
+            if origin is not None and (origin in self.derived.held or name in MULTIPLIES_INSIDE):
                 self.graph.unread.setdefault(origin, name)
+
+    def _unfollowed(self, use: Use | None, name: str, given: Arguments) -> None:
+        """Notes a product with values that do not come from the input by functions on tensors."""
+        if use is None and not multiplied(name, given):
+            return
+        values = list(tensors(given))
+        if any(map(is_mapped, values)):
+            self.graph.mapped = self.graph.mapped or name
+        elif use is not None:
+            unknown = [t for t in values if self.derived.origin(t) is None and id(t) not in self.stored]
+            if any(self._unwatched(t.count_nonzero).item() for t in unknown):  # a first state of 0 adds nothing
+                self.graph.unread.setdefault(use.weight, f"{name} of values that no function of torch made")
 
     def _numbers(self, args: tuple[Any, ...]) -> dict[int, float]:
         """id of a tensor -> its number, for arguments that hold one number everywhere, such as a first state of 0.

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from spikeprune.core.errors import InvalidValue
 from spikeprune.data import Dataset, batches
 from spikeprune.lab.train.network import TimedNetwork
 from spikeprune.record.analysis import ClassConsistency
@@ -33,8 +34,16 @@ class SeenActivity:
 def observe(
     network: TimedNetwork, data: Dataset, split: Literal["train", "test"], images: int, batch: int
 ) -> SeenActivity:
-    """Show the first `images` of a split, not augmented, in eval mode; nothing of the network changes."""
+    """Show the first `images` of a split, not augmented, in eval mode; nothing of the network changes.
+
+    Raises: InvalidValue if no module is a neuron.
+    """
     neurons = network.adapter.neurons(network.model)
+    if not neurons:
+        raise InvalidValue(
+            f"analyze reads the spikes of neuron modules, and {type(network.model).__name__} has none that an adapter "
+            "knows: its neurons are found by their spike functions; an adapter tells them (CONTRIBUTING.md)"
+        )
     seen: dict[str, list[Tensor]] = {name: [] for name in neurons}
     whole = {name: network.adapter.multi_step(module) for name, module in neurons.items()}
 

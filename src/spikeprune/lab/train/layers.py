@@ -31,6 +31,9 @@ def layer_statistics(network: TimedNetwork, inputs: Sequence[Tensor], counts: Co
     feeds, criticality = channel_criticality(network, inputs)
     modules = network.adapter.neurons(network.model)
     for name, score in criticality.items():
+        if name not in modules:  # found by its spike function, which is not kept
+            neurons[name] = dataclasses.replace(neurons[name], criticality=_quantiles(score))
+            continue
         peak = float(network.adapter.derivative(modules[name], torch.zeros(1, device=score.device)))
         neurons[name] = dataclasses.replace(neurons[name], criticality=_quantiles(score), peak=peak)
     layers = {

@@ -6,7 +6,7 @@ T time steps, N batch, C channels, H/W space, K classes.
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -18,9 +18,11 @@ from spikeprune import zoo
 from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.host.files import ordinary
 from spikeprune.host.objects import resolve_object
-from spikeprune.integrations import adapter_for
 from spikeprune.lab.train.folder import read_safetensors
 from spikeprune.model.adapter import Adapter
+from spikeprune.model.discover import NOT_FOUND, Discovered, spiking_adapter
+from spikeprune.model.examples import evaluating, undisturbed
+from spikeprune.model.trace import Tracer
 
 Takes = Literal["image", "sequence", "step"]
 
@@ -147,11 +149,12 @@ def connect(model: nn.Module, example: Tensor, T: int, classes: int, loss: str, 
     """Find out how the model takes a batch, by trying on `example`.
 
     Zoo networks take images. Others: neurons in multi-step mode want sequences; neurons in single-step mode are
-    called T times, unless the model does so itself, which shows in how often a neuron is called.
+    called T times, unless the model does so itself, which shows in how often a neuron is called. Neurons that are no
+    modules are found by their spike functions.
 
-    Raises: UserError if the model has no known spiking neuron, or takes the example in no way.
+    Raises: UserError if the model has no spiking neuron, takes the example in no way, or remembers the batch before.
     """
-    adapter = adapter_for(model)
+    adapter = spiking_adapter(model)
     chosen = getattr(model, "readout", "mean") if loss == "auto" else loss
     whole = any(adapter.multi_step(neuron) for neuron in adapter.neurons(model).values())
     order: tuple[Takes, ...] = ("sequence", "image") if whole else ("image", "step", "sequence")
@@ -164,7 +167,7 @@ def connect(model: nn.Module, example: Tensor, T: int, classes: int, loss: str, 
     state = {name: value.clone() for name, value in model.state_dict().items()}
     refusals: list[str] = []
     for takes in order:
-        calls = _CallCounter(adapter, model)
+        calls = _SpikeCounter(model) if isinstance(adapter, Discovered) else _CallCounter(adapter, model)
         try:
             adapter.reset(model)
             with torch.no_grad(), calls:
@@ -178,6 +181,8 @@ def connect(model: nn.Module, example: Tensor, T: int, classes: int, loss: str, 
         fits = logits.dim() == 3 and tuple(logits.shape[1:]) == (few.shape[int(recorded)], classes)
         alone = takes != "image" or whole or calls.most > 1 or logits.shape[0] == T
         if fits and alone:
+            if isinstance(adapter, Discovered):
+                _check_found(model, adapter, calls, lambda x: _call(model, x, takes, T, recorded), few)  # noqa: B023
             return TimedNetwork(model, adapter, takes, len(example) if recorded else T, chosen, ran=calls.steps or T)
         refusals.append(f"{takes}: outputs {list(logits.shape)} in {calls.most} steps")
     raise InvalidValue(
@@ -229,6 +234,54 @@ def _call(model: nn.Module, x: Tensor, takes: Takes, T: int, recorded: bool) -> 
     else:
         logits = model(x)
     return logits.unsqueeze(0) if logits.dim() == 2 else logits
+
+
+def _check_found(
+    model: nn.Module,
+    adapter: Adapter,
+    calls: "_CallCounter | _SpikeCounter",
+    run: Callable[[Tensor], Tensor],
+    x: Tensor,
+) -> None:
+    """Raises: InvalidValue if no spike function was called, or if a batch is answered otherwise after another one."""
+    if not calls.most:
+        raise InvalidValue(NOT_FOUND)
+    answers: list[Tensor] = []
+    with torch.no_grad(), undisturbed(model, adapter), evaluating(model):
+        for before in (torch.zeros_like(x), x):
+            for batch in (before, x):
+                adapter.reset(model)
+                answer = run(batch)
+            answers.append(answer)  # pyright: ignore[reportPossiblyUnbound]
+    if not torch.equal(*answers):
+        raise InvalidValue(
+            f"{type(model).__name__} answers a batch differently after another one; its forward must begin with "
+            "fresh membrane potentials, or its modules must have a reset() that forgets them"
+        )
+
+
+class _SpikeCounter:
+    """Counts how often each found neuron is called inside a `with`; a model of one time step is called several times.
+
+    `steps` and `most` are as those of `_CallCounter`.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.most = self.steps = 0
+        self._tracer = Tracer(model, None, lambda _: None, once=False)
+        self._model = model
+
+    def __enter__(self) -> None:
+        self._handle = self._model.register_forward_hook(self._keep)
+
+    def _keep(self, *_: object) -> None:
+        calls = max((neuron.calls for neuron in self._tracer.graph.spikes.values()), default=0)
+        self.most += calls
+        self.steps = self.most
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+        self._tracer.remove()
 
 
 class _CallCounter:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import adapter_for
+from spikeprune.model.discover import Discovered, spiking_adapter
 from spikeprune.model.fusing import Fusing
 from spikeprune.runtime.fuse.forwards import (
     Fusion,
@@ -53,7 +54,8 @@ def fuse(model: M) -> M:
 
     Which BatchNorm belongs to which neuron is seen in the running model, so blocks of any shape will do: a neuron
     fed with exactly what a BatchNorm returned goes back to the BatchNorm's input, and whoever else reads that result
-    still gets it. What cannot be fused runs as before; `fuse_report` names it.
+    still gets it. What cannot be fused runs as before; `fuse_report` names it. Neurons of snnTorch, of Norse and those
+    that are found by their spike functions run as before too.
 
     On the CPU float32, bfloat16 and float64 run in C++ (in PyTorch without a compiler); other devices and types, and
     surrogates other than ATan, Sigmoid and Dspike, take the PyTorch way, which saves memory but no time. Under
@@ -71,8 +73,12 @@ def fuse(model: M) -> M:
     """
     if _fusion(model) is not None:
         return model
-    adapter = adapter_for(model)
+    adapter = spiking_adapter(model)
     fusion = Fusion()
+    if isinstance(adapter, Discovered):
+        fusion.refused[""] = "its neurons are found by their spike functions and run the model's own forward"
+        _replace(fusion, "", model, model_forward, fusion)
+        return model
     layers = _layers(model)
     for name, module in model.named_modules():
         if _fusion(module) is not None:
