@@ -29,6 +29,8 @@ from spikeprune.lab.recipe.timetable import lay_out
 from spikeprune.lab.study import tables
 from spikeprune.lab.study.compare import Arm, Block, Comparison
 from spikeprune.lab.study.significance import paired
+from spikeprune.lab.sweep.glance import count_runs
+from spikeprune.lab.sweep.sweep import read_sweep
 from spikeprune.lab.train import device
 from spikeprune.lab.train.folder import RunFolder, folder_of
 from spikeprune.lab.train.network import connect
@@ -425,6 +427,44 @@ def test_a_list_is_printed_without_waiting_for_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "    Keep the largest absolute weights; bring nothing back.\n" in done.stdout
+
+
+def test_the_script_of_a_job_array_is_printed_without_waiting_for_torch():
+    words = ["sweep", "digits", "--methods", "magnitude,criticality", "--seeds", "0,1", "--array", "print"]
+    code = f"import sys; from spikeprune.cli.main import main; main({words}); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "#SBATCH --array=1-6\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("digits", f"--methods {','.join(sp.methods())} --sparsities 0.9"),
+        (
+            "digits",
+            "--methods dense,magnitude,rigl --sparsities 0.5,0.9 --seeds=3,4 --T 2,4 --baseline false",
+        ),
+        ("fashion", "--methods dense --sparsities 0.5,0.9 --data.limit 100,200 --lr 0.1,0.05"),
+        ("cifar10", "--datasets cifar10,mynets:load --models mynets:build,resnet19-weights --batch 64,128"),
+        *((name, "--seeds 0,1 --sparsities 0.8,0.9 --out there") for name in catalogue.recipe_heads()),
+    ],
+)
+def test_the_runs_of_a_plain_sweep_are_counted_as_they_would_be_listed(recipe, words):
+    assert count_runs(recipe, words.split()) == len(read_sweep(recipe, words.split()).tasks)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "mine.yaml --seeds 0,1", "digits --seeds 0,0", "digits --seeds 0,01", "digits --seeds",
+        "digits --sparsities 95", "digits --methods magnitud", "digits --methods squeeze", "digits --unit neuron",
+        "digits --regrow 0.1,0.2", "digits --models resnet", "digits --reference dense", "digits --out a,b",
+        "digits --seeds 0 --seed 1", "digits x",
+    ],
+)  # fmt: skip
+def test_a_sweep_that_is_not_plain_or_wrong_is_left_to_the_reader_of_recipes(words):
+    assert count_runs(*words.split(maxsplit=1)[:1], words.split()[1:]) is None
 
 
 def test_methods_of_the_users_own_folder_are_listed(tmp_path, monkeypatch):

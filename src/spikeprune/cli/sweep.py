@@ -69,6 +69,13 @@ def main(arguments: Sequence[str]) -> int:
         raise InvalidValue(f"{next(iter(slurm))} is for the script that `--array print` prints; leave it out here")
     launcher = _launcher(take(words, "--launcher", "sweep"))
 
+    if array == "print":
+        from spikeprune.lab.sweep.glance import count_runs
+
+        if runs := count_runs(words[0], words[1:]):  # without torch, whose import takes seconds
+            _print_array(words[0], runs, words, threads, slurm)
+            return 0
+
     from spikeprune.lab.study.ranks import this_rank
     from spikeprune.lab.sweep.sweep import read_sweep
     from spikeprune.lab.train.code import vouch_for_recipe
@@ -76,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
     vouch_for_recipe(words[0], words[1:], trust)
     sweep = read_sweep(words[0], words[1:])
     if array == "print":
-        _print_array(sweep, words, threads, slurm)
+        _print_array(sweep.name, len(sweep.tasks), words, threads, slurm)
         return 0
     mine = sweep if array is None else sweep.share(*_share(array))
     if dry:
@@ -178,7 +185,7 @@ _SLURM = {
 }  # option -> what it may be, the same in words, and its line for the scheduler
 
 
-def _print_array(sweep: "Sweep", words: Sequence[str], threads: int, slurm: Mapping[str, str]) -> None:
+def _print_array(name: str, runs: int, words: Sequence[str], threads: int, slurm: Mapping[str, str]) -> None:
     import shlex
 
     for option, value in slurm.items():
@@ -186,8 +193,8 @@ def _print_array(sweep: "Sweep", words: Sequence[str], threads: int, slurm: Mapp
             raise InvalidValue(f"{option} must be {_SLURM[option][1]}, got {value[:40]!r}")
     at_once = f"%{slurm['--at-once']}" if "--at-once" in slurm else ""
     print("#!/bin/sh")
-    print(f"#SBATCH --job-name={sweep.name}")
-    print(f"#SBATCH --array=1-{len(sweep.tasks)}{at_once}")
+    print(f"#SBATCH --job-name={name}")
+    print(f"#SBATCH --array=1-{runs}{at_once}")
     print(f"#SBATCH --cpus-per-task={threads}")
     for option, value in slurm.items():
         if line := _SLURM[option][2]:
@@ -195,7 +202,7 @@ def _print_array(sweep: "Sweep", words: Sequence[str], threads: int, slurm: Mapp
     if "--setup" in slurm:
         print(slurm["--setup"])
     command = shlex.join(["spikeprune", "sweep", *words, "--threads", str(threads), "--array"])
-    print(f'{command} "$SLURM_ARRAY_TASK_ID/{len(sweep.tasks)}"')
+    print(f'{command} "$SLURM_ARRAY_TASK_ID/{runs}"')
 
 
 def _count(text: str | None, option: str) -> int:

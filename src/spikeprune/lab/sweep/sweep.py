@@ -31,7 +31,7 @@ UNUSED_BY_DENSE = (
 _PLURALS = {
     "methods": "method", "sparsities": "sparsity", "seeds": "seed", "datasets": "data.name", "models": "model",
 }  # fmt: skip
-_LISTS = ("optim.milestones",)  # a list is one value of these
+_LISTS = ("optim.milestones", "data.mean", "data.std")  # a list is one value of these
 
 
 @final
