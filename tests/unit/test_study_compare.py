@@ -57,6 +57,48 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row(runs):
     assert rows["dense"].target is None
 
 
+@pytest.fixture
+def beside(tmp_path):
+    """Two seeds of two methods, each run with a dense network beside it: .90 and .92, 2000 SynOps, 7 seconds."""
+    for seed in range(2):
+        for method in ("magnitude", "criticality"):
+            write_run(tmp_path, 0.80 + 0.03 * seed, f"method={method}", f"seed={seed}", "baseline=true")
+    for file in tmp_path.glob("*/record.json"):
+        record = json.loads(file.read_text())
+        record["dense"] |= {"accuracy": 0.90 + 0.02 * record["seed"], "synops": 2000.0}
+        record["cost"]["dense_seconds"] = 7.0
+        file.write_text(json.dumps(record))
+    return tmp_path
+
+
+def test_the_dense_network_that_runs_trained_beside_is_a_row_and_the_reference(beside):
+    runs, _, _ = collect([beside])
+    found = compare(runs)
+    dense = _rows(found)["dense"]
+    assert (found.reference, dense.target, dense.seeds, dense.accuracies) == ("dense", None, (0, 1), (0.90, 0.92))
+    assert {name: dense.values[name].mean for name in ("sparsity", "synops", "seconds", "search_seconds")} == {
+        "sparsity": 0.0, "synops": 2000.0, "seconds": 7.0, "search_seconds": 0.0,
+    }  # fmt: skip
+    assert dense.values["train_macs_effective"] == dense.values["train_macs"]
+    assert _rows(found)["magnitude"].versus.difference.mean == pytest.approx(-0.095)
+    assert _rows(found)["magnitude"].equal_budget
+    ((_, rows),) = reviewer.reviewer_table(found, runs)
+    assert rows[1][:2] + rows[1][3:6] == ["dense", "4", "91.00 ± 12.71", "91.00", "2.00 k"]
+
+
+def test_the_latex_table_has_the_dense_network_that_runs_trained_beside(beside, capsys):
+    assert main(["compare", str(beside), "--latex"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("dense")] == [
+        r"dense & 2 & 0 & 91.0 $\pm$ 12.7 & - & - & 2.00 k \\"
+    ]
+
+
+def test_a_dense_run_of_its_own_stands_in_place_of_the_one_beside(beside):
+    write_run(beside, 0.5, "method=dense", "sparsity=0", "seed=0")
+    assert _rows(compare(collect([beside])[0]))["dense"].accuracies == (0.5, 0.92)
+
+
 def test_differences_are_paired_by_seed(runs):
     found = compare(collect([runs])[0], "magnitude")
     versus = _rows(found)["criticality, regrow_schedule=constant"].versus

@@ -1,5 +1,6 @@
 """The finished runs that a comparison is made of, found in run folders, folders of them, and files of sweeps."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any, final
 
 from spikeprune.core.errors import UnknownName, UserError
 from spikeprune.lab.recipe import deciding
+from spikeprune.lab.recipe.method import method_settings
 from spikeprune.lab.sweep.sweep import DENSE, UNUSED_BY_DENSE
 from spikeprune.lab.train.folder import RunFolder
 from spikeprune.methods import settings_of
@@ -54,6 +56,8 @@ def block_of(run: ComparedRun) -> tuple[Any, ...]:
 def collect(paths: Sequence[str | Path]) -> tuple[list[ComparedRun], int, str | None]:
     """The finished runs under the paths, the number of unfinished ones, and the reference that a sweep's file names.
 
+    A dense network that a run trained beside its pruned one (`baseline: true`) is a run of its own here, once a seed.
+
     Args:
         paths: run folders, folders of run folders, or the file that a sweep wrote beside its runs.
     Raises: UserError if there is no finished run, or a file is damaged.
@@ -89,7 +93,7 @@ def collect(paths: Sequence[str | Path]) -> tuple[list[ComparedRun], int, str | 
     runs = [_run(RunFolder(folder), labels) for folder in folders]
     if not runs:
         raise UserError(f"no finished run in {', '.join(map(str, paths))[:150]}; `spikeprune sweep` makes some")
-    return runs, missing, reference
+    return [*runs, *_baselines(runs)], missing, reference
 
 
 def _listed(path: Path) -> Any:
@@ -114,3 +118,39 @@ def _run(folder: RunFolder, labels: Mapping[str, tuple[str, float]]) -> Compared
         found = ComparedRun(folder.path, record, label, float(target))
         block_of(found)  # the settings that tell comparisons apart are there
         return found
+
+
+def _baselines(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
+    """The dense networks that were trained beside pruned ones; those of equal settings and seed are one network."""
+    there = {_key(run) for run in runs if run.record.settings.method == DENSE}
+    found = {_key(dense): dense for run in reversed(runs) if (dense := _dense_beside(run)) is not None}
+    return [dense for key, dense in reversed(found.items()) if key not in there]
+
+
+def _key(run: ComparedRun) -> str:
+    return json.dumps(run.settings | {"baseline": False}, sort_keys=True)
+
+
+def _dense_beside(run: ComparedRun) -> ComparedRun | None:
+    """The dense network of a run as a run of method dense; None where none was trained and scored.
+
+    It was trained for as many steps, so `train_macs` is its own cost, and no search came before.
+    """
+    record = run.record
+    if record.dense.accuracy is None or record.cost.dense_seconds is None or record.squeeze is not None:
+        return None
+    extra = {key: value for key, value in record.settings.extra.items() if key not in method_settings()}
+    cost = dataclasses.replace(
+        record.cost,
+        seconds=record.cost.dense_seconds,
+        train_macs_effective=record.cost.train_macs,
+        pruning_seconds=0.0,
+        search_epochs=0.0,
+        search_seconds=0.0,
+        latency_ms=None,
+    )
+    settings = dataclasses.replace(record.settings, method=DENSE, sparsity=0.0, extra=extra)
+    dense = dataclasses.replace(
+        record, settings=settings, pruned=record.dense, sparsity=0.0, density=1.0, rounds=(), cost=cost
+    )
+    return ComparedRun(run.path.with_name(f"{run.path.name} (dense)"), dense, DENSE, 0.0)

@@ -203,7 +203,8 @@ def _groups(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
     groups: dict[str, list[ComparedRun]] = {}
     for run in runs:
         key = json.dumps(
-            [run.label, None if _dense(run) else run.target, run.settings | {"seed": 0, "baseline": False}]
+            [run.label, None if _dense(run) else run.target, run.settings | {"seed": 0, "baseline": False}],
+            sort_keys=True,
         )
         groups.setdefault(key, []).append(run)
     return sorted(groups.values(), key=_order)
