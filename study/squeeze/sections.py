@@ -10,9 +10,10 @@ from spikeprune.lab.study.significance import summarize
 HERE = Path(__file__).parent
 PICTURE = "squeeze-tuning.svg"
 Line = Mapping[str, Any]
-COLOURS = {"squeeze": "#0b6e99", "magnitude": "#b3541e", "criticality": "#5b8c2a"}
+COLOURS = {"squeeze": "#0b6e99", "polished": "#7a4fa3", "magnitude": "#b3541e", "criticality": "#5b8c2a"}
 WORDS = {
     "squeeze": "squeeze, then training with its zeros held",
+    "polished": "squeeze with images=5000, polish=2, then the same",
     "magnitude": "gradual magnitude pruning",
     "criticality": "gradual pruning, criticality regrowth",
 }
@@ -63,7 +64,7 @@ def acceleration(lines: Sequence[Line]) -> list[str]:
         return summarize(found).mean if found else None
 
     said = []
-    for own, other in ((1, 1), (1, 5), (3, 3), (3, 15)):
+    for own, other in ((1, 1), (1, 5), (1, 10), (3, 3), (3, 15)):
         found = [mean(*arm, key) for arm in (("squeeze", own), ("magnitude", other)) for key in
                  ("deciding_seconds", "cpu_seconds", "accuracy")]  # fmt: skip
         if None not in found:

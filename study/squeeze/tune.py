@@ -30,6 +30,7 @@ from spikeprune.lab.train.pretrained import data_of
 RESULTS = Path(__file__).parent / "tuning.jsonl"
 SPARSITY, EPOCH, BATCH, RATE = 0.95, 6_000, 64, 0.03
 CUTS = 20  # mask updates of gradual pruning
+SQUEEZES: dict[str, dict[str, int]] = {"squeeze": {}, "polished": {"images": 5000, "polish": 2}}
 
 
 @final
@@ -50,11 +51,14 @@ class Tuning:
 
 
 def plan() -> Iterator[Tuning]:
-    """All trainings: one epoch after the squeeze against equal and five times the epochs, then three."""
+    """All trainings: one epoch after the squeeze against one, five and ten of gradual pruning, then three."""
     for own in ((0, 1), (3,)):
         for network in SEEDS:
             for epochs in own:
-                yield Tuning(network, "squeeze", epochs, RATE, "test")
+                for arm in SQUEEZES:
+                    yield Tuning(network, arm, epochs, RATE, "test")
+            if own == (0, 1):
+                yield Tuning(network, "magnitude", 10, RATE, "test")
             for epochs in (max(own), 5 * max(own)):
                 for arm in ("magnitude", "criticality"):
                     yield Tuning(network, arm, epochs, RATE, "test")
@@ -99,8 +103,9 @@ def result_of(job: Tuning, data: Dataset, weights: Path | None) -> dict[str, Any
     model = trained(job.network, weights)
     before = time.process_time()
     deciding = 0.0
-    if job.arm == "squeeze":
-        sp.squeeze(model, calibration(data, 0, 500), SPARSITY, seed=0)
+    if job.arm in SQUEEZES:
+        settings = {"images": 500, **SQUEEZES[job.arm]}
+        sp.squeeze(model, calibration(data, 0, settings["images"]), SPARSITY, seed=0, **settings)
         deciding = time.process_time() - before
         if job.epochs:
             train(model, sp.hold(model), data, job.epochs, job.rate)
