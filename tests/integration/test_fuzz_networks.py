@@ -33,6 +33,11 @@ def test_random_networks_differ_at_no_door(number):
         assert what in ("ok", "refused"), f"{door}: {words}"
 
 
+def test_as_many_samples_as_steps_do_not_swap_the_axes():
+    what, words = outcome(network(1220, seed=2026), "compiled")  # takes [N, T, ...], and its example has N = T
+    assert what == "ok", words
+
+
 def test_a_difference_is_seen():
     drawn = network(0)
     x = drawn.inputs[0]

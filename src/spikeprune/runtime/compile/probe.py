@@ -101,6 +101,13 @@ def _compare(network: LoweredNetwork, x: Tensor, seen: _Seen, output: Tensor) ->
         if layer.output not in seen.spikes:
             raise InvalidValue(f"cannot compile {layer.name!r}: it was not called again on an input of the same shape")
         expected = seen.inputs[layer.output]
+        if any(a not in (1, b) for a, b in zip(inputs[0].shape, expected.shape, strict=True)):
+            # A model that takes [N, T, ...], read with as many samples as steps.
+            raise InvalidValue(
+                f"cannot compile the layers up to {layer.name!r}: the model's input currents are "
+                f"{list(expected.shape)}, not {list(inputs[0].shape)}; pass an example of another number of samples "
+                "than steps"
+            )
         distance = float((inputs[0].expand_as(expected) - expected).abs().max())
         largest = float(expected.abs().max())
         if not distance <= TOLERANCE * largest + 1e-6:
