@@ -71,7 +71,7 @@ def fill(model: nn.Module) -> None:
                 order += 1
 
 
-def ours(rule: str = "authors") -> list[dict[str, Any]]:
+def ours(rule: str = "authors", updates: int = SETTING["updates"]) -> list[dict[str, Any]]:
     """What this library does: one entry a mask update."""
     conv = lambda a, b: layer.Conv2d(a, b, 3, padding=1, bias=False)  # noqa: E731
     stem = nn.Sequential(conv(3, 8), WEIGHTS.norm(8))
@@ -94,7 +94,7 @@ def ours(rule: str = "authors") -> list[dict[str, Any]]:
     )
     pruner.attach(optimizer)
     found = []
-    for step in range(1, steps + 1):
+    for step in range(1, updates * SETTING["every"] + 1):
         x, y = batch(step)
         optimizer.zero_grad()
         functional.reset_net(net)

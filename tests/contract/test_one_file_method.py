@@ -3,12 +3,13 @@
 import json
 import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from forked import Forked
+from spikeprune.cli.main import main
 from spikeprune.core.errors import UserError
 from spikeprune.methods import registry
 
@@ -16,37 +17,38 @@ ROOT = Path(__file__).parents[2]
 FILE = ROOT / "examples" / "methods" / "scaled_magnitude.py"
 NAME = "scaled-magnitude"
 PAGE = ROOT / "docs" / "methods_page.py"
-TINY = ["--model", "mlp", "--epochs", "1", "--data.limit", "64", "--batch", "16", "--T", "2"]
+TINY = ["--model", "mlp", "--epochs", "1", "--data.limit", "64", "--data.test_limit", "32", "--batch", "16", "--T", "2"]
 TINY += ["--baseline", "false", "--precision", "fp32"]
-DRIVER = """
-import json, runpy, sys
-import pytest
-contract, tiny, out, page = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], sys.argv[4]
-status = int(pytest.main(["-q", "-p", "no:cacheprovider", contract, "-k", "scaled-magnitude"]))
-from spikeprune.cli.main import main
-for words in (
-    ["list", "methods"],
-    ["run", "digits", "--method", "scaled-magnitude", "--power", "1.5", *tiny, "--out", out],
-    ["sweep", "digits", "--methods", "magnitude,scaled-magnitude", "--power", "0,1", *tiny, "--dry-run"],
-):
-    print("=====")
-    status |= main(words)
-print("=====")
-print(runpy.run_path(page)["methods_page"]())
-sys.exit(status)
-"""
+NEXT = "----- the next command"
+CONTRACT = ROOT / "tests" / "contract" / "test_methods.py"
+
+
+def use_it(out: str) -> int:
+    """The contract tests and four commands, as in a new process that knows the folder."""
+    registry._load_all.cache_clear()
+    sys.modules.pop(CONTRACT.stem, None)
+    os.environ.pop("PYTEST_ADDOPTS", None)
+    status = int(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", str(CONTRACT), "-k", NAME]))
+    commands = [
+        ["list", "methods"],
+        ["run", "digits", "--method", NAME, "--power", "1.5", *TINY, "--out", out],
+        ["sweep", "digits", "--methods", f"magnitude,{NAME}", "--power", "0,1", *TINY, "--dry-run"],
+    ]
+    for words in commands:
+        print(NEXT)
+        status |= main(words)
+    print(NEXT)
+    print(runpy.run_path(str(PAGE))["methods_page"]())
+    return status
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     """What the contract tests and four commands print in a process that knows the folder."""
     out = str(tmp_path_factory.mktemp("one-file"))
-    environment = {**os.environ, "SPIKEPRUNE_METHODS": str(FILE.parent), "OMP_NUM_THREADS": "1"}
-    contract = ROOT / "tests" / "contract" / "test_methods.py"
-    words = [sys.executable, "-c", DRIVER, str(contract), json.dumps(TINY), out, str(PAGE)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout.split("=====\n")
+    done = Forked(lambda: use_it(out), {"SPIKEPRUNE_METHODS": str(FILE.parent)}).wait()
+    assert done.status == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout.split(f"{NEXT}\n")
 
 
 def test_the_file_is_short():

@@ -1,4 +1,4 @@
-"""Run by test_run_resume.py in a process of its own: runs that are killed over and over, in forked children.
+"""Run by test_run_resume.py in a forked process: runs that are killed over and over, in forked children.
 
 A child is killed at a given moment (`killing`); the next child starts the same run again.
 
@@ -18,7 +18,7 @@ from spikeprune.lab.recipe import load
 from spikeprune.lab.train import folder as folders
 from spikeprune.lab.train.done import PhasesDone
 
-WORDS = ["--epochs", "2", "--data.limit", "120", "--batch", "32", "--precision", "fp32"]
+WORDS = ["--epochs", "2", "--data.limit", "120", "--data.test_limit", "64", "--batch", "32", "--precision", "fp32"]
 # Killed at these moments of its life, a child of the first chain comes an epoch further at most; of the second, whose
 # checkpoints come after every step, a few steps.
 CHAINS = {"by-epoch": (60.0, [3, 13, 17, 19]), "by-step": (0.0, [9, 21, 33])}

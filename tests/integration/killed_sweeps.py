@@ -1,4 +1,4 @@
-"""Run by test_sweep.py in a process of its own: sweeps in forked children, one of them killed again and again.
+"""Run by test_sweep.py in a forked process: sweeps in forked children, one of them killed again and again.
 
 A child is killed at a random moment (`killing`); the next child starts the same sweep again.
 
@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
     _import_everything(file, folder)
     assert _child([file, "--out", str(folder / "undisturbed")], None) == 0
     draw = random.Random(6)
-    moments = [draw.randint(2, 30) for _ in range(5)]
+    moments = [draw.randint(2, 18) for _ in range(5)]
     (folder / "moments.json").write_text(json.dumps(moments))
     killed = [file, "--out", str(folder / "killed")]
     for moment in moments:

@@ -13,7 +13,7 @@ from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.lab.train.run import run
 
 TINY = ["--model", "mlp", "--epochs", "2", "--data.limit", "150", "--batch", "16", "--T", "3", "--sparsity", "0.5"]
-TINY += ["--prune.begin", "0ep", "--prune.end", "0.5ep", "--prune.every", "0.125ep"]
+TINY += ["--data.test_limit", "100", "--prune.begin", "0ep", "--prune.end", "0.5ep", "--prune.every", "0.125ep"]
 GROWING = ["--method", "criticality", "--regrow_schedule", "constant", "--candidates", "new", "--baseline", "true"]
 
 

@@ -1,6 +1,5 @@
 """Two processes with different data: scores are summed over ranks before selection, so the masks are identical."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -8,11 +7,11 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from spikingjelly.activation_based import functional
 from torch.nn.parallel import DistributedDataParallel
 
 import spikeprune as sp
+from forked import ranks
 from nets import batch, conv_net, loss_of, sgd
 from spikeprune.core.errors import InvalidValue
 from spikeprune.methods.base import MagnitudeRegrowth, Observation
@@ -112,10 +111,11 @@ def uneven_steps(rank):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """What two processes leave; one start for all tests."""
-    if not dist.is_available() or os.name == "nt":
+    if not dist.is_available():
         pytest.skip("needs gloo")
     found = tmp_path_factory.mktemp("ranks")
-    mp.start_processes(worker, (str(found),), nprocs=2, start_method="spawn")
+    for ended in ranks(lambda rank: worker(rank, str(found))):
+        assert ended.status == 0, ended.stderr[-2000:]
     return found
 
 

@@ -1,12 +1,12 @@
 """Sweeps of real, tiny runs under torchrun (two processes here), and as tasks of Ray (a stand-in with its calls)."""
 
-import os
 import subprocess
 import sys
 import types
 
 import pytest
 
+from forked import ranks
 from spikeprune.cli.main import main
 from spikeprune.core.errors import InvalidValue
 from spikeprune.lab.study.ranks import this_rank
@@ -18,7 +18,7 @@ epochs: 1
 batch: 16
 T: 2
 precision: fp32
-data: {name: digits, limit: 64}
+data: {name: digits, limit: 64, test_limit: 32}
 prune: {begin: 0ep, end: 0.5ep, every: 0.25ep}
 methods: [magnitude]
 sparsities: [0.5]
@@ -34,20 +34,22 @@ def file(tmp_path):
     return path
 
 
-def test_torchrun_shares_the_runs_and_one_process_prints_the_table(file, tmp_path):
-    """One of four runs fails; the process that made it ends with status 1, after the others' work and the table."""
+def test_two_ranks_share_the_runs_and_one_process_prints_the_table(file, tmp_path):
+    """One of four runs fails; the process that made it ends with status 1, after the others' work and the table.
+
+    test_together.py has torchrun itself.
+    """
     out = tmp_path / "runs"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "spikeprune", "sweep", str(file), "--out", str(out), "--lr", "0.1,1e30", "--baseline", "false"]
-    environment = {name: value for name, value in os.environ.items() if name not in RANKED} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
-    assert done.stdout.count("2 runs, 0 of them finished before") == 2
-    assert done.stdout.count("Rows by mean accuracy") == 1
+    words = ["sweep", str(file), "--out", str(out), "--lr", "0.1,1e30", "--baseline", "false"]
+    done = ranks(lambda rank: main(words))
+    assert sorted(one.status for one in done) == [0, 1]
+    said = done[0].stdout + done[1].stdout
+    assert said.count("2 runs, 0 of them finished before") == 2
+    assert said.count("Rows by mean accuracy") == 1
     assert len(list(out.glob("tiny-*/record.json"))) == 2
     assert len(list(out.glob("sweep-tiny-*.json"))) == 1
-    assert "are not numbers after step" in done.stdout
-    assert sum(line.startswith(f"{out}/sweep-tiny-") for line in done.stdout.splitlines()) == 1
+    assert "are not numbers after step" in said
+    assert sum(line.startswith(f"{out}/sweep-tiny-") for line in said.splitlines()) == 1
 
 
 def test_a_rank_is_what_torchrun_says(monkeypatch):

@@ -13,7 +13,7 @@ from spikeprune.lab.train.folder import read_safetensors
 
 SMALL = [
     "--model", "digits-conv", "--pattern", "channel", "--sparsity", "0.5", "--data.limit", "128", "--T", "2",
-    "--baseline", "false", "--optim.slim", "0.0001", "--epochs", "2",
+    "--data.test_limit", "64", "--baseline", "false", "--optim.slim", "0.0001", "--epochs", "2",
 ]  # fmt: skip
 TWO = ["--prune.finetune", "1ep"]
 

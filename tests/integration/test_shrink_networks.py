@@ -31,16 +31,16 @@ def test_vgg16():
 
 
 def test_resnet19_coupled_groups_narrow_the_stream():
-    model = lively(build("resnet19-channels", T=2))
-    _, plan = assert_shrinks(model, torch.rand(1, 3, 32, 32))
+    model = lively(build("resnet19-channels", T=2, size=16))
+    _, plan = assert_shrinks(model, torch.rand(1, 3, 16, 16))
     for name in ("stem", "body.0.shortcut", "body.0.conv2", "body.7.conv2"):
         assert plan.layers[name][1] < plan.layers[name][0]
     assert plan.layers["body.0.shortcut"] == plan.layers["body.0.conv2"] == plan.layers["body.2.conv2"]
 
 
 def test_resnet19_gates_keep_the_stream_wide():
-    model = lively(build("resnet19-channels", T=2))
-    small, plan = assert_shrinks(model, torch.rand(1, 3, 32, 32), "gate")
+    model = lively(build("resnet19-channels", T=2, size=16))
+    small, plan = assert_shrinks(model, torch.rand(1, 3, 16, 16), "gate")
     for name in ("stem", "body.0.shortcut", "body.0.conv2", "body.7.conv2"):
         assert plan.layers[name][1] == plan.layers[name][0]
     block = small.body[1]

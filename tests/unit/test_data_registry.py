@@ -2,11 +2,8 @@
 
 import gzip
 import json
-import os
 import re
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +11,10 @@ import pytest
 import torch
 
 import spikeprune
+import spikeprune as sp
+from forked import Forked
 from spikeprune.core.errors import InvalidValue, UserError
-from spikeprune.data import Facts, Request, Source, Split, known_dataset, load, names
+from spikeprune.data import Facts, Request, Source, Split, known_dataset, load, names, registry
 from spikeprune.data.formats.files import all_published
 from spikeprune.data.registry import KnownDataset, other_owner
 from spikeprune.host.plugins import import_folders
@@ -66,17 +65,15 @@ def test_no_other_file_names_a_dataset(name: str) -> None:
 
 def test_a_file_in_a_folder_of_the_user_s_is_listed_checked_and_trained_on(tmp_path: Path) -> None:
     (tmp_path / "toy_data.py").write_text(TOY)
-    code = (
-        "import json, spikeprune as sp\n"
-        "from spikeprune.data import load\n"
-        "from spikeprune.lab.recipe import load as recipe\n"
-        "assert recipe('digits', ['--data.name', 'toy']).data.name == 'toy'\n"
-        "data = load('toy', validation=0.0)\n"
-        "print(json.dumps([sp.datasets(), data.counts, data.classes, data.notes]))"
-    )
-    environment = {**os.environ, "SPIKEPRUNE_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+
+    def use_it() -> None:
+        registry._load_all.cache_clear()
+        assert load_recipe("digits", ["--data.name", "toy"]).data.name == "toy"
+        data = load("toy", validation=0.0)
+        print(json.dumps([sp.datasets(), data.counts, data.classes, data.notes]))
+
+    done = Forked(use_it, {"SPIKEPRUNE_DATASETS": str(tmp_path)}).wait()
+    assert done.status == 0, done.stderr
     listed, counts, classes, notes = json.loads(done.stdout)
     assert listed == sorted([*names(), "toy"])
     assert counts == {"train": 4, "validation": 0, "test": 2}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue, UnknownName, UserError
-from spikeprune.data import Dataset, Split, facts_of, load, names, sizes
+from spikeprune.data import Dataset, Split, digits, facts_of, load, names, sizes
 from spikeprune.data.dataset import Source, assemble, digest, moments, stratified
 from spikeprune.lab.train.measure import data_record
 
@@ -190,6 +190,15 @@ def test_data_moves_as_a_whole() -> None:
 
 
 def test_an_absent_scikit_learn_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digits, "find_spec", lambda _: None)
     monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
     with pytest.raises(UserError, match=r"pip install 'spikeprune\[demo\]'"):
         load("digits")
+
+
+def test_digits_read_without_scikit_learn_s_import_are_those_that_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = digits._from_scikit_learn()
+    monkeypatch.setattr(digits, "find_spec", lambda _: None)
+    for mine, theirs in zip(quick, digits._from_scikit_learn(), strict=True):
+        assert mine.shape == theirs.shape
+        assert (mine == theirs).all()

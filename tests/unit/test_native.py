@@ -1,11 +1,10 @@
 """Finding, building and loading kernels."""
 
 import logging
-import subprocess
-import sys
 
 import pytest
 
+from forked import Forked
 from spikeprune.cli import doctor
 from spikeprune.core.errors import InvalidValue, RunFailed, UnknownName
 from spikeprune.host import machine
@@ -74,13 +73,8 @@ def test_kernels_built_ahead_are_all_there_are():
 
 @needs_compiler
 def test_two_processes_may_build_at_once(kernels, tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from spikeprune.runtime import native; "
-        "native.KERNELS = Path(sys.argv[1]); native.BUILT = native.KERNELS / 'built'; "
-        "print(native.library('tiny').answer())"
-    )
-    runs = [subprocess.Popen([sys.executable, "-c", code, str(kernels)], stdout=subprocess.PIPE) for _ in range(2)]
-    assert [run.communicate()[0].strip() for run in runs] == [b"42", b"42"]
+    runs = [Forked(lambda: print(native.library("tiny").answer())) for _ in range(2)]
+    assert [run.wait().stdout.strip() for run in runs] == ["42", "42"]
     assert [path.suffix for path in native.cache_folder().iterdir()] == [".so"]
 
 

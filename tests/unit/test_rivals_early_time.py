@@ -84,7 +84,8 @@ def test_bad_time_steps_are_refused(make, wrong):
 
 def test_the_cost_of_a_search_counts_its_time_steps(tmp_path):
     arguments = ["--sparsity", "0.5", "--T", "2", "--epochs", "6", "--batch", "16", "--data.limit", "40"]
-    arguments += ["--model", "digits-conv", "--baseline", "false", "--out", str(tmp_path), "--precision", "fp32"]
+    arguments += ["--data.test_limit", "32"]
+    arguments += ["--model", "mlp", "--baseline", "false", "--out", str(tmp_path), "--precision", "fp32"]
 
     def record(*more: str) -> dict[str, Any]:
         recipe = load("digits", [*arguments, *more])
