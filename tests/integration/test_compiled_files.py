@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 
 import pytest
 import torch
@@ -202,25 +203,25 @@ def test_a_cell_of_a_compiled_file_is_checked_in_every_part():
         steps[j] = dataclasses.replace(steps[j], **changes)
         return dataclasses.replace(good, steps=steps)
 
-    j, k = next((j, k) for j, step in enumerate(good.steps) for k, r in enumerate(step.inputs) if r.index is not None)
-    gathered = good.steps[j].inputs[k]
+    j = next(j for j, step in enumerate(good.steps) if step.inputs)
+    places = torch.zeros(math.prod(good.steps[j].inputs[0].shape), dtype=torch.int64)
 
     def with_region(**changes):
         regions = list(good.steps[j].inputs)
-        regions[k] = dataclasses.replace(regions[k], **changes)
+        regions[0] = dataclasses.replace(regions[0], **changes)
         return with_step(j, inputs=regions)
 
     refused("its program has no result", dataclasses.replace(good, output=len(good.steps)))
     refused("its program has no result", dataclasses.replace(good, output=-1))
     refused("a block of its program is too large", with_step(0, shape=(cells.LARGEST_BLOCK + 1,)))
     refused("a block of its program is too large", with_step(0, shape=(0,)))
-    refused("a source of its program is none", with_region(sources=[("s", 0)]))
+    refused("a source of its program is none", with_region(sources=[("s", 0.0, 0)]))
     refused("reads a value before it is made", with_region(sources=[("s", j, 0)]))
     refused("reads a value before it is made", with_region(sources=[("s", 0, -1)]))
     refused("a value of its program does not fit", with_region(index=None, sources=[("x", 0, 0)], shape=(99,)))
-    refused("an index of its program is out of range", with_region(index=gathered.index + 10**6))
-    refused("an index of its program is out of range", with_region(index=gathered.index - 10**6))
-    refused("an index of its program is out of range", with_region(index=gathered.index.float()))
+    refused("an index of its program is out of range", with_region(index=places + 10**6))
+    refused("an index of its program is out of range", with_region(index=places - 1))
+    refused("an index of its program is out of range", with_region(index=places.float()))
     assert layer.options["ranks"] == tuple(len(shape) for shape in inputs)
     with pytest.raises(UserError, match="its program is missing"):
         layer.op.check(layer, [*inputs, (3,)])

@@ -49,7 +49,7 @@ class _OfAnotherCodec:
 
 REFUSED = {
     "batches": (lambda: bench.main(["run", "--batch", "two"]), "--batch takes whole numbers such as 1,32, got 'two'"),
-    "format": (lambda: export.main(["run", "--to", "word"]), r"'word'.*--to takes compiled"),
+    "format": (lambda: export.main(["run", "--to", "word"]), r"'word'.*--to takes nir"),
     "watch": (lambda: report._watch(["run"], 0.1), "--every takes 0.5 to 3600 seconds, got 0.1"),
     "watch long": (lambda: report._watch(["run"], 3601), "--every takes 0.5 to 3600 seconds, got 3601"),
     "share": (lambda: sweep._share("5/3"), "--array must be `print` or K/M with 1 <= K <= M, got '5/3'"),
@@ -66,7 +66,7 @@ REFUSED = {
     ),
     "idx": (lambda: idx._parse(Path("a"), bytes((0, 0, 9, 3)) + bytes(16), 3), "no idx header of 3 dimensions"),
     "no batch": (lambda: _read_batches("mine:loaders", []), "mine:loaders returned a split without a single batch"),
-    "object": (lambda: resolve_object("json:dumsp"), "'dumsp'.*'dumps'.*in json"),
+    "object": (lambda: resolve_object("json:dumsp"), r"'dumsp'.*'dump'.*in json"),
     "tune": (lambda: SqueezeOptions(tune="3 weeks"), "squeeze.tune: "),
     "comparison": (lambda: from_dict({"schema": 99}), "its schema is 99, not"),
     "torchrun": (
