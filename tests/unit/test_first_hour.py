@@ -19,7 +19,7 @@ from records import write_run
 from spikeprune.cli import bench, demo
 from spikeprune.cli import main as cli
 from spikeprune.core.errors import InvalidValue, unknown
-from spikeprune.core.schedule import _check_steps
+from spikeprune.core.schedule import _check_steps, turnover_steps
 from spikeprune.count import table
 from spikeprune.count.layers import Table
 from spikeprune.host import catalogue
@@ -308,6 +308,14 @@ def test_a_gpu_that_torch_cannot_use_is_told(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, "spikeprune"):
         assert device.choose_device("auto").type == "cpu"
     assert "spikeprune: this machine has a GPU; this runs on the CPU" in caplog.text
+
+
+def test_the_demo_trains_where_regrown_weights_have_time_to_grow():
+    recipe = load(demo.TRAINING[0], demo.TRAINING[1:])
+    steps = lay_out(recipe, 1298).schedule.steps()
+    turnover = turnover_steps(recipe.lr, recipe.optim.weight_decay, recipe.optim.momentum)
+    assert {after - before for before, after in itertools.pairwise(steps)} == {42}
+    assert 2.5 * turnover == pytest.approx(41.7, abs=0.1)
 
 
 def test_the_demo_says_which_method_is_ahead():

@@ -11,6 +11,8 @@ from records import write_run
 from spikeprune.cli import report
 from spikeprune.cli.main import main
 from spikeprune.lab.page.live import watch
+from spikeprune.lab.study.compare import collect, compare
+from spikeprune.lab.study.conclude import conclusions
 from spikeprune.lab.train import hub
 from spikeprune.lab.train.folder import RunFolder
 
@@ -100,6 +102,18 @@ def test_report_of_two_runs_compares_them(tmp_path):
     page = report._compared(tmp_path, [str(path) for path in sorted(tmp_path.iterdir())])
     assert page == tmp_path / "comparison.html"
     assert "At 90 % sparsity random leads with 90.00 %" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [("dense", "are level at 80.00 %, 10.00 points below dense"), ("magnitude", "are level at 80.00 %")],
+)
+def test_a_comparison_that_ends_level_names_no_leader(tmp_path, reference, said):
+    write_run(tmp_path, 0.9, "method=dense", "sparsity=0")
+    for accuracy, method in ((0.8, "magnitude"), (0.7, "set"), (0.8, "random")):
+        write_run(tmp_path, accuracy, f"method={method}", "sparsity=0.9")
+    headline = conclusions(compare(collect([tmp_path])[0], reference))[0]
+    assert headline in {f"At 90 % sparsity {two} {said}" for two in ("magnitude and random", "random and magnitude")}
 
 
 def test_a_run_goes_to_a_hub_and_back_as_it_was(made, tmp_path, capsys, monkeypatch):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from spikeprune.lab.study.compare import Arm, Block, Comparison
 
 _LEVEL = 0.05  # Holm's corrected p below which a difference counts
+_SAME = 5e-5  # shares that differ by less print alike
 
 
 def conclusions(comparison: Comparison) -> list[str]:
@@ -21,14 +22,23 @@ def conclusions(comparison: Comparison) -> list[str]:
 
 
 def _headline(block: Block, reference: str | None) -> str:
-    best = _best(block)
-    return f"At {_percent(block)} sparsity {best.label} leads with {_against(best, block, reference)}"
+    return f"At {_percent(block)} sparsity {_lead(block, reference)}"
 
 
 def _sentence(block: Block, reference: str | None) -> str:
+    return f"{block.dataset}, {block.model}, {_percent(block)}: {_lead(block, reference)}."
+
+
+def _lead(block: Block, reference: str | None) -> str:
+    """Who leads, or which arms share the first place, and how far from the reference."""
     best = _best(block)
-    where = f"{block.dataset}, {block.model}, {_percent(block)}"
-    return f"{where}: {best.label} leads with {_against(best, block, reference)}."
+    first = [row for row in block.rows if row.target is not None and _accuracy(best) - _accuracy(row) < _SAME]
+    if len(first) == 1:
+        return f"{best.label} leads with {_against(best, block, reference)}"
+    named = [row.label for row in first]
+    who = f"{len(named)} arms" if len(named) > 3 else f"{', '.join(named[:-1])} and {named[-1]}"
+    inside = any(reference in (row.label, row.method) for row in first)
+    return f"{who} are level at {f'{100 * _accuracy(best):.2f} %' if inside else _against(best, block, reference)}"
 
 
 def _against(best: Arm, block: Block, reference: str | None) -> str:
@@ -43,7 +53,7 @@ def _against(best: Arm, block: Block, reference: str | None) -> str:
 
 
 def _points(difference: float) -> str:
-    if abs(difference) < 5e-5:
+    if abs(difference) < _SAME:
         return "level with"
     return f"{100 * abs(difference):.2f} points {'above' if difference > 0 else 'below'}"
 
