@@ -1,11 +1,13 @@
 """A compiled file whose checksum fits but whose contents do not: refused in one line when it is loaded."""
 
+import dataclasses
 import hashlib
 import json
+import math
 
 import pytest
 import torch
-from compiled_nets import good_file, good_files
+from compiled_nets import _Loop, good_file, good_files
 from fuzz_compiled import MAGIC, Corpus, batch, parts
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
@@ -14,6 +16,7 @@ import spikeprune as sp
 from spikeprune.core.errors import UserError
 from spikeprune.runtime import native
 from spikeprune.runtime.compile import CompiledSNN
+from spikeprune.runtime.compile.ops import cell as cells
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +182,46 @@ def test_packed_tensors_that_do_not_fit_are_refused(good, tmp_path, spoil):
     nothing = written(tmp_path / "none.snn", header, data, lambda network: network.update(packed=None))
     with pytest.raises(UserError):
         sp.load(nothing)
+
+
+def test_a_cell_of_a_compiled_file_is_checked_in_every_part():
+    """Recurrent weights compile to a cell, whose program stands in the file; a file may hold any other."""
+    torch.manual_seed(0)
+    compiled = sp.compile(_Loop(), torch.rand(4, 2, 6) * 4)
+    layer = next(each for each in compiled.network.layers if each.op.name == "cell")
+    shapes = {0: compiled.network.input_shape} | {each.output: each.shape for each in compiled.network.layers}
+    inputs = [shapes[value] for value in layer.inputs]
+    good = cells.cell_of(layer)
+    assert cells._checked(layer, good, inputs) == layer.shape
+
+    def refused(words, cell):
+        with pytest.raises(UserError, match=words):
+            cells._checked(layer, cell, inputs)
+
+    def with_step(j, **changes):
+        steps = list(good.steps)
+        steps[j] = dataclasses.replace(steps[j], **changes)
+        return dataclasses.replace(good, steps=steps)
+
+    j = next(j for j, step in enumerate(good.steps) if step.inputs)
+    places = torch.zeros(math.prod(good.steps[j].inputs[0].shape), dtype=torch.int64)
+
+    def with_region(**changes):
+        regions = list(good.steps[j].inputs)
+        regions[0] = dataclasses.replace(regions[0], **changes)
+        return with_step(j, inputs=regions)
+
+    refused("its program has no result", dataclasses.replace(good, output=len(good.steps)))
+    refused("its program has no result", dataclasses.replace(good, output=-1))
+    refused("a block of its program is too large", with_step(0, shape=(cells.LARGEST_BLOCK + 1,)))
+    refused("a block of its program is too large", with_step(0, shape=(0,)))
+    refused("a source of its program is none", with_region(sources=[("s", 0.0, 0)]))
+    refused("reads a value before it is made", with_region(sources=[("s", j, 0)]))
+    refused("reads a value before it is made", with_region(sources=[("s", 0, -1)]))
+    refused("a value of its program does not fit", with_region(index=None, sources=[("x", 0, 0)], shape=(99,)))
+    refused("an index of its program is out of range", with_region(index=places + 10**6))
+    refused("an index of its program is out of range", with_region(index=places - 1))
+    refused("an index of its program is out of range", with_region(index=places.float()))
+    assert layer.options["ranks"] == tuple(len(shape) for shape in inputs)
+    with pytest.raises(UserError, match="its program is missing"):
+        layer.op.check(layer, [*inputs, (3,)])
