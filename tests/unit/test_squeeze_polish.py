@@ -104,10 +104,46 @@ def test_the_first_step_is_the_gradient_worked_by_autograd():
     (want,) = torch.autograd.grad(loss, [other[0].weight])
     before = model[0].weight.detach().clone()
     size = before.square().mean().sqrt()
-    assert polisher.fit(masks, Polish(1, rate=0.1, share=0.0), seed=0)
+    pairs = [(model[0].weight, masks["0.weight"])]
+    assert polisher._try(pairs, [0], Polish(1, rate=0.1, share=0.0), 1e9, lambda order, _: order)
     moved = model[0].weight.detach() - before
     clear = want.abs() > 1e-5  # a first step of Adam is the sign of the gradient
     torch.testing.assert_close(moved[clear], -0.1 * size * want[clear].sign(), rtol=2e-3, atol=1e-6)
+
+
+def perturbed():
+    """A polisher of a network whose weights are a tenth smaller than those of the dense one, and its masks."""
+    dense, model = net(), net()
+    with torch.no_grad():
+        model[0].weight.mul_(0.9)
+    polisher = Polisher(model, SpikingJelly(), [])
+    polisher.targets = Polisher(dense, SpikingJelly(), data()).targets
+    return polisher, {"0.weight": torch.ones_like(model[0].weight, dtype=torch.bool)}
+
+
+def test_steps_that_lead_away_are_taken_back_and_smaller_ones_are_tried():
+    polisher, masks = perturbed()
+    before = polisher.loss(1.0)
+    rate = polisher.fit(masks, Polish(5, rate=1.0), seed=0)
+    assert rate in (0.25, 0.0625)
+    assert polisher.loss(1.0) < before
+
+
+@pytest.mark.parametrize("rate", [1e3, 1e30])
+def test_where_every_step_leads_away_the_weights_stay(rate):
+    polisher, masks = perturbed()
+    before = weights_of(polisher.model)
+    assert polisher.fit(masks, Polish(20, rate=rate), seed=0) == 0
+    assert all(torch.equal(v, before[n]) for n, v in polisher.model.state_dict().items())
+
+
+def test_a_squeeze_says_that_it_was_not_polished(monkeypatch):
+    monkeypatch.setattr("spikeprune.squeeze.run.Polish", lambda epochs: Polish(epochs, rate=1e6))
+    model, plain = net(), net()
+    out = sp.squeeze(model, data(), 0.8, polish=2)
+    sp.squeeze(plain, data(), 0.8)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    assert any("led away" in note for note in out.notes)
 
 
 def test_outputs_without_gradients_are_left_and_noted():
@@ -136,7 +172,7 @@ def test_many_images_are_followed_by_their_outputs_alone(monkeypatch):
     kept: list[int] = []
     whole = Polisher.fit
 
-    def fit(self: Polisher, *args: Any) -> bool:
+    def fit(self: Polisher, *args: Any) -> float | None:
         kept.append(sum(len(target.spikes) for target in self.targets))
         return whole(self, *args)
 

@@ -54,8 +54,9 @@ class Round(Record):
             raise Impossible(f"{key}.regrown is {found.regrown}, of {found.kept} kept")
         if found.survived is not None and found.survived > found.regrown:
             raise Impossible(f"{key}.survived is {found.survived}, of {found.regrown} regrown")
-        for what in ("kept", "regrown") if found.layers is not None else ():
-            said, summed = getattr(found, what), sum(getattr(layer, what) for layer in found.layers.values())
-            if said != summed:
-                raise Impossible(f"{key}.{what} is {said}, but its layers add up to {summed}")
+        if found.layers is not None:
+            for what in ("kept", "regrown"):
+                said, summed = getattr(found, what), sum(getattr(layer, what) for layer in found.layers.values())
+                if said != summed:
+                    raise Impossible(f"{key}.{what} is {said}, but its layers add up to {summed}")
         return found

@@ -11,9 +11,14 @@ output looks like class scores; |z - z_dense|^2 / |z_dense|^2 elsewhere. Zeros s
 running statistics meanwhile. The share is 1 for up to 1,000 images and 0 above: the spikes hold more about each image,
 and the outputs of many images hold more about the task (decision 23).
 
+In a deep network steps of this size can lead away. So the loss is compared before and after; where it has not fallen,
+the weights go back and smaller steps are tried, and at last the weights stay as they were (decision 25).
+
 Sources: Hinton et al. 2015, arXiv:1503.02531 (soft targets); Kingma & Ba 2015, arXiv:1412.6980 (the steps).
 """
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +35,8 @@ from spikeprune.model.examples import undisturbed
 from spikeprune.squeeze.statistics import evaluating
 
 _TEMPERATURE = 2.0
+_SMALLER, _TRIES = 0.25, 3  # steps of 1, 1/4 and 1/16 of the rate
+_LOOK, _LOST = 20, 2.0  # after so many steps a try whose loss is so many times the first one is given up
 _BETAS, _EPS = (0.9, 0.999), 1e-8
 
 
@@ -101,25 +108,51 @@ class Polisher:
         how: Polish,
         seed: int,
         over: Callable[[Sequence[int], str], Iterable[int]] = lambda order, _: order,
-    ) -> bool:
-        """Fits the model in place; False, and nothing changed, where its outputs do not depend on its weights.
+    ) -> float | None:
+        """Fits the model in place, or leaves it as it was.
 
         Args:
             masks: parameter name -> True where a weight may change.
+
+        Returns: the rate that lowered the loss; 0 if none did; None where outputs do not depend on the weights.
         """
         named = dict(self.model.named_parameters())
         pairs: list[tuple[nn.Parameter, Tensor | None]] = [(named[n], m) for n, m in masks.items()]
         norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.affine]
         known = {id(p) for p, _ in pairs}
         pairs += [(p, None) for m in norms for p in (m.weight, m.bias) if id(p) not in known]
-        steps = _AdamSteps([p for p, _ in pairs], [_size(p, m) for p, m in pairs])
         generator = torch.Generator().manual_seed(seed)
         order = [i for _ in range(how.epochs) for i in torch.randperm(len(self.targets), generator=generator).tolist()]
+        first, before = self.loss(how.share), [p.detach().clone() for p, _ in pairs]
+        for rate in (how.rate * _SMALLER**number for number in range(_TRIES)):
+            done = self._try(pairs, order, dataclasses.replace(how, rate=rate), first, over)
+            if done is None:
+                return None
+            if done and self.loss(how.share) < first:
+                return rate
+            with torch.no_grad():
+                for (p, _), value in zip(pairs, before, strict=True):
+                    p.copy_(value)
+        return 0.0
+
+    def _try(
+        self,
+        pairs: Sequence[tuple[nn.Parameter, Tensor | None]],
+        order: Sequence[int],
+        how: Polish,
+        first: float,
+        over: Callable[[Sequence[int], str], Iterable[int]],
+    ) -> bool | None:
+        """All steps at one rate. False where the loss leads away, None where it does not depend on the weights."""
+        steps, recent = _AdamSteps([p for p, _ in pairs], [_size(p, m) for p, m in pairs]), list[float]()
         with _differentiable([p for p, _ in pairs]):
             for step, index in enumerate(over(order, "polishing")):
                 loss = self._loss(self.targets[index], how.share)
-                if not loss.requires_grad or not bool(torch.isfinite(loss)):
-                    return step > 0
+                if not loss.requires_grad:
+                    return None
+                recent = [*recent[1 - _LOOK :], float(loss.detach())]
+                if not math.isfinite(recent[-1]) or (step >= _LOOK and sum(recent) > _LOST * first * len(recent)):
+                    return False
                 found = torch.autograd.grad(loss, [p for p, _ in pairs], allow_unused=True)
                 grads = cast(Sequence[Tensor | None], found)  # None for what the loss does not read
                 with torch.no_grad():
@@ -129,6 +162,11 @@ class Polisher:
                         if mask is not None:
                             p.mul_(mask)
         return True
+
+    def loss(self, share: float) -> float:
+        """The mean over the first batches."""
+        found = [float(self._loss(target, share).detach()) for target in self.targets[:_LOOK]]
+        return sum(found) / len(found)
 
     def _loss(self, target: DenseOutputs, share: float) -> Tensor:
         with torch.enable_grad():

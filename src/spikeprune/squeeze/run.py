@@ -338,8 +338,11 @@ class Squeezing:
             measure_again(network.model, network.adapter, self.bar.over(self.batches.inputs, "statistics"))
             self._clock("statistics")
         if self.polisher is not None:
-            if not self.polisher.fit(masks, Polish(self.settings.polish), self.settings.seed, self.bar.over):
+            rate = self.polisher.fit(masks, Polish(self.settings.polish), self.settings.seed, self.bar.over)
+            if rate is None:
                 self.notes.append("not polished: the outputs do not depend on the weights by way of gradients")
+            elif rate == 0:
+                self.notes.append("not polished: steps of every size led away from the dense network's outputs")
             self._clock("polishing")
 
     def _shift(self, name: str, problem: LayerProblem) -> None:
