@@ -227,6 +227,13 @@ def test_the_file_of_a_sweep_names_arms_targets_and_what_is_missing(runs):
     assert found.unfinished == 1
 
 
+def test_a_folder_of_runs_that_are_only_begun_says_how_to_go_on(tmp_path):
+    write_run(tmp_path, 0.9)
+    next(tmp_path.glob("*/record.json")).unlink()
+    with pytest.raises(UserError, match=r"and 1 begun; the command that began a run goes on with it"):
+        collect([tmp_path])
+
+
 def test_what_cannot_be_compared_is_named(runs, tmp_path):
     with pytest.raises(UserError, match="is no run folder"):
         collect([tmp_path / "nowhere"])

@@ -92,7 +92,10 @@ def collect(paths: Sequence[str | Path]) -> tuple[list[ComparedRun], int, str | 
             )
     runs = [_run(RunFolder(folder), labels) for folder in folders]
     if not runs:
-        raise UserError(f"no finished run in {', '.join(map(str, paths))[:150]}; `spikeprune sweep` makes some")
+        where = f"no finished run in {', '.join(map(str, paths))[:150]}"
+        if missing:
+            raise UserError(f"{where}, and {missing} begun; the command that began a run goes on with it")
+        raise UserError(f"{where}; `spikeprune sweep` makes some")
     return [*runs, *_baselines(runs)], missing, reference
 
 
