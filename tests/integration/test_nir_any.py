@@ -5,11 +5,14 @@ import torch
 from torch import nn
 
 import spikeprune as sp
+from gallery.loops import Rect
 from gallery.nets import ENTRIES
 from gallery.run import answer
+from spikeprune.core.errors import InvalidValue
+from spikeprune.runtime import nir_linear
 
 nir = pytest.importorskip("nir")
-pytest.importorskip("norse")
+norse = pytest.importorskip("norse.torch")
 snn = pytest.importorskip("snntorch")
 
 from nir_run import Simulator  # noqa: E402
@@ -146,3 +149,147 @@ def test_a_box_neuron_of_norse_is_a_plain_lif(tmp_path):
     graph = nir.read(path)
     assert sum(isinstance(node, nir.LIF) for node in graph.nodes.values()) == 2
     torch.testing.assert_close(Simulator(graph).run(x).float(), wanted)
+
+
+def volumes():
+    """Three dimensions, transposed, padded around the edge: as matrices, with max pooling of spikes behind them."""
+    return [
+        nn.Conv3d(1, 3, 3, padding=1), Leaks(), nn.MaxPool3d(2), nn.Conv3d(3, 2, 1), Leaks(),
+        nn.Flatten(), nn.Linear(16, 3),
+    ], (1, 4, 4, 4)  # fmt: skip
+
+
+def transposed():
+    return [
+        nn.ConvTranspose2d(1, 3, 2, stride=2), Leaks(soft=True), nn.AvgPool2d(2), nn.Conv2d(3, 2, 3, padding=1),
+        Leaks(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3),
+    ], (1, 4, 4)  # fmt: skip
+
+
+def around():
+    return [
+        nn.Conv2d(1, 3, 3, padding=1, padding_mode="circular"), Leaks(), nn.Conv2d(3, 2, 3, padding=1),
+        nn.BatchNorm2d(2), Leaks(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3),
+    ], (1, 4, 4)  # fmt: skip
+
+
+def dilated():
+    return [nn.Conv1d(1, 3, 3, padding=2, dilation=2), Leaks(), nn.Flatten(), nn.Linear(24, 3)], (1, 8)
+
+
+def comes_back():
+    return [nn.Linear(6, 8), Back(nn.Linear(8, 8, bias=False)), nn.Linear(8, 3)], (6,)
+
+
+def comes_back_softly():
+    return [nn.Linear(6, 8), Back(nn.Linear(8, 8, bias=False), soft=True), nn.Linear(8, 3)], (6,)
+
+
+def recurrent_of_snntorch():
+    return [
+        nn.Linear(6, 8),
+        snn.RLeaky(beta=0.7, threshold=0.5, linear_features=8, init_hidden=True),
+        nn.Linear(8, 3),
+    ], (6,)
+
+
+def recurrent_of_norse():
+    return [
+        nn.Linear(6, 8),
+        Keeps(norse.LIFRecurrentCell(8, 8, p=norse.LIFParameters(v_th=torch.tensor(0.3)))),
+        nn.Linear(8, 3),
+    ], (6,)
+
+
+def no_reset():
+    return [
+        nn.Linear(6, 8),
+        snn.Leaky(beta=0.7, threshold=0.5, reset_mechanism="none", init_hidden=True),
+        nn.Linear(8, 3),
+    ], (6,)
+
+
+class Leaks(nn.Module):
+    """A neuron of a user's own; a loop begins it anew."""
+
+    def __init__(self, soft=False):
+        super().__init__()
+        self.soft, self.v = soft, 0.0
+
+    def forward(self, x):
+        v = 0.6 * self.v + x
+        spike = Rect.apply(v - 0.5)
+        self.v = v - 0.5 * spike if self.soft else v * (1 - spike)
+        return spike
+
+
+class Back(Leaks):
+    """Its spikes come back through weights at the next step."""
+
+    def __init__(self, weights, soft=False):
+        super().__init__(soft)
+        self.weights, self.last = weights, None
+
+    def forward(self, x):
+        self.last = super().forward(x if self.last is None else x + self.weights(self.last))
+        return self.last
+
+
+class Keeps(nn.Module):
+    """Keeps the state of a Norse cell from call to call."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell, self.state = cell, None
+
+    def forward(self, x):
+        z, self.state = self.cell(x, self.state)
+        return z
+
+
+class Loop(nn.Module):
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):
+        for module in self.modules():
+            if isinstance(module, Leaks):
+                module.v, module.last = 0.0, None
+            elif isinstance(module, Keeps):
+                module.state = None
+            elif hasattr(module, "reset_mem"):
+                module.reset_mem()
+        return torch.stack([self.layers(step) for step in x]).sum(0)
+
+
+BEYOND = [
+    volumes, transposed, around, dilated, comes_back, comes_back_softly, recurrent_of_snntorch, recurrent_of_norse,
+    no_reset,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", BEYOND)
+def test_what_nir_has_no_node_for_is_written_as_matrices_loops_and_filters(make, tmp_path):
+    torch.manual_seed(0)
+    layers, shape = make()
+    net, x = weighted(Loop(layers)).eval(), 2 * torch.rand(5, 3, *shape)
+    graph = nir.read(sp.export_nir(net, tmp_path / "net.nir", 0.5 * x[:4]))
+    wanted = answer(net, x)
+    assert wanted.std() > 0.01
+    torch.testing.assert_close(Simulator(graph).run(x).sum(0).float(), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_a_matrix_that_is_too_large_is_refused(tmp_path, monkeypatch):
+    layers, shape = volumes()
+    monkeypatch.setattr(nir_linear, "LARGEST", 64)
+    with pytest.raises(InvalidValue, match=r"'layers\.0' to NIR: NIR has no node that computes convolution"):
+        sp.export_nir(Loop(layers).eval(), tmp_path / "net.nir", torch.rand(4, 3, *shape))
+
+
+def test_behind_a_matrix_what_is_none_itself_is_refused(tmp_path):
+    net = Loop(
+        [nn.Conv3d(1, 2, 1), Leaks(), nn.Conv3d(2, 2, 1), nn.MaxPool3d(2), Leaks(), nn.Flatten(), nn.Linear(16, 3)]
+    )
+    with pytest.raises(InvalidValue, match=r"'layers\.3' to NIR: it stands behind a matrix over whole images"):
+        sp.export_nir(net.eval(), tmp_path / "net.nir", 3 * torch.rand(4, 3, 1, 4, 4, 4))

@@ -31,15 +31,19 @@ def export_nir(model: nn.Module, path: str | os.PathLike[str], example: Tensor) 
         decay = 1                                       ->   IF(r = gain / dt)
 
     Max pooling of spikes becomes SumPool2d and Threshold, which is the same; a residual sum becomes two edges into one
-    node. What follows the last layer with weights and only averages over time is left to the reader of the file.
+    node. Recurrent weights become a loop of two nodes, whose edge back arrives one step later. A layer that NIR has no
+    node for, but that is linear (three-dimensional, transposed or circular convolution), becomes a matrix over whole
+    images, of at most 4 million numbers, and all layers behind it have one axis. What follows the last layer with
+    weights and only averages over time is left to the reader of the file.
 
     Args:
         model: in any mode; it is left as it was. Pruned weights must be zeros, as the Pruner keeps them.
         path: the file, such as "net.nir".
         example: an input, as in training.
     Returns: the path.
-    Raises: InvalidValue, naming the module, for what NIR cannot say: soft reset, pooling with a ceiling, max pooling of
-        something else than spikes, a sum of a value and itself. MissingDependency without the package nir.
+    Raises: InvalidValue, naming the module, for what NIR cannot say: numbers that differ from step to step, products of
+        two values, max pooling of something else than spikes, a sum of a value and itself. MissingDependency
+        without the package nir.
     Source: Pedersen et al. 2024, doi:10.1038/s41467-024-52259-9 (NIR); neuroir.org.
 
     Examples:

@@ -1,12 +1,16 @@
 """A NIR graph under construction; each operation adds its own nodes (`Operation.export_nir`)."""
 
+import math
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.runtime.compile.network import LoweredLayer, LoweredNetwork, channelwise
+from spikeprune.runtime.nir_linear import LARGEST, Matrices, any_of, is_mean, matrices, over_channels, size_of
 
 
 class NirGraph:
@@ -16,6 +20,7 @@ class NirGraph:
         dt: seconds of one time step, as SpikingJelly and snnTorch assume.
         binary: values that are 0 or 1. shapes: value -> shape of one image and step.
         sources: value -> names of the nodes whose sum it is.
+        flat: values of several axes that are one axis in the graph, behind a matrix over whole images.
     """
 
     dt = 1e-4
@@ -26,6 +31,9 @@ class NirGraph:
         self.edges: list[tuple[str, str]] = []
         self.sources: dict[int, list[str]] = {0: ["input"]}
         self.binary: set[int] = set()
+        self.flat: set[int] = set()
+        self._flattened: dict[int, list[str]] = {}
+        self._flattening = False
         self.shapes = network.shapes()
 
     def build(self) -> Any:
@@ -37,10 +45,146 @@ class NirGraph:
 
         self.nodes["input"] = nir.Input({"input": np.array(self.network.input_shape)})
         for layer in self.network.layers:
-            layer.op.export_nir(layer, self)
+            if any(value in self.flat for value in layer.inputs):
+                self._add_flat(layer)
+            else:
+                self._add(layer)
+        if self.network.output in self.flat:
+            last = next(layer for layer in self.network.layers if layer.output == self.network.output)
+            raise self.refuse(last, "NIR has no node for it, nor for what would give its result several axes again")
         self.nodes["output"] = nir.Output({"output": np.array(self.shapes[self.network.output])})
         self._join(self.sources[self.network.output], "output")
-        return nir.NIRGraph(self.nodes, self.edges)
+        try:
+            return nir.NIRGraph(self.nodes, self.edges)
+        except ValueError as error:
+            said = " ".join(str(error).split())[:160]
+            raise InvalidValue(f"the package nir refuses the graph that was made for this network: {said}") from error
+
+    def _add(self, layer: LoweredLayer) -> None:
+        """By the node that NIR has for it, else as matrices."""
+        try:
+            layer.op.export_nir(layer, self)
+        except InvalidValue:
+            if not self._as_matrices(layer):
+                raise
+
+    def _add_flat(self, layer: LoweredLayer) -> None:
+        """A layer that reads a flat value."""
+        kind, remembers = layer.kind, layer.kind == "cell"
+        if kind in ("reduce", "repeat", "flatten", "add"):
+            sources = [name for value in layer.inputs for name in self._flat_sources(value)]
+            if kind == "reduce":
+                layer.op.export_nir(layer, self)  # it refuses what it must
+            self.sources[layer.output] = sources
+            if kind == "flatten" and layer.inputs[0] in self.binary:
+                self.binary.add(layer.output)
+        elif kind == "neuron" or not self._as_matrices(layer):
+            if kind != "neuron" and not remembers:
+                largest = size_of(layer, [self.shapes[value] for value in layer.inputs])
+                raise self.refuse(
+                    layer, f"it stands behind a matrix over whole images, and is none itself of at most {LARGEST:,} "
+                    f"numbers ({largest:,})"
+                )  # fmt: skip
+            self._flattening = True
+            try:
+                layer.op.export_nir(layer, self)
+            finally:
+                self._flattening = False
+        if len(layer.shape) > 1:
+            self.flat.add(layer.output)
+
+    def _flat_sources(self, value: int) -> list[str]:
+        """The nodes whose sum is the value in one axis."""
+        import nir
+
+        if value in self.flat or len(self.shapes[value]) == 1:
+            return self.sources[value]
+        if value not in self._flattened:
+            name = self._free(f"{'_'.join(self.sources[value])}_flat"[:80])
+            self.nodes[name] = nir.Flatten({"input": np.array(self.shapes[value])}, start_dim=0, end_dim=-1)
+            self._join(self.sources[value], name)
+            self._flattened[value] = [name]
+        return self._flattened[value]
+
+    def _free(self, name: str) -> str:
+        while name in self.nodes:
+            name += "_"
+        return name
+
+    def _as_matrices(self, layer: LoweredLayer) -> bool:
+        """Adds a layer that is a sum of matrix products, or a maximum of spikes; False if it is neither."""
+        import nir
+
+        shapes = [self.shapes[value] for value in layer.inputs]
+        found = matrices(layer, shapes)
+        if found is None:
+            anyone = any_of(layer, shapes[0]) if len(shapes) == 1 and layer.inputs[0] in self.binary else None
+            if anyone is None:
+                return False
+            self._matrix(layer, 0, anyone, torch.zeros(len(anyone)))
+            name = self._free(f"{self.sources[layer.output][0]}_any")
+            self.nodes[name] = nir.Threshold(np.full(len(anyone), 0.5))
+            self._join(self.sources[layer.output], name)
+            self.sources[layer.output] = [name]
+            self.binary.add(layer.output)
+        else:
+            if not self._structured(layer, shapes, found):
+                names: list[str] = []
+                for k, weight in enumerate(found.weights):
+                    self._matrix(layer, k, weight, found.shift * (k == 0))
+                    names += self.sources[layer.output]
+                self.sources[layer.output] = names
+                if len(layer.shape) > 1:
+                    self.flat.add(layer.output)
+            if self._only_moves(layer, found):
+                self.binary.add(layer.output)
+            return True
+        if len(layer.shape) > 1:
+            self.flat.add(layer.output)
+        return True
+
+    def _only_moves(self, layer: LoweredLayer, found: Matrices) -> bool:
+        """Whether each result is one of the inputs' spikes, or 0."""
+        rows = torch.cat(found.weights, 1)
+        moved = bool(((rows == 0) | (rows == 1)).all() and (rows.sum(1) <= 1).all() and (found.shift == 0).all())
+        return moved and all(value in self.binary for value in layer.inputs)
+
+    def _structured(self, layer: LoweredLayer, shapes: list[tuple[int, ...]], found: Matrices) -> bool:
+        """Adds a mean of maps, or a mixture of channels as in a concatenation, without giving up the axes."""
+        import nir
+
+        if any(value in self.flat for value in layer.inputs):
+            return False
+        if len(shapes) == 1 and is_mean(found.weights[0], shapes[0], layer.shape) and not bool(found.shift.any()):
+            channels, *area = shapes[0]
+            size = np.array(area)
+            self.node(layer, nir.AvgPool2d(size, size, np.zeros_like(size)))
+            if len(layer.shape) == 1:
+                pooled = np.array((channels, 1, 1))
+                self.node(layer, nir.Flatten({"input": pooled}, start_dim=0, end_dim=-1), "_flat", source=layer.output)
+            return True
+        mixed = [over_channels(w, shape, layer.shape) for w, shape in zip(found.weights, shapes, strict=True)]
+        if len(layer.shape) > 3 or any(m is None for m in mixed):
+            return False
+        shift = found.shift.view(len(found.shift) // math.prod(layer.shape[1:]), -1)
+        if bool((shift != shift[:, :1]).any()):
+            return False
+        names: list[str] = []
+        for k, (value, m) in enumerate(zip(layer.inputs, mixed, strict=True)):
+            assert m is not None
+            one = replace(layer, inputs=(value,), name=f"{layer.name or layer.kind}.{k}" if k else layer.name)
+            self.channel_matrix(one, self.numpy(m.float()), self.numpy(shift[:, 0].float() * (k == 0)))
+            names += self.sources[layer.output]
+        self.sources[layer.output] = names
+        return True
+
+    def _matrix(self, layer: LoweredLayer, k: int, weight: Tensor, shift: Tensor) -> None:
+        import nir
+
+        name = self._free((layer.name or layer.kind).replace(".", "_") + (f"_{k}" if k else ""))
+        self.nodes[name] = nir.Affine(self.numpy(weight.float()), self.numpy(shift.float()))
+        self._join(self._flat_sources(layer.inputs[k]), name)
+        self.sources[layer.output] = [name]
 
     def _join(self, sources: list[str], name: str) -> None:
         if len(set(sources)) < len(sources):
@@ -49,10 +193,12 @@ class NirGraph:
 
     def node(self, layer: LoweredLayer, node: Any, suffix: str = "", source: int | None = None) -> None:
         """Adds a node that reads the layer's input (or the value `source`) and is the layer's result from now on."""
-        name = (layer.name or layer.kind).replace(".", "_") + suffix
-        while name in self.nodes:
-            name += "_"
-        self.nodes[name] = node
+        name = self._free((layer.name or layer.kind).replace(".", "_") + suffix)
+        inferred = node.output_type.get("output")
+        made = [int(size) for size in (layer.shape if inferred is None else inferred)]
+        if math.prod(made) != math.prod(layer.shape):  # as of dilated one-dimensional convolutions
+            raise self.refuse(layer, f"the package nir takes its result for one of shape {made}")
+        self.nodes[name] = _in_one_axis(node, layer.shape) if self._flattening else node
         self._join(self.sources[layer.inputs[0] if source is None else source], name)
         self.sources[layer.output] = [name]
 
@@ -87,6 +233,13 @@ class NirGraph:
     def numpy(tensor: Tensor) -> Any:
         """The tensor as NIR takes it."""
         return tensor.detach().cpu().contiguous().numpy()
+
+
+def _in_one_axis(node: Any, shape: tuple[int, ...]) -> Any:
+    """A node that works value by value, for values in one axis."""
+    given = {f.name: getattr(node, f.name) for f in fields(node) if f.name not in ("input_type", "output_type")}
+    flat = {k: v.reshape(-1) if isinstance(v, np.ndarray) and v.shape == shape else v for k, v in given.items()}
+    return type(node)(**flat)
 
 
 def ungrouped(weight: Tensor, groups: int) -> Tensor:

@@ -4,7 +4,7 @@ Sources of a step's inputs are ("x", k, d), input k of the cell d steps ago, and
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ class Cell:
         return max((s[2] for step in self.steps for r in step.inputs for s in r.sources), default=0)
 
 
-def run_cell(cell: Cell, sequences: Sequence[Sequence[Tensor]], everything: bool = False) -> Iterator[Any]:
+def run_cell(cell: Cell, sequences: Sequence[Iterable[Tensor]], everything: bool = False) -> Iterator[Any]:
     """The result at each time step for inputs given step by step; all steps' results if `everything`."""
     past: list[dict[Source, Tensor]] = []  # of the steps before, the latest one last; the present one is behind them
     kept = cell.delay
