@@ -397,7 +397,7 @@ def test_a_run_records_and_shows_the_time_steps_that_ran(tmp_path, monkeypatch, 
     assert sum(each.images for each in classes) == record.data.counts["test"]
     assert sum(each.right for each in classes) / record.data.counts["test"] == record.accuracy
     page = folder.report.read_text()
-    assert "T = 2" in page
+    assert "T&nbsp;=&nbsp;2" in page
     assert "On a neuromorphic chip neurons and packets cost energy too" in page
     assert cli.main(["run", "digits", *words]) == 0  # the same command finds it
     assert capsys.readouterr().out.splitlines()[-1] == said[-1]
@@ -602,7 +602,7 @@ def test_loaders_of_recordings_tell_the_time_steps_of_the_record(tmp_path, monke
     assert cli.main(["run", "digits", *words]) == 0
     folder = RunFolder.existing(capsys.readouterr().out.splitlines()[-1])
     assert folder.read_record().settings.T == 6
-    assert "T = 6" in folder.report.read_text()
+    assert "T&nbsp;=&nbsp;6" in folder.report.read_text()
 
 
 @pytest.mark.parametrize("accuracies", [(0.96, 0.99), (0.999, 0.90), (0.02, 0.06)])

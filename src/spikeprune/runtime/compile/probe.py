@@ -101,7 +101,7 @@ def _compare(network: LoweredNetwork, x: Tensor, seen: _Seen, output: Tensor) ->
         if layer.output not in seen.spikes:
             raise InvalidValue(f"cannot compile {layer.name!r}: it was not called again on an input of the same shape")
         expected = seen.inputs[layer.output]
-        if any(a not in (1, b) for a, b in zip(inputs[0].shape, expected.shape, strict=True)):
+        if any(a not in (1, b) for a, b in zip(inputs[0].shape[::-1], expected.shape[::-1], strict=False)):
             # A model that takes [N, T, ...], read with as many samples as steps.
             raise InvalidValue(
                 f"cannot compile the layers up to {layer.name!r}: the model's input currents are "
