@@ -146,7 +146,7 @@ def squeeze(found: dict[str, Any]) -> str:
          ", ".join(f"{phase} {s:.0f}" for phase, s in sorted(r["phases"].items(), key=lambda p: -p[1])[:3])]
         for name, r in found["rows"].items()
     ]  # fmt: skip
-    said = table(["what", "weights", "CPU seconds", "peak memory, GB", "where the time goes, s"], rows)
+    said = table(["what", "weights", "CPU seconds", "peak memory, GB", "where the time goes, s by the wall"], rows)
     counts = {name: size[-1] for name, size in layers().items()}
     if not counts.keys() <= found["rows"].keys():
         return said

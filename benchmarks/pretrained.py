@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from common import measured, one_thread
-from torch import Tensor, nn
+from torch import Tensor
 
 import spikeprune as sp
 from spikeprune.data import Dataset, batches
@@ -94,10 +94,10 @@ def row(name: str, budget: str, sparsity: float, root: Path | None, images: int)
     data = data_of(name, root)
     drawn = batches(data, "train", 100, shuffle=True, seed=0)
     seen = torch.cat([x for x, _ in islice(drawn, CALIBRATION.get(name, 500) // 100)])
-    dense, squeezed = sp.pretrained(name), sp.pretrained(name)
+    squeezed = sp.pretrained(name)
     result = sp.squeeze(squeezed, [seen], sparsity, budget=budget, images=len(seen))
     ours = {"compiled fp32": sp.compile(squeezed, seen[:2]), "compiled int16": sp.compile(squeezed, seen[:2], "int16")}
-    whole = sp.compile(dense, seen[:2])
+    whole = sp.compile(sp.pretrained(name), seen[:2])
     time_of: dict[str, dict[str, dict[str, float]]] = {}
     for batch in BATCHES:
         x = seen[:batch].contiguous()
@@ -109,23 +109,12 @@ def row(name: str, budget: str, sparsity: float, root: Path | None, images: int)
         "budget": budget, "asked": sparsity, "sparsity": result.sparsity, "images": images,
         "multiplies_kept": share_of_multiplies(ours["compiled fp32"].network),
         "accuracy": {
-            "dense": accuracy(_framework(dense), data, images),
+            "dense": accuracy(whole, data, images),
             **{engine: accuracy(run, data, images) for engine, run in ours.items()},
             "int8, dense network": accuracy(int8, data, images),
         },
         "ms": time_of,
     }  # fmt: skip
-
-
-def _framework(model: nn.Module) -> Runner:
-    from spikingjelly.activation_based import functional
-
-    def run(x: Tensor) -> Tensor:
-        functional.reset_net(model)
-        with torch.no_grad():
-            return model(x)
-
-    return run
 
 
 def table(rows: dict[str, dict[str, Any]]) -> Iterator[str]:

@@ -136,9 +136,8 @@ def _goals(whole: Sequence[Line]) -> list[str]:
             if mine:
                 lost = summarize([dense[x["network"]] - 100 * x["accuracy"] for x in mine])
                 mean, seconds = (summarize([x[key] for x in mine]).mean for key in ("accuracy", "cpu_seconds"))
-                half = "" if lost.half is None else f" +- {lost.half:.2f}"
                 rows.append(
-                    f"| {name} | {100 * sparsity:g} % | {100 * mean:.2f} | {lost.mean:.2f}{half} | {goal} "
+                    f"| {name} | {100 * sparsity:g} % | {100 * mean:.2f} | {_told(lost)} | {goal} "
                     f"| {seconds:.0f} | {lost.n} |"
                 )
     if not rows:
@@ -174,9 +173,8 @@ def _other_goals(test: Sequence[Line]) -> list[str]:
                 dense = _dense(test, network)
                 lost = summarize([dense - value for value in mine.values()])
                 seconds = _mean(_of(test, network, sparsity), _run().ARMS[name], "cpu_seconds")
-                half = "" if lost.half is None else f" +- {lost.half:.2f}"
                 rows.append(
-                    f"| {network} | {name} | {100 * sparsity:g} % | {dense:.2f} | {lost.mean:.2f}{half} | {goal} "
+                    f"| {network} | {name} | {100 * sparsity:g} % | {dense:.2f} | {_told(lost)} | {goal} "
                     f"| {seconds:.0f} | {lost.n} |"
                 )
     if not rows:
@@ -294,7 +292,10 @@ def _mean(lines: Iterable[Line], settings: Mapping[str, Any], key: str) -> float
 
 
 def _cell(values: Mapping[tuple[str, int], float]) -> str:
-    found = summarize(list(by_unit(values).values()))
+    return _told(summarize(list(by_unit(values).values())))
+
+
+def _told(found: Summary) -> str:
     return f"{found.mean:.2f}" + ("" if found.half is None else f" +- {found.half:.2f}")
 
 

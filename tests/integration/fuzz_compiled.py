@@ -189,7 +189,7 @@ def attempt(content, path):
         return f"{type(error).__name__}: {str(error)[:80]}", str(error)
     else:
         outcome = "ran"
-    return (outcome if loaded < 5 else f"took {loaded:.1f} s"), said
+    return (outcome if loaded < 1 else f"took {loaded:.1f} s"), said
 
 
 def _call(compiled):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import spikeprune as sp
+from fuzz_draw import Hidden
 from gallery.loops import Rect
 from gallery.nets import ENTRIES
 from gallery.run import answer
@@ -196,7 +197,7 @@ def recurrent_of_snntorch():
 def recurrent_of_norse():
     return [
         nn.Linear(6, 8),
-        Keeps(norse.LIFRecurrentCell(8, 8, p=norse.LIFParameters(v_th=torch.tensor(0.3)))),
+        Hidden(norse.LIFRecurrentCell(8, 8, p=norse.LIFParameters(v_th=torch.tensor(0.3)))),
         nn.Linear(8, 3),
     ], (6,)
 
@@ -235,18 +236,6 @@ class Back(Leaks):
         return self.last
 
 
-class Keeps(nn.Module):
-    """Keeps the state of a Norse cell from call to call."""
-
-    def __init__(self, cell):
-        super().__init__()
-        self.cell, self.state = cell, None
-
-    def forward(self, x):
-        z, self.state = self.cell(x, self.state)
-        return z
-
-
 class Loop(nn.Module):
     def __init__(self, layers):
         super().__init__()
@@ -256,7 +245,7 @@ class Loop(nn.Module):
         for module in self.modules():
             if isinstance(module, Leaks):
                 module.v, module.last = 0.0, None
-            elif isinstance(module, Keeps):
+            elif isinstance(module, Hidden):
                 module.state = None
             elif hasattr(module, "reset_mem"):
                 module.reset_mem()

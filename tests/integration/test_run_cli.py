@@ -164,7 +164,7 @@ def test_excluded_layers_stay_dense(tmp_path, capsys):
 
 
 def test_data_of_the_users_own_and_weights_to_start_from(tmp_path, capsys):
-    from my_nets_for_cli import multi_step  # type: ignore[import-not-found]  # a fixture has written it
+    from my_nets_for_cli import multi_step  # a fixture has written it
 
     torch.manual_seed(5)
     start = multi_step(4)
@@ -184,7 +184,7 @@ def test_data_of_the_users_own_and_weights_to_start_from(tmp_path, capsys):
 @pytest.fixture
 def sparse_start(tmp_path):
     """A state_dict of which half of the prunable weights is 0, and the words of a run from there."""
-    from my_nets_for_cli import multi_step  # type: ignore[import-not-found]  # a fixture has written it
+    from my_nets_for_cli import multi_step  # a fixture has written it
 
     import spikeprune as sp
 

@@ -48,7 +48,7 @@ def test_the_record_has_what_the_contract_asks_for(squeezed):
     entry = record.squeeze
     assert entry is not None
     assert entry.images == 60
-    assert sum(entry.phases.values()) <= entry.seconds < 2 * sum(entry.phases.values()) + 10  # nothing else is in it
+    assert sum(entry.phases.values()) <= entry.seconds < 2 * sum(entry.phases.values()) + 1  # nothing else is in it
     assert sum(layer.alive for layer in entry.layers.values()) == alive
     assert sum(c.images for c in entry.classes) == record.data.counts["test"]
     assert sum(c.pruned for c in entry.classes) / record.data.counts["test"] == record.accuracy

@@ -75,7 +75,7 @@ def networks(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     return model.eval(), x
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(networks(), st.sampled_from(["channel", "gate"]), st.floats(0, 1), st.integers(0, 1000))
 def test_masked_and_shrunk_agree(network, pattern, share, seed):
     model, x = network

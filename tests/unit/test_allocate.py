@@ -29,7 +29,7 @@ def test_quotas_over_many_events_never_miss_although_rounding_wanders():
     # Largest remainders can give a layer one more at a smaller total (the Alabama paradox); dead weights stay dead.
     for name in ("uniform", "erk", "lamp"):
         model = conv_net()
-        pruner = sp.Pruner(model, "magnitude", sp.Linear(to=0.97, end=75, every=1), allocate=name)
+        pruner = sp.Pruner(model, "magnitude", sp.Linear(to=0.97, end=150, every=1), allocate=name)
         for event in pruner.preview():
             before = pruner.masks
             pruner.step()

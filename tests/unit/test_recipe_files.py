@@ -63,7 +63,7 @@ def test_a_hostile_recipe_is_refused_shortly_and_at_once(tmp_path: Path, name: s
     began = time.process_time()
     with pytest.raises(UserError) as caught:
         load(str(path))
-    assert time.process_time() - began < 10  # the bombs took 87 s; a loaded machine is ten times slower
+    assert time.process_time() - began < 1
     message = str(caught.value)
     assert words in message
     assert 20 <= len(message) < 400 + len(str(tmp_path))

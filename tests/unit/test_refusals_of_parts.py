@@ -160,7 +160,7 @@ def test_folders_and_files_in_the_way_are_named(tmp_path):
     folder = RunFolder(tmp_path)
     folder.checkpoints.write_text("")
     with pytest.raises(UserError, match="is a file; remove it, or use another --out"):
-        folder.save_checkpoint("last", {})  # type: ignore[arg-type]
+        folder.save_checkpoint("last", {})
 
 
 def test_what_the_hub_answers_and_what_is_there_already_are_told(tmp_path, monkeypatch):

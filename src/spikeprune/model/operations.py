@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeGuard, cast
 
-import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
@@ -70,7 +70,7 @@ WRITES = {"__setitem__", "copy_", "index_copy_", "index_put_", "index_add_", "sc
 
 def is_mapped(tensor: Tensor) -> bool:
     """Whether a tensor stands for one sample inside of `torch.vmap`."""
-    return bool(torch._C._functorch.is_batchedtensor(tensor))  # type: ignore[attr-defined]
+    return is_batchedtensor(tensor)
 
 
 def short_name(func: Callable[..., Any]) -> str:

@@ -70,7 +70,7 @@ class NirGraph:
 
     def _add_flat(self, layer: LoweredLayer) -> None:
         """A layer that reads a flat value."""
-        kind, remembers = layer.kind, layer.kind == "cell"
+        kind = layer.kind
         if kind in ("reduce", "repeat", "flatten", "add"):
             sources = [name for value in layer.inputs for name in self._flat_sources(value)]
             if kind == "reduce":
@@ -79,7 +79,7 @@ class NirGraph:
             if kind == "flatten" and layer.inputs[0] in self.binary:
                 self.binary.add(layer.output)
         elif kind == "neuron" or not self._as_matrices(layer):
-            if kind != "neuron" and not remembers:
+            if kind not in ("neuron", "cell"):
                 largest = size_of(layer, [self.shapes[value] for value in layer.inputs])
                 raise self.refuse(
                     layer, f"it stands behind a matrix over whole images, and is none itself of at most {LARGEST:,} "
@@ -127,20 +127,15 @@ class NirGraph:
             self._join(self.sources[layer.output], name)
             self.sources[layer.output] = [name]
             self.binary.add(layer.output)
-        else:
-            if not self._structured(layer, shapes, found):
-                names: list[str] = []
-                for k, weight in enumerate(found.weights):
-                    self._matrix(layer, k, weight, found.shift * (k == 0))
-                    names += self.sources[layer.output]
-                self.sources[layer.output] = names
-                if len(layer.shape) > 1:
-                    self.flat.add(layer.output)
-            if self._only_moves(layer, found):
-                self.binary.add(layer.output)
             return True
-        if len(layer.shape) > 1:
-            self.flat.add(layer.output)
+        if not self._structured(layer, shapes, found):
+            names: list[str] = []
+            for k, weight in enumerate(found.weights):
+                self._matrix(layer, k, weight, found.shift * (k == 0))
+                names += self.sources[layer.output]
+            self.sources[layer.output] = names
+        if self._only_moves(layer, found):
+            self.binary.add(layer.output)
         return True
 
     def _only_moves(self, layer: LoweredLayer, found: Matrices) -> bool:
@@ -185,6 +180,8 @@ class NirGraph:
         self.nodes[name] = nir.Affine(self.numpy(weight.float()), self.numpy(shift.float()))
         self._join(self._flat_sources(layer.inputs[k]), name)
         self.sources[layer.output] = [name]
+        if len(layer.shape) > 1:
+            self.flat.add(layer.output)
 
     def _join(self, sources: list[str], name: str) -> None:
         if len(set(sources)) < len(sources):

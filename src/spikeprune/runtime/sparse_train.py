@@ -22,8 +22,8 @@ from spikeprune.runtime import native
 from spikeprune.runtime.structs import SparseStruct, pointer, run
 
 # A layer is taken if at most this share of its weights is alive. Measured by `benchmarks/training.py`: layers of VGG-16
-# break even with dense ones at 0.2, and with those that `sp.fuse` makes skip silent inputs at about 0.17. It is a fixed
-# number rather than a timing at hand, because a resumed run must take the same path to the last bit.
+# break even with dense ones at 0.2, and with those that `sp.fuse` makes skip silent inputs between 0.1 and 0.2. It is a
+# fixed number rather than a timing at hand, because a resumed run must take the same path to the last bit.
 MOST_ALIVE = 0.15
 
 

@@ -108,7 +108,8 @@ def squeeze(
         polish: passes over the calibration images at the end, in which all remaining weights and BatchNorm's scale and
             shift follow the dense network's outputs by their gradients, without labels; with at most 1,000 images its
             spikes too. It gains most with many images, such as images=5000, polish=2. A pass costs about four forward
-            passes. Images are taken 50 at a time where their axis can be told.
+            passes. Images are taken 50 at a time where their axis can be told. Steps that lead away from the dense
+            outputs are taken back and smaller ones tried; the result's `notes` say if none helped.
         include, exclude: names or patterns (`*`) of parameters or modules; the others stay dense.
         floor: the least that every layer keeps: a count, or a share of the layer if below 1.
         seed: of the drawn rows and of "random".

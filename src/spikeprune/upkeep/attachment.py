@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Protocol, final
 
 import torch
@@ -171,13 +172,14 @@ _ATTACHED: weakref.WeakSet[Attachment] = weakref.WeakSet()
 
 def _watch_others(attachment: Attachment) -> None:
     """Tells an attachment of every optimizer's steps for as long as it lives."""
-    if not _REGISTERED:
-        _REGISTERED.append(register_optimizer_step_pre_hook(_any_begins))
-        _REGISTERED.append(register_optimizer_step_post_hook(_any_ended))
+    _register()
     _ATTACHED.add(attachment)
 
 
-_REGISTERED: list[Any] = []
+@cache
+def _register() -> None:
+    register_optimizer_step_pre_hook(_any_begins)
+    register_optimizer_step_post_hook(_any_ended)
 
 
 def _any_begins(optimizer: torch.optim.Optimizer, *_: Any) -> None:

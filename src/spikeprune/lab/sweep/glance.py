@@ -11,8 +11,8 @@ from typing import Final
 from spikeprune import zoo
 from spikeprune.host.catalogue import recipe_heads, registrations
 
-_DENSE = "dense"
-_PLURALS: Final = {
+DENSE: Final = "dense"
+PLURALS: Final = {
     "methods": "method", "sparsities": "sparsity", "seeds": "seed", "datasets": "data.name", "models": "model",
 }  # fmt: skip
 
@@ -25,8 +25,8 @@ def count_runs(source: str, overrides: Sequence[str]) -> int | None:
     methods = given.pop("method", ["that of the recipe"])
     baseline = given.pop("baseline", ["true"])
     sparsities = given.pop("sparsity", ["0.5"])
-    pruning = [method for method in methods if method != _DENSE]
-    runs = len(pruning) * len(sparsities) + (baseline == ["true"] or _DENSE in methods)
+    pruning = [method for method in methods if method != DENSE]
+    runs = len(pruning) * len(sparsities) + (baseline == ["true"] or DENSE in methods)
     for values in given.values():
         runs *= len(values)
     return runs or None
@@ -42,7 +42,7 @@ def _given(overrides: Sequence[str]) -> dict[str, list[str]] | None:
         if not word.startswith("--") or (not equals and not words):
             return None
         text = text if equals else words.pop(0)
-        key = _PLURALS.get(key, key)
+        key = PLURALS.get(key, key)
         values = text.split(",")
         if key not in _PLAIN or key in found or len(set(values)) < len(values):
             return None

@@ -17,20 +17,17 @@ import yaml
 
 from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.lab.recipe import Recipe, from_values, read_values, settings_hash
+from spikeprune.lab.sweep.glance import DENSE, PLURALS
 from spikeprune.lab.train.folder import RunFolder, folder_of
 from spikeprune.record.base import Json
 from spikeprune.record.whole import write_whole
 
 SCHEMA = 1
-DENSE = "dense"
 # What a dense run takes no notice of: lists of these do not multiply it.
 UNUSED_BY_DENSE = (
     "sparsity", "regrow", "regrow_schedule", "allocate", "pattern", "budget", "floor", "exclude", "start",
     "regrow_exclude",
 )  # fmt: skip
-_PLURALS = {
-    "methods": "method", "sparsities": "sparsity", "seeds": "seed", "datasets": "data.name", "models": "model",
-}  # fmt: skip
 _LISTS = ("optim.milestones", "data.mean", "data.std")  # a list is one value of these
 
 
@@ -209,13 +206,13 @@ def read_tuning(source: str, overrides: Sequence[str] = ()) -> Sweep:
             "data.validation: 0.1}"
         )
     values = {k: v for k, v in values.items() if k not in ("reference", "tuned")} | {"baseline": False}
-    values |= {_PLURALS.get(str(key), str(key)): value for key, value in tune.items()}
+    values |= {PLURALS.get(str(key), str(key)): value for key, value in tune.items()}
     return _read(f"{name}-tune", values, overrides)
 
 
 def _values(source: str) -> tuple[str, dict[str, Json]]:
     name, values = read_values(source)
-    flat = {_PLURALS.get(key, key): value for key, value in values.items()}
+    flat = {PLURALS.get(key, key): value for key, value in values.items()}
     return re.sub(r"[^\w.-]", "-", name), flat
 
 
@@ -235,7 +232,7 @@ def _given(overrides: Sequence[str]) -> dict[str, Json]:
             text = rest.pop(0)
         plain = text if text.startswith("[") or "," not in text else f"[{text}]"
         try:
-            found[_PLURALS.get(key, key)] = yaml.safe_load(plain)
+            found[PLURALS.get(key, key)] = yaml.safe_load(plain)
         except yaml.YAMLError as error:
             raise InvalidValue(f"--{key} {text!r} cannot be read; write a value, or several as a,b,c") from error
     return found

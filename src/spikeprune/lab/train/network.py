@@ -5,6 +5,7 @@ T time steps, N batch, C channels, H/W space, K classes.
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -182,7 +183,8 @@ def connect(model: nn.Module, example: Tensor, T: int, classes: int, loss: str, 
         alone = takes != "image" or whole or calls.most > 1 or logits.shape[0] == T
         if fits and alone:
             if isinstance(adapter, Discovered):
-                _check_found(model, adapter, calls, lambda x: _call(model, x, takes, T, recorded), few)  # noqa: B023
+                run = functools.partial(_call, model, takes=takes, T=T, recorded=recorded)
+                _check_found(model, adapter, calls, run, few)
             return TimedNetwork(model, adapter, takes, len(example) if recorded else T, chosen, ran=calls.steps or T)
         refusals.append(f"{takes}: outputs {list(logits.shape)} in {calls.most} steps")
     raise InvalidValue(
@@ -246,14 +248,16 @@ def _check_found(
     """Raises: InvalidValue if no spike function was called, or if a batch is answered otherwise after another one."""
     if not calls.most:
         raise InvalidValue(NOT_FOUND)
-    answers: list[Tensor] = []
+
+    def after(before: Tensor) -> Tensor:
+        adapter.reset(model)
+        run(before)
+        adapter.reset(model)
+        return run(x)
+
     with torch.no_grad(), undisturbed(model, adapter), evaluating(model):
-        for before in (torch.zeros_like(x), x):
-            for batch in (before, x):
-                adapter.reset(model)
-                answer = run(batch)
-            answers.append(answer)  # pyright: ignore[reportPossiblyUnbound]
-    if not torch.equal(*answers):
+        same = torch.equal(after(torch.zeros_like(x)), after(x))
+    if not same:
         raise InvalidValue(
             f"{type(model).__name__} answers a batch differently after another one; its forward must begin with "
             "fresh membrane potentials, or its modules must have a reset() that forgets them"
