@@ -15,12 +15,13 @@ from spikeprune import zoo
 from spikeprune.core.errors import InvalidValue, UnknownName
 from spikeprune.zoo import readout
 from spikeprune.zoo.paper import BatchNorm2dPerStep, Dspike, Gate, lif_channels, lif_weights
+from spikeprune.zoo.transformer import SpikingAttention
 
 PAPER = ["vgg16-weights", "vgg16-channels", "resnet19-weights", "resnet19-channels"]
 PAPER += ["resnet19-weights-authors"]
 SMALL = ["digits-conv", "digits-conv-wide", "fashion-conv", "fashion-conv-fc", "fashion-conv-large", "mlp"]
 SMALL += ["digits-conv-small", "fashion-conv-small", "vgg16-quarter", "resnet19-slim"]
-SMALL += ["vgg16-eighth", "resnet19-eighth"]
+SMALL += ["vgg16-eighth", "resnet19-eighth", "fashion-transformer"]
 
 
 def fresh(name: str, **settings: int) -> nn.Module:
@@ -361,6 +362,29 @@ def test_step_by_step_equals_all_steps_at_once(name):
         functional.reset_net(model)
         functional.set_step_mode(model, "s")
         torch.testing.assert_close(torch.stack([model(x_t) for x_t in x]), at_once)
+
+
+@pytest.mark.parametrize("steps", [(), (2,)])
+def test_spiking_attention_equals_its_formula_head_by_head(steps: tuple[int, ...]):
+    torch.manual_seed(0)
+    attention = SpikingAttention(width=6, heads=2).eval()
+    functional.set_step_mode(attention, "m" if steps else "s")
+    for module in attention.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.5, 0.5)
+    x, given = torch.randn(*steps, 2, 6, 2, 3), {}
+    for name in ("q", "k", "v"):
+        getattr(attention, name).register_forward_hook(lambda _, __, y, name=name: given.update({name: y}))
+    attention.mixed.register_forward_pre_hook(lambda _, args: given.update(mixed=args[0]))
+    with torch.no_grad():
+        attention(x)
+    q, k, v = (given[name].flatten(-2) for name in ("q", "k", "v"))  # [..., C, tokens], 0 and 1
+    assert 0 < q.mean() < 1 and 0 < k.mean() < 1 and 0 < v.mean() < 1
+    wanted = torch.zeros_like(q)
+    for head in (slice(0, 3), slice(3, 6)):
+        shared = torch.einsum("...ci,...cj->...ij", q[..., head, :], k[..., head, :])  # how many channels both fire in
+        wanted[..., head, :] = torch.einsum("...ij,...cj->...ci", shared, v[..., head, :]) / 8
+    torch.testing.assert_close(given["mixed"].flatten(-2), wanted, atol=0, rtol=0)
 
 
 # ---- mistakes ------------------------------------------------------------------------------------------------------

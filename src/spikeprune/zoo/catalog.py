@@ -154,6 +154,14 @@ def fashion_conv_fc(spec: Spec) -> "SpikingNet":
     return conv_net(spec, (32, "P", 64, "P"), hidden=(256,))
 
 
+@register("fashion-transformer", channels=1, min_size=4)
+def fashion_transformer(spec: Spec) -> "SpikingNet":
+    """Three convolutions, then two blocks of spiking attention of width 48, for 28x28 images."""
+    from spikeprune.zoo.transformer import transformer
+
+    return transformer(spec)
+
+
 @register("mlp", channels=1)
 def mlp(spec: Spec) -> "SpikingNet":
     """256-256-fc on the flattened image."""
