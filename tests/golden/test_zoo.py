@@ -379,7 +379,7 @@ def test_spiking_attention_equals_its_formula_head_by_head(steps: tuple[int, ...
     with torch.no_grad():
         attention(x)
     q, k, v = (given[name].flatten(-2) for name in ("q", "k", "v"))  # [..., C, tokens], 0 and 1
-    assert 0 < q.mean() < 1 and 0 < k.mean() < 1 and 0 < v.mean() < 1
+    assert all(0 < part.mean() < 1 for part in (q, k, v))
     wanted = torch.zeros_like(q)
     for head in (slice(0, 3), slice(3, 6)):
         shared = torch.einsum("...ci,...cj->...ij", q[..., head, :], k[..., head, :])  # how many channels both fire in
