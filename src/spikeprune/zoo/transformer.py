@@ -41,7 +41,7 @@ class SpikingAttention(nn.Module):
         return x.reshape(*x.shape[:-3], self.heads, x.shape[-3] // self.heads, x.shape[-2] * x.shape[-1])
 
 
-class Block(nn.Module):
+class AttentionBlock(nn.Module):
     """x + attention(x), and to that its own two 1x1 convolutions: BN(conv(LIF(BN(conv(LIF(x))))))."""
 
     def __init__(self, width: int, heads: int, expansion: int):
@@ -60,7 +60,7 @@ def transformer(spec: Spec) -> SpikingNet:
     stem = nn.Sequential(*_conv_bn(spec.channels, STEM, 3))
     body: list[nn.Module] = [lif(), layer.MaxPool2d(2, 2), *_conv_bn(STEM, WIDTH, 3)]
     body += [lif(), layer.MaxPool2d(2, 2), *_conv_bn(WIDTH, WIDTH, 3)]
-    body += [Block(WIDTH, HEADS, EXPANSION) for _ in range(BLOCKS)]
+    body += [AttentionBlock(WIDTH, HEADS, EXPANSION) for _ in range(BLOCKS)]
     body += [lif(), layer.AdaptiveAvgPool2d(1), layer.Flatten()]
     return SpikingNet(
         stem,
