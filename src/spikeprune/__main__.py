@@ -1,4 +1,4 @@
-"""`python -m spikeprune` is `spikeprune`; what torchrun starts."""
+"""`python -m spikeprune` runs the command `spikeprune`. torchrun starts this module."""
 
 import sys
 

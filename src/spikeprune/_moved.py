@@ -61,7 +61,7 @@ MOVED = {
 
 
 def new_path(name: str) -> str | None:
-    """The present path of a module, None if it did not move.
+    """The new path of a module that has moved, else None.
 
     >>> new_path("spikeprune.pruner.adapter")
     'spikeprune.model.adapter'
@@ -101,7 +101,7 @@ class MovedFinder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """The module at the new path, None for every name that did not move."""
+        """The spec of the module at the new path, None for every name that did not move."""
         moved = new_path(fullname)
         if moved is None:
             return None

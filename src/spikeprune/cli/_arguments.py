@@ -1,4 +1,4 @@
-"""What the commands share: argparse whose complaints are ours, and JSON output."""
+"""Shared by the commands: an argument parser with our error messages, and JSON output."""
 
 import argparse
 import json
@@ -56,7 +56,7 @@ class _Help(argparse.HelpFormatter):
 
 
 def add_code_options(parser: argparse.ArgumentParser) -> None:
-    """What a command takes that opens a run folder and builds its network."""
+    """Adds the options of commands that open a run folder and build its network."""
     parser.add_argument("--data.root", dest="root", default=None, help="where the data lies now, if it has moved")
     parser.add_argument("--trust", action="store_true", help="run the Python code that the run folder names")
     parser.add_argument("--model", default=None, help="your package.module:build, in place of what the folder names")
@@ -64,14 +64,14 @@ def add_code_options(parser: argparse.ArgumentParser) -> None:
 
 
 def code_of(options: argparse.Namespace) -> "Code":
-    """What the user said with these options."""
+    """The values of these options, as a `Code`."""
     from spikeprune.lab.train.code import Code
 
     return Code(options.trust, options.model, options.data)
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on stdout."""
+    """Prints one JSON object to stdout."""
     print(json.dumps(value, allow_nan=False))
 
 

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class Framework(TypedDict):
-    """An installed framework: what works with it, and what is missing; empty if nothing is."""
+    """An installed framework: what works with it, and what is missing ("" if nothing is missing)."""
 
     version: str
     works: str
@@ -53,7 +53,10 @@ class Framework(TypedDict):
 
 
 class Findings(TypedDict):
-    """What stands where; the optional keys are there if the core works."""
+    """All findings, with the keys of `spikeprune doctor --json`.
+
+    The optional keys exist if the core can be imported.
+    """
 
     python: str
     spikeprune: str | None

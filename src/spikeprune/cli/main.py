@@ -122,7 +122,7 @@ def _one_line(error: Exception) -> str:
 
 
 class _Lines(logging.Handler):
-    """Each message on a line of its own, above a progress bar that takes sys.stderr over meanwhile."""
+    """Prints each message on a line of its own, above a progress bar that may have replaced sys.stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(f"spikeprune: {record.getMessage().removeprefix('spikeprune: ')}", file=sys.stderr)

@@ -113,7 +113,7 @@ def _listener(spec: str | None) -> "OnEpoch | None":
 
 
 def _notes(folder: "RunFolder", record: "RunRecord") -> list[str]:
-    """What is wrong with the network, if anything is, and what its energy figure leaves out."""
+    """Notes on faults of the network, if it has any, and on what its energy figure leaves out."""
     from spikeprune.lab.train.notes import energy_note, run_notes
     from spikeprune.record.statistics import StatisticsRecord
 

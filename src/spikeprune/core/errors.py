@@ -1,4 +1,4 @@
-"""What can go wrong, in the user's words: what came, what is allowed, what to try.
+"""The errors of the library. Each message says what came, what is allowed and what to try.
 
 `UserError` marks a mistake that the user can mend (exit status 2 on the command line); `RunFailed` marks a run that
 went wrong on its own, such as a loss that is not a number (exit status 1).

@@ -1,4 +1,4 @@
-"""All that a method may look at in one round, and what it answers with."""
+"""The evidence that a method may read in one mask update, and the scores that it returns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -163,12 +163,12 @@ def unpack(bits: Tensor, shape: tuple[int, ...]) -> Bool[Tensor, "*shape"]:
 
 
 def count(masks: Mapping[str, Tensor]) -> int:
-    """How many are True, in all tensors together."""
+    """The number of True entries in all tensors together."""
     return sum(int(torch.count_nonzero(mask)) for mask in masks.values())
 
 
 def overlap(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> int:
-    """How many are True in both."""
+    """The number of entries that are True in both."""
     return sum(int(torch.count_nonzero(a[name] & b[name])) for name in a)
 
 

@@ -10,7 +10,7 @@ _NM = re.compile(r"^(\d+):(\d+)$")
 
 
 def unit_of(pattern: str) -> str:
-    """What a pattern cuts and counts: "channels" or "weights"."""
+    """The unit that a pattern cuts and counts: "channels" or "weights"."""
     return "channels" if pattern in CHANNEL_PATTERNS else "weights"
 
 

@@ -47,7 +47,7 @@ class Schedule(abc.ABC):
         return self.to
 
     def since(self, sparsity: float) -> "Schedule":
-        """The same course from a sparsity that is there already: s_n = s_0 + (to - s_0) * (course from 0 to 1)."""
+        """This schedule for a network that has a sparsity s_0 already: s_n = s_0 + (to - s_0) * course, from 0 to 1."""
         return self
 
     @abc.abstractmethod

@@ -15,7 +15,7 @@ from spikeprune.core.errors import InvalidValue, MissingEvidence
 
 
 class Statistic(abc.ABC):
-    """A streaming mean over sequences, [C] or of a weight's shape.
+    """A streaming mean over sequences. The result has shape [C] or the shape of a weight.
 
     Feed `begin()` at the start of every sequence and `step(...)` for each time step; `result()` may be asked at any
     time. `total` and `count` are all there is: sum them over ranks and the result is that of all ranks together.
@@ -110,7 +110,7 @@ class SynapseMean(Statistic):
         self.output_shape = output_shape
 
     def squared(self) -> "SynapseMean":
-        """The same with the square of the input: S = mean curve(u) * x^2."""
+        """A SynapseMean with the square of the input: S = mean curve(u) * x^2."""
         return SynapseMean(self.curve, lambda d, x: self.correlate(d, x.square()), self.output_shape)
 
     def begin(self) -> None:

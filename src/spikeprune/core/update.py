@@ -20,7 +20,7 @@ Exchange = Callable[[int, int], int]
 @final
 @dataclass(frozen=True)
 class Target:
-    """How much a mask update keeps, and where.
+    """The number of units that a mask update keeps, in total and in each layer.
 
     Attributes:
         keep: weights to keep in all (ignored under a budget of cost).
@@ -119,7 +119,7 @@ def _cut(
     growing: frozenset[str],
     reference: Bools | None = None,
 ) -> dict[str, Tensor]:
-    """What the score keeps: the target in layers that do not regrow, (1 - share) of it in those that do."""
+    """The mask of the cut: layers that do not regrow keep the target, the others keep (1 - share) of it."""
     fixed = {n: reference[n] for n in scores if reference is not None and n not in growing}
     free = {n: s for n, s in scores.items() if n not in fixed}
     among = {n: alive[n] for n in free}

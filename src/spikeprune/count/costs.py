@@ -1,4 +1,4 @@
-"""What weights and channels cost under a budget of parameters, multiplies or synaptic operations."""
+"""The cost of weights and channels under a budget of parameters, multiplies or synaptic operations."""
 
 from collections.abc import Mapping, Sequence
 

@@ -351,5 +351,5 @@ def _batch_size(x: Any, target: Any, seen: set[int], output: Any, time: str | No
 
 
 def _name(model: nn.Module, parameter: Tensor | None, otherwise: str) -> str:
-    """The parameter's name in the model; `otherwise` for a weight that is computed (parametrized)."""
+    """The parameter's name in the model, or `otherwise` if the weight is computed (parametrized)."""
     return next((name for name, p in model.named_parameters() if p is parameter), otherwise)

@@ -1,4 +1,4 @@
-"""What `count` returns: the cost of a network and of its layers, per sample; it prints as a table."""
+"""The result of `count`: the cost of a network and of its layers, per sample. It prints as a table."""
 
 from dataclasses import dataclass, field
 from typing import final
@@ -47,7 +47,7 @@ class Figures:
 @final
 @dataclass(frozen=True)
 class Sides:
-    """The same activity counted twice: every weight (`dense`), and the alive ones (`pruned`).
+    """The operations of the same activity, counted over every weight (`dense`) and over the alive weights (`pruned`).
 
     `outputs`: output values per sample over its time steps, which are neurons times steps; 0 where it is not known.
     """

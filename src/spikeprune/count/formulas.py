@@ -1,4 +1,4 @@
-"""What a network costs: operations, energy, stored size and firing rates as functions of tensors.
+"""The cost of a network: operations, energy, stored size and firing rates as functions of tensors.
 
 Shapes: N batch (or any number of frames), C channels, *space positions.
 """

@@ -1,4 +1,4 @@
-"""What `pruner.table()` returns: one row a layer, to read in code and to print."""
+"""The result of `pruner.table()`: one row for each layer, for code and for printing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,7 +50,10 @@ class Table(list[Row]):
     def of(
         cls, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor], pairs: Mapping[str, Pairing] | None
     ) -> "Table":
-        """One row a parameter; one without a mask is alive as a whole, `pairs` is None before the first forward."""
+        """A table with one row for each parameter.
+
+        A parameter without a mask counts as alive as a whole. `pairs` is None before the first forward.
+        """
         return cls(
             Row(
                 name,

@@ -22,7 +22,7 @@ def lines(counts: "Counts") -> list[str]:
 
 
 def html(counts: "Counts") -> str:
-    """The same for a notebook."""
+    """The table of counts in HTML, which a notebook shows."""
 
     def row(cells: tuple[str, ...], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
@@ -63,7 +63,7 @@ def _below(counts: "Counts") -> list[str]:
 
 
 def chip_note(events: Mapping[str, float]) -> str:
-    """What the energy figure leaves out, and in which layers cutting weights alone has stopped paying on a chip.
+    """A note on what the energy figure leaves out, and on layers where cutting more weights saves no energy on a chip.
 
     A chip updates each neuron at every time step and routes each spike as a packet. Synapses cost less than that where
 

@@ -1,4 +1,4 @@
-"""What every reader delivers (`Source`) and what training receives (`Dataset`): splits, statistics, a checksum."""
+"""A reader delivers a `Source`, and training receives a `Dataset`: splits, statistics and a checksum."""
 
 import hashlib
 from dataclasses import dataclass, field, replace
@@ -115,7 +115,7 @@ class Dataset:
         return {"train": self.train, "validation": self.validation, "test": self.test}[name]
 
     def to(self, device: torch.device | str) -> "Dataset":
-        """The same data with every split on `device`, so that no batch has to be copied there."""
+        """A copy with every split on `device`, so that no batch has to be copied there."""
         moved = {"train": self.train, "validation": self.validation, "test": self.test}
         return replace(self, **{name: split.to(device) for name, split in moved.items()})
 
@@ -126,7 +126,9 @@ def _kind(split: Split) -> str:
 
 @dataclass
 class Source:
-    """What a reader found in the files: whole splits, nothing chosen yet. `validation` only where the data has its own.
+    """The whole splits that a reader found in the files.
+
+    `validation` is set only if the data has a split of its own for it.
 
     `mean` and `std` are measured on 8-bit images that bring none; other inputs are used as they are.
     """

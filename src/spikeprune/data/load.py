@@ -1,4 +1,4 @@
-"""From a name to a `Dataset`: the list of what is built in, and the one way in."""
+"""`load` turns the name of a dataset into a `Dataset`."""
 
 import os
 from pathlib import Path

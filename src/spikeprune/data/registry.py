@@ -87,7 +87,7 @@ class Facts:
 @final
 @dataclass(frozen=True)
 class Request:
-    """What a reader is asked for.
+    """The request that a reader gets.
 
     Args:
         known: the dataset's own registration.
@@ -156,7 +156,7 @@ class KnownDataset:
             )
 
     def check(self, source: object) -> Source:
-        """What the reader gave, held against the registration.
+        """Compares the reader's result with the registration and returns it.
 
         Raises: InvalidValue, which names the registration, if the two differ.
         """

@@ -1,4 +1,4 @@
-"""What runs here: the processor, its instruction sets, and the versions of installed packages."""
+"""This machine: the processor, its instruction sets, and the versions of installed packages."""
 
 import functools
 import platform

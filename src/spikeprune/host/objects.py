@@ -1,4 +1,4 @@
-"""From `package.module:name` to the object of that name: how a model or a data set of the user's own is given."""
+"""Finds the object that `package.module:name` names. Users name their own models and data in this way."""
 
 import contextlib
 import importlib

@@ -1,4 +1,4 @@
-"""From the words of a source to BibTeX: "Deng et al. 2021, arXiv:1911.00822" names one entry of references.bib."""
+"""BibTeX for the sources of methods: "Deng et al. 2021, arXiv:1911.00822" names one entry of references.bib."""
 
 import functools
 import re
@@ -96,7 +96,7 @@ def _named(surname: str, year: str) -> Reference:
 
 
 def _short(key: str, *, author: str | None = None, **fields: str) -> Reference:
-    """An entry of what is known. "and others" stands for the authors whom the source does not name."""
+    """A short entry of the fields that are known. "and others" stands for authors whom the source does not name."""
     if author is not None:
         fields = {"author": f"{author} and others", **fields}
     lines = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items())

@@ -93,7 +93,7 @@ class Norse(Adapter):
 
 
 def _spied(neuron: Any, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-    """One step of the cell's own function; returns what `threshold` saw, and the new state."""
+    """Runs one step of the cell's own function. Returns the argument that `threshold` got, and the new state."""
     function: Callable[..., Any] = neuron.activation
     names = getattr(function, "__globals__", {})
     original = names.get("threshold")

@@ -83,7 +83,9 @@ class SpikingJelly(Adapter):
         )
 
     def _shown(self, neuron: Any, x: Tensor, more: tuple[Any, ...]) -> Iterator[Tensor] | None:
-        """What the surrogate sees while the neuron's own forward runs; None if it is not called once a step.
+        """The arguments of the surrogate while the neuron's own forward runs.
+
+        None if the surrogate is not called once in each step.
 
         A subclass may change the charge, the threshold, the reset or the whole step, so nothing is taken for granted.
         """

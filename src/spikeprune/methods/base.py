@@ -1,4 +1,4 @@
-"""What a method is: a score per weight. How much, where and in which pattern are other parts, shared by all methods."""
+"""A method gives a score to each weight. Schedule, allocation and pattern are other parts, which all methods share."""
 
 import abc
 import dataclasses
@@ -203,7 +203,7 @@ class Method(abc.ABC):
         )
 
     def observation(self) -> Observation:
-        """How its statistic is recorded, made of its settings."""
+        """How the method's statistic is recorded, built from its settings."""
         return Observation()
 
     def regrow_score(self, evidence: Evidence) -> Scores:
@@ -220,7 +220,10 @@ class Method(abc.ABC):
         return kept - int(share * kept)
 
     def growth(self, evidence: Evidence) -> Mapping[str, float] | None:
-        """Name -> the layer's part of all that is regrown, if `within_layers`; None gives each what it lost."""
+        """Name -> the layer's share of all regrown weights, if `within_layers`.
+
+        None: each layer regrows as many as it lost.
+        """
         return None
 
     def before_update(self, training: Training) -> None:

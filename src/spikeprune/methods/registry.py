@@ -24,7 +24,7 @@ _NOT_METHODS = {"base", "registry", "shared"}
 
 @dataclasses.dataclass(frozen=True)
 class RecipeHints:
-    """What a recipe does for the sake of a method; the Pruner never asks for it.
+    """The parts of a recipe that a method decides. The Pruner does not read them.
 
     Attributes:
         defaults: keys of a recipe that are set unless the user sets them, such as {"start": "random"}.
@@ -101,13 +101,13 @@ def method_class(name: str) -> type[Method]:
 
 
 def source_of(name: str) -> str:
-    """Where a method comes from: paper or package."""
+    """The source of a method: a paper or a package."""
     method_class(name)
     return _SOURCES[name]
 
 
 def hints_of(method: Method | str) -> RecipeHints:
-    """What recipes do for the sake of a method; nothing for one that is not registered.
+    """The `RecipeHints` of a method. They are empty for a method that is not registered.
 
     Raises: UnknownName for a name that is no method's.
     """

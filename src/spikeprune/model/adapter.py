@@ -1,4 +1,4 @@
-"""What the rest of the library may ask a spiking framework.
+"""The interface through which the rest of the library reads a spiking framework.
 
 An `Adapter` is the only thing that knows a framework. It tells which modules are neurons, what their membrane
 potential was before firing, and how to reset them. Nothing here is ever called in a step that records nothing.
@@ -95,7 +95,7 @@ class Adapter(abc.ABC):
 
     @abc.abstractmethod
     def restore(self, model: nn.Module, states: Any) -> None:
-        """Puts back what `states` returned."""
+        """Restores the state that `states` returned."""
 
     def plain_forward(self, neuron: nn.Module) -> Callable[..., Any] | None:
         """The neuron's forward in PyTorch's own functions, on its own state; None if it consists of those already."""

@@ -1,4 +1,4 @@
-"""What a module or a function was called with, and hooks that see it."""
+"""The arguments of a call of a module or a function, and hooks that see them."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType

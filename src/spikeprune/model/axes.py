@@ -1,4 +1,4 @@
-"""Where samples and time steps are in a batch: as the caller said, or as targets, neurons and outputs show it."""
+"""Finds the axes of samples and time steps in a batch: as the caller says, or from targets, neurons and outputs."""
 
 from collections.abc import Collection
 from typing import Any

@@ -84,7 +84,7 @@ class ChannelSpace:
         return result
 
     def facts(self, grads: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """What else is known of channels: "scale", "norm" and, with gradients, "slope" -> group name -> [C].
+        """Values of channels for scores: "scale", "norm" and, with gradients, "slope" -> group name -> [C].
 
         Args:
             grads: of the parameters `before`, by name; may be empty.

@@ -1,4 +1,4 @@
-"""What the parameters of a model say of its channels: one number a channel, and masks of parameters from channels."""
+"""Values of channels from a model's parameters: one number for each channel, and masks of parameters from channels."""
 
 from collections.abc import Mapping, Sequence
 

@@ -76,7 +76,7 @@ class ChannelMap:
 
     @property
     def size(self) -> int:
-        """How many atoms there are."""
+        """The number of atoms."""
         return len(self._parent)
 
     # -- atoms -------------------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ class ChannelMap:
         return _along(behind, -3, len(node.shape))
 
     def _united(self, node: Node, inputs: Sequence[Tensor | None]) -> Tensor | None:
-        """One layout for what goes in together, its atoms made one; None if something unknown joins in."""
+        """One layout for the inputs of a node that joins them, with their atoms united. None if an input is unknown."""
         known = [layout for layout in inputs if layout is not None]
         if len(known) < len(inputs):
             self._refuse(node, known, "joins channels with the model's input")
@@ -316,7 +316,7 @@ class ChannelMap:
         return self._united(node, inputs)
 
     def _write(self, node: Node, inputs: Sequence[Tensor | None]) -> Tensor | None:
-        """What a tensor holds after a write: the value's channels, which those written before must be."""
+        """The layout of a tensor after a write: the channels of the value, which must agree with earlier writes."""
         value = inputs[-1]
         index = node.arguments[0][1] if node.name == "__setitem__" else slice(None)
         if node.name not in ("__setitem__", "copy_") or value is None or _holds_none(index):

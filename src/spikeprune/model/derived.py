@@ -1,4 +1,4 @@
-"""What a forward computes from parameters alone before it multiplies with the result, and whether zeros stay in it."""
+"""Weights that a forward computes from parameters alone, such as standardised ones, and whether zeros stay in them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Computed:
     given: Arguments
 
     def run(self, others: Mapping[int, Tensor]) -> Tensor:
-        """The same from `others` in place of some parameters, by id. No tensor of the model is written to."""
+        """Computes the tensor again from `others`, id of a parameter -> value. No tensor of the model is written to."""
         args = [_run(value, others) for value in self.given.positional]
         if args and isinstance(args[0], Tensor):
             args[0] = args[0].clone()  # an in-place function writes into it
@@ -50,7 +50,7 @@ def _leaves(value: Any) -> Iterator[Tensor]:
 
 
 class Derived:
-    """What was computed from which parameter alone, and which of the parameter's values went where."""
+    """Records which tensors were computed from one parameter alone, and the place of each of its values in them."""
 
     def __init__(self, model: nn.Module) -> None:
         held = {id(stored_weight(m)) for m in layer_modules(model).values()}
@@ -183,7 +183,7 @@ class Derived:
 
 @dataclass(frozen=True)
 class _Tried:
-    """What is computed from a weight with zeros (`once`), from 0 and twice that weight, and where zeros are in it.
+    """Results for a weight with zeros (`once`), for twice that weight and for 0 (`nothing`), and the places of zeros.
 
     whole: what is computed from a weight without zeros. effect: what that adds to `nothing`, where the other
     parameters have changed. bare: what is computed from 0 where the others are 0. `zeros` is None where entries

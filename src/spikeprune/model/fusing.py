@@ -1,4 +1,4 @@
-"""What `sp.fuse` asks an adapter, so that neurons and layers of any framework can run in the fused training kernel."""
+"""The questions of `sp.fuse` to an adapter, so that neurons and layers of any framework can run in its kernel."""
 
 import abc
 from dataclasses import dataclass

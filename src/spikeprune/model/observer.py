@@ -71,7 +71,7 @@ class Observer:
     # ---- during training ------------------------------------------------------------------------------------------
 
     def glance(self) -> None:
-        """For a method that needs no trace: looks at the next forward, if none was seen, for weights used otherwise.
+        """Watches the next forward for weights that are used in an unknown way, for methods that need no trace.
 
         Raises: what was wrong, from the user's own step().
         """
@@ -307,7 +307,7 @@ class Observer:
         self.forget()
 
     def totals(self) -> dict[str, tuple[Tensor | None, float]]:
-        """What has been recorded for the coming mask update, for saving."""
+        """The recorded statistics of the coming mask update, for checkpoints."""
         return self._carried if self._probe is None else self._probe.totals()
 
     def load_totals(self, totals: dict[str, tuple[Tensor | None, float]]) -> None:

@@ -117,7 +117,7 @@ def multiplied(name: str, given: Arguments) -> tuple[tuple[Any, int, int], ...]:
 
 
 def _product(left: Any, right: Any) -> tuple[tuple[Any, int, int], ...]:
-    """Of `left @ right`: a weight on the right gives the last axis, one on the left the last but one."""
+    """The axes of `left @ right`: a weight on the right gives the last axis, a weight on the left the last but one."""
     vector = isinstance(right, Tensor) and right.dim() == 1
     return ((right, -1, -1), (left, -2, -1 if vector else -2))
 

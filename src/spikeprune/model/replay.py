@@ -16,7 +16,7 @@ def is_elementwise(node: Node) -> bool:
 
 
 def rerun(node: Node, values: Sequence[Tensor]) -> Any:
-    """What a node makes of other `values`; None if it cannot be run again, for lack of an argument."""
+    """The result of a node for other `values`. None if it cannot be run again because an argument is unknown."""
     try:
         if node.module is not None:
             return node.module.forward(*values)
@@ -34,7 +34,7 @@ def rerun(node: Node, values: Sequence[Tensor]) -> Any:
 
 
 def replay(node: Node, values: Sequence[Tensor]) -> Tensor | None:
-    """What a node that only moves values around makes of other `values`, each dimension of equal entries cut to 1.
+    """The result for other `values` of a node that only moves values; a dimension of equal entries gets size 1.
 
     None if it mixes values, or if its results differ from each other.
     """

@@ -1,4 +1,4 @@
-"""What a forward does between the leaf modules: functions, writes into tensors, spike functions, weights in use."""
+"""Watches a forward between the leaf modules: functions, writes into tensors, spike functions, weights in use."""
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -281,7 +281,7 @@ class Watch(TorchFunctionMode):
 
     @contextmanager
     def hidden(self) -> Generator[None]:
-        """What runs inside is our own and must not be taken for a part of the model."""
+        """Inside this context, calls are the library's own and are not recorded as parts of the model."""
         self.depth, inside, self.inside = self.depth + 1, self.inside, None
         try:
             with torch._C.DisableTorchFunction():
@@ -299,7 +299,7 @@ def _applied(cls: Any, before: tuple[Any, ...]) -> Callable[..., Tensor]:
 
 
 def _written(short: str, args: tuple[Any, ...]) -> Tensor | None:
-    """What a function has written into, None if it made something new."""
+    """The tensor that a function has written into. None if it made a new one."""
     in_place = short in WRITES or (short.endswith("_") and not short.endswith("__"))
     return args[0] if in_place and args and isinstance(args[0], Tensor) else None
 

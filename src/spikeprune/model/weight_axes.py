@@ -93,7 +93,7 @@ def _of_function(node: Node, weight: Tensor) -> tuple[int, int, int, int, int] |
 
 
 def _einsum_source(equation: Any, axis: int) -> int | None:
-    """Of "ni,oi->no": the dimension of the other operand that is summed with the weight, from the end."""
+    """In an equation such as "ni,oi->no", the dimension of the other operand that is summed, counted from the end."""
     if not isinstance(equation, str) or equation.count(",") != 1 or "->" not in equation:
         return None
     left, right = equation.replace(" ", "").split("->")
@@ -107,7 +107,7 @@ def _einsum_source(equation: Any, axis: int) -> int | None:
 
 
 def keeps_channels(node: Node, layout: Tensor) -> Tensor | None:
-    """What a function that mixes values along one dimension makes of a layout, None if it may mix channels.
+    """The layout after a function that mixes values along one dimension. None if it may mix channels.
 
     Padding, and a product with a matrix that does not come from the input, as parallel neurons mix time steps.
     """

@@ -191,7 +191,7 @@ class Multiplication:
         return self.function(*_exchanged(self.given.positional, others), **_exchanged(dict(self.given.named), others))
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The same without what is added, such as a bias."""
+        """Multiplies `x` with `weight` as the call did, without added terms such as a bias."""
         known = (self.x, self.weight)
         added = [t for t in _tensors(self.given.values) if all(t is not k for k in known)]
         others = {id(t): torch.zeros_like(t, dtype=x.dtype) for t in added}

@@ -1,4 +1,4 @@
-"""What is inside a wrapper: the user's own module, whose parameter names masks and counts go by."""
+"""Finds the user's own module inside a wrapper. Masks and counts use the parameter names of that module."""
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel

@@ -35,7 +35,7 @@ def assemble(
     masks: Given | None = None,
     regrow_exclude: Names = None,
 ) -> Steps:
-    """All that works on a model, ready for its first step; the arguments are those of the Pruner.
+    """Builds the parts of a Pruner for a model, ready for its first step. The arguments are those of the Pruner.
 
     Raises: InvalidValue or UnknownName for layers, masks or a schedule that cannot be.
     """

@@ -15,7 +15,7 @@ from spikeprune.methods.registry import make_method, name_of
 @final
 @dataclass(frozen=True)
 class Choices:
-    """How much, where and which pattern, as for the Pruner.
+    """The Pruner's choices: budget, allocation, pattern and the like.
 
     Raises: InvalidValue or UnknownName for a bad setting, or for two that exclude each other.
     """

@@ -17,7 +17,7 @@ _log = logging.getLogger("spikeprune")
 
 @final
 class History:
-    """What the mask updates did.
+    """The history of mask updates.
 
     Attributes:
         rounds: one entry a mask update.
@@ -34,7 +34,7 @@ class History:
     def add(
         self, update: MaskUpdate, before: Mapping[str, Tensor], outcome: Outcome, *, cut: bool, asked: int | None = None
     ) -> None:
-        """Notes a mask update.
+        """Adds the entry of a mask update.
 
         How many of the last one's regrown units survived is known only now. At a constant sparsity nothing is cut to
         the target: there the cut that makes room for growth judges them.

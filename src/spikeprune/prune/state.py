@@ -1,4 +1,4 @@
-"""What `pruner.state_dict()` holds, and how it is read again: every part is checked before any is taken up."""
+"""The contents of `pruner.state_dict()`. When it is read again, every part is checked before any part is used."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""What happens around every optimizer step: gradients are kept and masked, mask updates are made, weights are held."""
+"""The work around every optimizer step: gradients are kept and masked, masks are updated, weights are held."""
 
 import logging
 import time

@@ -87,7 +87,7 @@ class Updater:
         return self.select(update, scores, regrow_scores, share, target, protected, growth)
 
     def evidence(self, update: MaskUpdate, *, membrane: bool) -> Evidence:
-        """What the method may look at; `membrane`: the recorded statistics too."""
+        """The evidence for the method; with `membrane` the recorded statistics too."""
         space, observer = self.space, self.observer
         grads = self.gradients.summed(sum_over_ranks)
         values = self.gradients.before or {n: p.detach() for n, p in space.tracked.items()}
@@ -139,7 +139,7 @@ class Updater:
         )
 
     def _measure_after(self, survivors: Mapping[str, Tensor]) -> None:
-        """For measure="after": runs the step's forwards once more without what the cut takes; puts the weights back."""
+        """For measure="after": runs the step's forwards once more with the cut weights at 0, then puts them back."""
         masks = self.space.masks(survivors)
         weights = {n: self.space.parts.model.get_parameter(n).data for n in masks}
         before = {n: weight.clone() for n, weight in weights.items()}
@@ -182,7 +182,7 @@ class Updater:
             self.space.parts.upkeep.set(dict(masks))
 
     def training(self, step: int, *, grads: bool = False, update: MaskUpdate | None = None) -> Training:
-        """What the method sees of the step that is being made."""
+        """The training step that is being made, as the method sees it."""
         parameters, upkeep = self.space.parts.parameters, self.space.parts.upkeep
         passed = update or self.plan.passed(step)
         groups = [group for optimizer in upkeep.optimizers for group in optimizer.param_groups]

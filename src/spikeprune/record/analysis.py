@@ -29,7 +29,7 @@ Measured = float | Spread
 @final
 @recorded
 class UpdateSurvival(Record):
-    """What became of the weights that one mask update brought back; see `mechanism.survival`."""
+    """The fate of the weights that one mask update brought back; see `mechanism.survival`."""
 
     step: Count | None
     regrown: Measured | None
@@ -42,7 +42,7 @@ class UpdateSurvival(Record):
 @final
 @recorded
 class Survival(Record):
-    """What became of all regrown weights; see `mechanism.survival`."""
+    """The fate of all regrown weights; see `mechanism.survival`."""
 
     events: tuple[UpdateSurvival, ...] | None
     regrown: Measured | None
@@ -112,7 +112,7 @@ class Importance(Record):
 @final
 @recorded
 class ImportanceOfDifference(Record):
-    """The same of what only this network kept, and of what only the other one kept; of gamma or of weights."""
+    """The importance, by gamma or weight, of units that only one of two networks kept."""
 
     of: str | None
     only_this: Measured | None
@@ -170,7 +170,7 @@ class AvalancheSizes(Record):
 @final
 @recorded
 class LayerEntropy(Record):
-    """Of one neuron layer: entropy of its features in bits, criticality, and their correlation over channels."""
+    """One neuron layer: the entropy of its features in bits, its criticality, and their correlation over channels."""
 
     neuron: str | None
     entropy: Measured | None

@@ -157,7 +157,7 @@ class Record(dict[str, Json]):
 
 
 def loaded(path: Path, read: Callable[[object], T]) -> T:
-    """What `read` makes of a file's JSON. Raises: Damaged in one line that names the file and the key."""
+    """Reads a record from a file's JSON. Raises: Damaged in one line that names the file and the key."""
     with whole(path):
         return read(json.loads(ordinary(path).read_text(encoding="utf-8")))
 

@@ -36,7 +36,7 @@ class TimedThreads(Record):
 
     @classmethod
     def read(cls, values: object, key: str = "") -> Self:
-        """As for every record; the clock is known."""
+        """Reads the record and checks that its clock is a known one."""
         found = super().read(values, key)
         if found.clock not in CLOCKS:
             raise Impossible(f"{key}.clock is {found.clock!r}, must be {' or '.join(CLOCKS)}")
@@ -46,7 +46,7 @@ class TimedThreads(Record):
 @final
 @recorded
 class Measurement(Record):
-    """What `runtime.bench.measure` found with one number of threads, and on which machine."""
+    """The result of `runtime.bench.measure` with one number of threads, and the machine."""
 
     cpu: str
     flags: tuple[str, ...]
@@ -57,14 +57,14 @@ class Measurement(Record):
 
     @property
     def timed(self) -> TimedThreads:
-        """Its part of bench.json."""
+        """The part of bench.json for this number of threads."""
         return TimedThreads(threads=self.threads, clock=self.clock, rows=self.rows)
 
 
 @final
 @recorded
 class BenchInputs(Record):
-    """What the engines were fed. `why_random`: what was wrong with the data, None if nothing was."""
+    """The inputs of the engines. `why_random`: the fault of the data, None if it was read."""
 
     kind: str
     count: Count
@@ -108,7 +108,7 @@ class BenchRecord(Record):
 
     @classmethod
     def read(cls, values: object, key: str = "") -> Self:
-        """As for every record; there are times in it."""
+        """Reads the record and checks that it has times."""
         found = super().read(values, key)
         schema.check(found.schema, "schema")
         if not any(timing.rows for timing in found.timings):

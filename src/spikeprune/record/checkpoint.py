@@ -1,4 +1,4 @@
-"""What checkpoints hold: the keys of `pruner.state_dict()` and of the files in `checkpoint/`, with their types.
+"""The contents of checkpoints: the keys of `pruner.state_dict()` and of the files in `checkpoint/`, with types.
 
 All of it is plain types and tensors, so that `torch.load` reads it weights-only.
 """
@@ -15,7 +15,7 @@ from spikeprune.record.base import Json
 
 
 class PrunerSettings(TypedDict):
-    """What decides which masks a Pruner makes; a saved state must agree with it."""
+    """The settings that decide a Pruner's masks. A saved state must agree with them."""
 
     method: str
     schedule: str
@@ -30,13 +30,13 @@ class PrunerSettings(TypedDict):
 
 
 class WeightsState(TypedDict):
-    """What single weights know beside the masks: parameter name -> values that dead ones had when they were cut."""
+    """The state of single weights beside the masks: parameter name -> values of dead weights when they were cut."""
 
     last: dict[str, Tensor]
 
 
 class ChannelsState(TypedDict):
-    """What channels know beside the masks.
+    """The state of channels beside the masks.
 
     Keys:
         alive: group name -> bool [C].
@@ -100,7 +100,7 @@ class BestEpoch(TypedDict):
 
 
 class PhaseState(TypedDict):
-    """All that the rest of a training phase depends on.
+    """The complete state of a training phase: its continuation depends on nothing else.
 
     Keys:
         batch: of the present epoch; `sums` are its loss, right answers and images so far.
@@ -128,7 +128,7 @@ class PhaseState(TypedDict):
 
 
 class PrunedState(TypedDict):
-    """What a cut did, as `Pruned` has it."""
+    """The result of a cut, with the fields of `Pruned`."""
 
     masks: dict[str, Tensor]
     regrown: dict[str, Tensor]
@@ -146,7 +146,7 @@ class CutAccuracy(TypedDict):
 
 
 class CutState(TypedDict):
-    """What the training before a single cut left, and the cut."""
+    """The results of the training before a single cut, and of the cut."""
 
     plan: str
     pruned: PrunedState
@@ -173,7 +173,7 @@ class TrainedState(TypedDict):
 
 
 class SqueezeState(TypedDict):
-    """What a squeeze left; `scores` are right answers and images by class, of the dense and of the squeezed network."""
+    """The results of a squeeze. `scores`: right answers and images by class, of the dense and the squeezed network."""
 
     trained: TrainedState
     dense: dict[str, Json]

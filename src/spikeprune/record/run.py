@@ -46,7 +46,7 @@ class RunSettings(Record):
 @final
 @recorded
 class Environment(Record):
-    """What a reader needs to judge or repeat a number. `versions`: package -> version, None if it is not installed."""
+    """The environment of a run. `versions`: package -> version, None if the package is not installed."""
 
     versions: Mapping[str, str | None]
     platform: str
@@ -58,7 +58,7 @@ class Environment(Record):
 
     @classmethod
     def read(cls, values: object, key: str = "") -> Self:
-        """As for every record; the versions must name this package."""
+        """Reads the record and checks that its versions name this package."""
         found = super().read(values, key)
         if not found.versions.get("spikeprune"):
             raise Impossible(f"{key}.versions.spikeprune is missing")
@@ -81,7 +81,7 @@ class DataRecord(Record):
 
     @classmethod
     def read(cls, values: object, key: str = "") -> Self:
-        """As for every record; each split has its number of images."""
+        """Reads the record and checks that each split has its number of images."""
         found = super().read(values, key)
         missing = [split for split in SPLITS if split not in found.counts]
         if missing:
@@ -137,7 +137,7 @@ class Latency(Record):
 @final
 @recorded
 class Cost(Record):
-    """What a run took. `search` is up to the last change of a mask, the others are totals of the pruned run."""
+    """The cost of a run. `search` counts up to the last change of a mask, the other numbers are totals."""
 
     epochs: Count
     seconds: Positive
@@ -203,7 +203,7 @@ class RunRecord(Record):
 
     @classmethod
     def read(cls, values: object, key: str = "") -> Self:
-        """As for every record; the pruned network has an accuracy."""
+        """Reads the record and checks what single fields cannot tell, such as an accuracy of the pruned network."""
         found = super().read(values, key)
         schema.check(found.schema, "schema")
         if found.pruned.accuracy is None:
@@ -217,7 +217,7 @@ class RunRecord(Record):
 
     @property
     def accuracy(self) -> float:
-        """Of the pruned network on the test split."""
+        """The accuracy of the pruned network on the test split."""
         assert self.pruned.accuracy is not None  # `read` has seen to it
         return self.pruned.accuracy
 

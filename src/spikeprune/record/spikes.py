@@ -18,7 +18,7 @@ class SpikesRecord(Record):
 
     @classmethod
     def read(cls, values: object, key: str = "") -> Self:
-        """As for every record."""
+        """Reads the record and checks its version of the format."""
         found = super().read(values, key)
         schema.check(found.schema, "schema")
         return found

@@ -68,7 +68,7 @@ class RasterRows(Record):
 @final
 @recorded
 class SqueezeRecord(Record):
-    """What record.json says of a squeeze, under the key `squeeze`.
+    """The part of record.json about a squeeze, under the key `squeeze`.
 
     Args:
         images: calibration images, of the training split.

@@ -37,7 +37,7 @@ class NeuronStatistics(Record):
 
     @classmethod
     def read(cls, values: object, key: str = "") -> Self:
-        """As for every record; there are as many values as quantiles."""
+        """Reads the record and checks that there are as many values as quantiles."""
         found = super().read(values, key)
         if found.criticality is not None and len(found.criticality) != len(QUANTILES):
             raise Impossible(f"{key}.criticality has {len(found.criticality)} quantiles, must have {len(QUANTILES)}")
@@ -66,7 +66,7 @@ class StatisticsRecord(Record):
 
     @classmethod
     def read(cls, values: object, key: str = "") -> Self:
-        """As for every record."""
+        """Reads the record and checks its version of the format."""
         found = super().read(values, key)
         schema.check(found.schema, "schema")
         return found

@@ -105,7 +105,7 @@ def own_flags() -> tuple[str, ...]:
 
 
 def cache_folder() -> Path:
-    """Where libraries built at first use are kept (XDG cache folder)."""
+    """The folder of libraries that were built at first use (XDG cache folder)."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(base) / "spikeprune" / "kernels"
 
@@ -186,7 +186,7 @@ def _key(name: str, isa_name: str, cxx: str) -> str:
 
 
 def _built_ahead(name: str, isa_name: str) -> Path:
-    """Where a library built ahead lies; the key tells one of other sources apart."""
+    """The path of a library that was built ahead. Its name has a key of the sources."""
     return BUILT / f"{name}-{isa_name}-{_sources_key(name, isa_name)}.so"
 
 

@@ -156,7 +156,7 @@ def _behind_filter(cell: Cell, shape: tuple[int, ...]) -> tuple[tuple[Tensor, Te
 
 
 def _steps_behind(cell: Cell, place: int, border: int | None) -> list[int]:
-    """The steps that a step is computed from, itself included, without those behind the step `border`."""
+    """The steps that step `place` is computed from, itself included. The search stops at the step `border`."""
     found, open_ = {place}, [place]
     while open_:
         for region in cell.steps[open_.pop()].inputs:
@@ -246,7 +246,7 @@ def _delays(cell: Cell) -> bool:
 
 
 def _leaky(cell: Cell, shape: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
-    """(decay, gain) of v = decay v + gain x, if the cell is that."""
+    """(decay, gain) if the cell computes v = decay * v + gain * x, else None."""
     if any(step.base not in _LINEAR for step in cell.steps) or not cell.delay:
         return None
     if any(s[0] == "x" and s[1] for step in cell.steps for r in step.inputs for s in r.sources):

@@ -135,7 +135,7 @@ def _with_facts(content: bytes, example: Tensor, batch: Batch | None) -> bytes:
 
 
 def _difference(content: bytes, model: nn.Module, adapter: Adapter, example: Tensor, batch: Batch | None) -> str | None:
-    """In which way the file computes something else than the model, None if it does not."""
+    """The first difference between the file's results and the model's, in words. None if they agree."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -49,7 +49,7 @@ OP_POINTERS = (
 
 
 class OpStruct(ctypes.Structure):
-    """SpOp of engine.h."""
+    """The C struct `SpOp` of engine.h, field by field."""
 
     _fields_ = (
         [(name, _i32) for name in _OP_INTS] + [(name, _void_p) for name in OP_POINTERS] + [("neuron", NeuronStruct)]

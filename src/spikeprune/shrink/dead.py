@@ -1,4 +1,4 @@
-"""Which channels of a masked network can go without changing what it computes.
+"""Finds the channels of a masked network that can be removed without changing its result.
 
 Forward: a channel whose filter is masked is constant, 0 if its normalisation's scale and shift are masked too, and a
 neuron that gets a constant too small to ever reach its threshold is silent. Backward: a channel that no layer has an
@@ -167,14 +167,14 @@ class Constants:
         return torch.where(silent, 0.0, _UNKNOWN)
 
     def _heard(self, node: Node, fired: Tensor) -> None:
-        """What a neuron's own recurrent weights read: its spikes."""
+        """Notes the entries that a neuron's own recurrent weights read: its spikes."""
         for weight, (neuron, _) in self.table.graph.inner.items():
             if neuron == node.name and (weight, 1) in self.table.dims:
                 known = self.nonzero_columns.get((weight, 1))
                 self.nonzero_columns[weight, 1] = fired.flatten() if known is None else known | fired.flatten()
 
     def _excited(self, node: Node, source: Tensor) -> Tensor:
-        """Where a neuron's own recurrent weights, or their bias, may add something to its input."""
+        """The places where a neuron's own recurrent weights, or their bias, may add to its input."""
         excited = torch.zeros_like(source, dtype=torch.bool)
         for weight, (neuron, _) in self.table.graph.inner.items():
             if neuron != node.name or (weight, 1) not in self.table.dims:
@@ -210,7 +210,7 @@ class Constants:
         return torch.where(result.abs() < 1e-4, 0.0, _UNKNOWN).double()  # nan compares false
 
     def _write(self, node: Node, known: list[Tensor], layout: Tensor) -> Tensor:
-        """What a tensor holds after a write, where it held one number before or what is known of it."""
+        """The constant values of a tensor after a write into it."""
         first = node.arguments[0][0]
         before = known[0] if len(known) > 1 else None if first is None else torch.tensor(float(first)).double()
         index = node.arguments[0][1] if node.name == "__setitem__" else slice(None)

@@ -223,7 +223,7 @@ def copy_without_state(model: nn.Module, adapter: Adapter | None) -> nn.Module:
 
 
 def select(tensor: Tensor, cuts: list[Cut]) -> Tensor:
-    """What the cuts leave of a tensor; a dimension of size 1 is left alone."""
+    """The part of a tensor that the cuts leave. A dimension of size 1 stays as it is."""
     for cut in cuts:
         if tensor.shape[cut.dim] == cut.size:
             tensor = tensor.index_select(cut.dim, torch.tensor(cut.keep, device=tensor.device))

@@ -91,7 +91,7 @@ def _parts(batch: Any) -> tuple[Tensor, Any]:
 def _axis(
     x: Tensor, target: Any, wanted: int, model: nn.Module, adapter: Adapter, time: str | None
 ) -> int | None:  # fmt: skip
-    """Which axis of a batch counts images: 0, or 1 behind time; None where T = N and nothing has to be cut.
+    """The axis of a batch that counts images: 0, or 1 behind time. None if T = N and nothing has to be cut.
 
     Raises: InvalidValue where it cannot be told; if the model does not take the batch.
     """

@@ -38,7 +38,7 @@ _SPIKES = "spikes/"
 @final
 @dataclass(frozen=True)
 class Fingerprint:
-    """How a network fires on one input: neuron name -> bool, flat, in the order in which neurons first fired."""
+    """The spikes of a network on one input: neuron name -> flat bool tensor, in the order in which neurons ran."""
 
     spikes: Mapping[str, Tensor]
 
@@ -50,7 +50,7 @@ class Fingerprint:
 @final
 @dataclass(frozen=True)
 class Certificate:
-    """What a network is: see the module.
+    """A network's certificate: hashes of its tensors and masks, and its spikes on one stored input.
 
     Args:
         tensors: name in the state_dict -> SHA-256 of its type, shape and bytes.
@@ -81,7 +81,7 @@ class Certificate:
         return as_safetensors(tensors, {"format": FORMAT, "head": said, "digest": _digest_of(said, tensors)})
 
     def as_text(self) -> str:
-        """The same as text, for the metadata of another file."""
+        """The certificate's bytes as text, for the metadata of another file."""
         return base64.b64encode(self.as_bytes()).decode()
 
 
@@ -209,7 +209,7 @@ def only_ties(expected: Fingerprint, counts: Mapping[str, int]) -> bool:
 
 
 def _digest_of(head: str, tensors: Mapping[str, Tensor]) -> str:
-    """Of the whole certificate, so that it cannot be half changed."""
+    """The hash of the whole certificate, which shows a change of any part."""
     return hashlib.sha256(
         "\n".join([head, *(f"{n} {digest(t)}" for n, t in sorted(tensors.items()))]).encode()
     ).hexdigest()

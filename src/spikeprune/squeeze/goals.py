@@ -1,4 +1,4 @@
-"""What a squeeze is to reach: given masks, or how much is kept under a budget."""
+"""The goal of a squeeze: given masks, or an amount to keep under a budget."""
 
 from collections.abc import Mapping
 
@@ -25,7 +25,7 @@ def given_masks(network: Network, masks: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def target(network: Network, settings: SqueezeSettings, sparsity: float, rates: Mapping[str, Tensor]) -> Target:
-    """How much is kept at a sparsity.
+    """The amount that is kept at a sparsity.
 
     Args:
         rates: parameter name -> share of non-zero inputs, for a budget of synaptic operations.

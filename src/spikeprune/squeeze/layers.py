@@ -1,4 +1,4 @@
-"""One prunable weight during a squeeze: its rows, its dense weights, and what scores are made from."""
+"""One prunable weight during a squeeze: its rows, its dense weights, and the quantities behind its scores."""
 
 import math
 import time
@@ -171,7 +171,7 @@ class LayerProblem:
 
 
 def too_few_rows(problems: Mapping[str, LayerProblem], masks: Mapping[str, Tensor], images: int) -> str | None:
-    """What to pass where a neuron keeps more weights than its layer has rows; None where no layer lacks any.
+    """Advice if a neuron keeps more weights than its layer has rows. None if every layer has enough rows.
 
     Args:
         images: how many were used.

@@ -15,7 +15,7 @@ from spikeprune.squeeze.rows import Rows
 
 
 def chances(c: Tensor, rows: int, eps: float) -> Tensor:
-    """p_r, [R], for c [O, R]; they add up to `rows` where so many rows are there."""
+    """The probability p_r of each row to be drawn, [R], for c [O, R]. They add up to `rows`, or are 1 if R <= rows."""
     weight = c.double().clamp_min(0).mean(0)
     weight = weight / weight.mean().clamp_min(1e-300) + eps
     if rows >= len(weight):

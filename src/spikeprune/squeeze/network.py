@@ -69,7 +69,7 @@ def unharmed(model: nn.Module, adapter: Adapter | None) -> Generator[None]:
 
 
 def snapshot(model: nn.Module) -> Callable[[], None]:
-    """What puts the parameters, buffers and modes back to what they are now, bit for bit."""
+    """A function that restores the present parameters, buffers and modes, bit for bit."""
     parameters = [(p, p.detach().clone()) for p in model.parameters()]
     buffers = [(m, n, b, b.clone()) for m in model.modules() for n, b in m._buffers.items() if b is not None]
     modes = [(m, m.training) for m in model.modules()]

@@ -43,7 +43,7 @@ _BETAS, _EPS = (0.9, 0.999), 1e-8
 @final
 @dataclass(frozen=True)
 class DenseOutputs:
-    """What the dense network gave on one batch: its outputs, and for each call of a neuron its spikes as bits."""
+    """The dense network's outputs on one batch, and the spikes of each call of a neuron as bits."""
 
     x: Tensor
     outputs: list[Tensor]
@@ -53,7 +53,7 @@ class DenseOutputs:
 @final
 @dataclass(frozen=True)
 class Polish:
-    """How long and how fast.
+    """Settings of the fit: passes over the images and sizes of steps.
 
     Attributes:
         epochs: passes over the batches.
@@ -189,7 +189,7 @@ class _AdamSteps:
         self.second = [torch.zeros_like(p) for p in parameters]
 
     def take(self, grads: Sequence[Tensor | None], rate: float) -> None:
-        """One step; parameters without a gradient stay."""
+        """Makes one step. Parameters without a gradient stay as they are."""
         self.count += 1
         a, b = _BETAS
         for p, own, g, m, v in zip(self.parameters, self.sizes, grads, self.first, self.second, strict=True):
@@ -202,7 +202,7 @@ class _AdamSteps:
 
 
 def _size(parameter: nn.Parameter, mask: Tensor | None) -> float:
-    """What a step is a share of: the root mean square of the weights that remain, or a fifth for vectors."""
+    """The size that steps are relative to: the root mean square of the weights that remain, or 0.2 for vectors."""
     if mask is None or parameter.ndim < 2 or not bool(mask.any()):
         return 0.2
     return float(parameter.detach()[mask].square().mean().sqrt())
@@ -235,7 +235,7 @@ def _tensors(output: Any) -> Iterable[Tensor]:
 
 
 def _difference(z: Tensor, dense: Tensor) -> Tensor:
-    """How far outputs are from the dense ones; 0 where they are equal."""
+    """The distance D of outputs from the dense ones; 0 if they are equal."""
     if z.ndim not in (2, 3) or z.shape[-1] < 2:
         return (z - dense).square().sum() / dense.square().sum().clamp_min(1e-12)
     if z.ndim == 3:

@@ -22,7 +22,7 @@ class Progress:
             self.task = self.bar.add_task(what, total=total)
 
     def advance(self) -> None:
-        """One step is done."""
+        """Counts one finished step."""
         if self.bar is not None:
             self.bar.advance(self.task)
 

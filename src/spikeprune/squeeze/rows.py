@@ -140,7 +140,7 @@ class _Source:
     done: list[_Call] = field(default_factory=list[_Call])
 
     def draw(self, rows: int) -> Tensor:
-        """Which of a call's rows are taken; over all calls `share` of the rows."""
+        """The indices of the rows that are taken of one call, so that `share` of all calls' rows are taken."""
         self.seen += rows
         count = min(rows, int(self.share * self.seen + 1e-9) - self.drawn)
         self.drawn += max(count, 0)
@@ -168,7 +168,7 @@ class _Source:
         self.neuron, self.note = None, why
 
     def rows(self) -> Rows:
-        """All that was drawn."""
+        """All rows that were drawn."""
         x = torch.cat([call.x.float() if call.x.dtype != torch.uint8 else call.x for call in self.done])
         found = [call.c for call in self.done if call.c is not None]
         c = torch.cat(found).T.contiguous() if self.neuron is not None and len(found) == len(self.done) else None
@@ -338,7 +338,7 @@ class Drawing:
         call.c.index_add_(0, own, found)
 
     def end_batch(self) -> None:
-        """Between two batches: no call waits for a neuron any longer."""
+        """Ends a batch: rows whose neuron did not run are dropped."""
         for source in self.sources.values():
             source.close()
             if source.leak is not None:

@@ -1,4 +1,4 @@
-"""One squeeze, from the data to the result: look, cut and solve in rounds, write, measure again, compare."""
+"""One squeeze, from data to result: it measures, cuts and solves in rounds, writes the weights, and compares."""
 
 import time
 import warnings

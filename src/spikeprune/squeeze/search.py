@@ -33,7 +33,7 @@ def _sparsity(k: int) -> float:
 
 
 def judge_of(network: Network, batches: Batches, before: Spikes) -> Callable[[], float]:
-    """How good the model is now: its accuracy if every batch has labels, else the mean agreement with `before`."""
+    """A function that judges the present model: accuracy if every batch has labels, else agreement with `before`."""
     pairs = [(x, y) for x, y in zip(batches.inputs, batches.targets, strict=True) if _is_label(y)]
     if len(pairs) == len(batches.inputs):
         return lambda: accuracy(network.model, pairs)

@@ -1,4 +1,4 @@
-"""Which weights a round keeps: a score per weight, and how layers are made comparable.
+"""Selects the weights that a round keeps: a score for each weight, made comparable between layers.
 
 Scores, w [O, I] the present weights (re-solved in the round before), x the inputs and c the weights of the rows:
 
@@ -30,7 +30,7 @@ ALLOCATIONS = ("energy", "erk", "global", "lamp", "neuron", "uniform")
 @final
 @dataclass(frozen=True)
 class Quantities:
-    """What scores are made from, of one layer; weights are [O, I].
+    """The quantities of one layer that scores are computed from. Weights are [O, I].
 
     Attributes:
         energy: sum_r x^2, [O, I] (equal for all outputs of a group).
@@ -101,7 +101,7 @@ def cut(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor], target: Targe
 
 
 def path(alive: float, keep: float, rounds: int) -> list[float]:
-    """What each round keeps: from `alive` to `keep` in equal ratios; the last one is `keep` itself."""
+    """The number that each round keeps: from `alive` to `keep` in equal ratios. The last one is `keep` itself."""
     return [alive * (keep / alive) ** (r / rounds) for r in range(1, rounds)] + [keep]
 
 

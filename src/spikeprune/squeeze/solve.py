@@ -22,7 +22,7 @@ _TINY = 1e-12
 @final
 @dataclass(frozen=True)
 class Solver:
-    """How a problem is solved.
+    """The way in which the least-squares problem of a layer is solved.
 
     Attributes:
         ridge: strength of the pull towards the dense weights, as a share of the mean diagonal.

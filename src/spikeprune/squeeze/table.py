@@ -1,4 +1,4 @@
-"""What a squeeze returns: masks, agreement with the dense network, and one row a layer."""
+"""The result of a squeeze: masks, agreement with the dense network, and one row for each layer."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from spikeprune.record.text import aligned
 @final
 @dataclass(frozen=True)
 class SqueezedLayer:
-    """One weight before and after.
+    """One layer's weight before and after the squeeze.
 
     Attributes:
         name: of the parameter.
@@ -88,7 +88,7 @@ class SqueezeTable(list[SqueezedLayer]):
 @final
 @dataclass(frozen=True)
 class Squeezed:
-    """What `sp.squeeze` did to a model.
+    """The result of `sp.squeeze`.
 
     Attributes:
         masks: parameter name -> bool, True = alive, as `pruner.masks`.
@@ -123,7 +123,7 @@ class Squeezed:
         return self.masks.sparsity
 
     def table(self) -> SqueezeTable:
-        """One row a layer: its size, its error, its spikes and its seconds."""
+        """A table with one row for each layer: its size, its error, its spikes and its seconds."""
         return SqueezeTable(self.layers, self.neurons, self.phases)
 
     def __repr__(self) -> str:

@@ -255,7 +255,7 @@ def _inside(optimizer: Any) -> Iterator[torch.optim.Optimizer]:
 
 
 def _attributes(owner: object) -> Iterator[object]:
-    """What an object holds by itself or in a list."""
+    """The attributes of an object, and the entries of its lists."""
     for value in getattr(owner, "__dict__", dict[str, object]()).values():
         yield from value if isinstance(value, (list, tuple)) else (value,)
 

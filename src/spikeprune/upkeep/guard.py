@@ -100,7 +100,7 @@ class Guard:
 
 
 def missing(updates: Sequence[MaskUpdate], done: int) -> str:
-    """Which part of a plan was not carried out after `done` steps, in words; empty if all mask updates were made."""
+    """The mask updates of a plan that are missing after `done` steps, in words. Empty if all were made."""
     coming = [update for update in updates if update.step > done]
     if not coming:
         return ""

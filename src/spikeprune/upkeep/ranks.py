@@ -1,4 +1,4 @@
-"""What the processes of a distributed training must have alike, and an end of one that the others see."""
+"""Checks that the processes of a distributed training agree, and ends all of them if one fails."""
 
 import hashlib
 from collections.abc import Mapping

@@ -26,7 +26,7 @@ class Rewind:
 
     @property
     def point(self) -> Mapping[str, Tensor]:
-        """The values that `go` restores, parameter or buffer name -> tensor. Do not change them."""
+        """The values that `go` restores: parameter or buffer name -> tensor. Do not write into them."""
         return self._point
 
     def keep(self, step: int) -> None:

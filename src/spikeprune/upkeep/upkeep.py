@@ -1,4 +1,4 @@
-"""What happens in every step: dead weights, their gradients and their optimizer state stay exactly 0."""
+"""The upkeep of zeros in every step: dead weights, their gradients and their optimizer state stay exactly 0."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import final
@@ -99,7 +99,7 @@ class Upkeep:
             self._hold_state(bits)
 
     def hold_others(self, optimizer: torch.optim.Optimizer) -> None:
-        """Zeroes dead weights after an optimizer that is not attached has written, and what it keeps of them."""
+        """Zeroes dead weights, and their state, after an optimizer that is not attached has changed them."""
         self.hold()
         if not self.dense:
             mine, self.optimizers = self.optimizers, (optimizer,)

@@ -84,7 +84,7 @@ class SpikingNet(nn.Module, base.StepModule):
 
 @contextlib.contextmanager
 def _one_value(part: nn.Module, samples: int) -> Iterator[None]:
-    """In training, one sample alone has no variance over features: it is normalised by the running statistics.
+    """In training, a batch of one sample has no variance, so BatchNorm1d uses its running statistics for it.
 
     An epoch whose last batch holds one image would end in an error of PyTorch otherwise. Maps of more than one position
     have a variance and are left alone.

@@ -26,7 +26,7 @@ _KEY = "card"
 @final
 @dataclass(frozen=True)
 class Card:
-    """What a file of trained weights says of itself.
+    """The description that a file of trained weights contains.
 
     Args:
         name: as in `names()`.
@@ -99,7 +99,7 @@ def pretrained(name: str) -> "SpikingNet":
 
 
 def card(name: str) -> Card:
-    """What is known of a trained network.
+    """The description of a trained network.
 
     Raises: UnknownName; UserError if the file is damaged.
     """

@@ -1,4 +1,4 @@
-"""From logits per step to a loss and a decision: plain functions of [T, N, classes], one loss per kind of network.
+"""Losses and decisions from logits per step: plain functions of [T, N, classes], one loss for each kind of network.
 
 T time steps, N batch. A zoo network says by its attribute `readout` which entry of `LOSSES` it was designed for.
 """

@@ -1,4 +1,4 @@
-"""Which networks exist, and how one is asked for. Imports no SNN framework until a network is built."""
+"""The registry of networks. It imports no SNN framework until a network is built."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a builder is given: number of classes, time steps, and images of `channels` x `size` x `size`."""
+    """The arguments of a builder: number of classes, time steps, and images of `channels` x `size` x `size`."""
 
     classes: int
     T: int
@@ -55,7 +55,7 @@ def names() -> list[str]:
 
 
 def description_of(name: str) -> str:
-    """One line on a network. Raises: UnknownName."""
+    """The description of a network in one line. Raises: UnknownName."""
     if name not in _ENTRIES:
         raise unknown("model", name, _ENTRIES, "`spikeprune list models` lists all")
     return " ".join((_ENTRIES[name].builder.__doc__ or "").partition("\n\n")[0].split())

@@ -1,1 +1,1 @@
-"""What datasets of one format share: idx files, CIFAR batches and sheets, folders of images, event recordings."""
+"""Readers of formats that several datasets share: idx files, CIFAR batches and sheets, images, event recordings."""

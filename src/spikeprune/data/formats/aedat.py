@@ -25,7 +25,7 @@ class Events:
     p: Int64[np.ndarray, "M"]
 
     def between(self, start: int, end: int) -> "Events":
-        """Those with start <= t < end."""
+        """The events with start <= t < end."""
         inside = (self.t >= start) & (self.t < end)
         return Events(self.t[inside], self.x[inside], self.y[inside], self.p[inside])
 
@@ -72,7 +72,7 @@ def read_aedat3(content: bytes, path: Path) -> Events:
 
 
 def _after_comments(content: bytes, path: Path) -> int:
-    """Where the lines that begin with # end."""
+    """The position behind the first lines, which begin with #."""
     place = 0
     while content[place : place + 1] == b"#":
         end = content.find(b"\n", place)

@@ -36,7 +36,7 @@ _SIDE = 32
 @final
 @dataclass(frozen=True)
 class CifarLayout:
-    """Where one of the two sets keeps what. `batches` and `sheets` list training files first, the test file last.
+    """The files of CIFAR-10 or CIFAR-100. `batches` and `sheets` list training files first and the test file last.
 
     Args:
         folders: names that the dataset's folder goes by.

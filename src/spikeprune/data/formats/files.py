@@ -167,5 +167,8 @@ def all_published(found: Iterable[bool | None]) -> bool | None:
 
 
 def md5(content: bytes) -> str:
-    """For comparison with published sums, not for safety."""
+    """The md5 sum in hexadecimal digits.
+
+    It is compared with published sums and gives no protection against forged files.
+    """
     return hashlib.md5(content, usedforsecurity=False).hexdigest()

@@ -34,7 +34,7 @@ def lines(found: AnalysisRecord) -> list[str]:
 
 
 def _own_lines(found: AnalysisRecord) -> list[str]:
-    """Those of the run, or of the first arm."""
+    """The sentences about the run itself, or about the first arm if several runs are analysed."""
     said = [f"{name}: {tell(_parts(found)[0][1])}" for name, tell in _TOLD.items()]
     if found.seeds is not None:
         said.append(f"seeds: {_listed(found.seeds.seeds)}; mean ± standard deviation")
@@ -203,7 +203,7 @@ def _figure(parts: list[tuple[str, Mechanism]], points: Any, axes: tuple[str, st
 
 
 def _ranked(parts: list[tuple[str, Mechanism]], value: Any, what: str, form: str, limit: str = "") -> str:
-    """What a panel comes to: the number of one run, or where it is highest and lowest of several.
+    """The conclusion of a panel in a sentence: the number of one run, or the highest and the lowest number of several.
 
     Args:
         value: part -> its number, None where it has none.

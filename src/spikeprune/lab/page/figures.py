@@ -1,4 +1,4 @@
-"""Where things stand in the figures, as percent of their box; the template draws them.
+"""Positions in the figures, in percent of their box. The template draws them.
 
 Curves are SVG stretched to the box, everything else HTML at a percentage of it, so that a figure fills a phone as it
 fills a desk and its text keeps its size. The page needs no plotting library and comes out alike on every machine.
@@ -80,7 +80,7 @@ class Bar:
 @final
 @dataclass(frozen=True)
 class Race:
-    """The engines at one batch size and number of threads: what was found, in words, and a bar for each."""
+    """The engines at one batch size and number of threads: a finding in words, and a bar for each engine."""
 
     title: str
     finding: str
@@ -215,7 +215,10 @@ def columns(run: ShownRun) -> list[Column]:
 
 
 def regrowth_strips(run: ShownRun) -> list[Strip]:
-    """What each mask update regrew in each layer or group of channels; empty where the record does not tell."""
+    """A strip for each layer or group of channels: the number that each mask update regrew.
+
+    Empty if the record has no layers.
+    """
     names = dict.fromkeys(layer.name for layer in run.layers)
     if run.unit == "channels":
         names = dict.fromkeys(name for r in run.rounds for name in regrown_by_layer(r))

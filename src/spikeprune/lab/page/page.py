@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class Tile:
-    """One of the few numbers that matter: a factor, what was divided by what, and the share that is left."""
+    """One of the numbers at the top of the report: a factor, the two numbers behind it, and the share that is left."""
 
     label: str
     factor: str
@@ -40,7 +40,7 @@ class Tile:
 @final
 @dataclass(frozen=True)
 class Words:
-    """The sentences of the first screen."""
+    """The sentences at the top of the report: headline, result and caution."""
 
     headline: str
     result: str
@@ -224,7 +224,10 @@ def _ledger(run: ShownRun) -> list[tuple[str, str, str, str]]:
 
 
 def _survival(run: ShownRun) -> str:
-    """How much of what was regrown outlived the next cut; that of the last event met none."""
+    """A sentence on how many regrown weights survived the next cut.
+
+    No cut follows the last mask update, so it does not count.
+    """
     judged = [r for r in run.rounds if r.survived is not None]
     regrown, survived = sum(r.regrown for r in judged), sum(r.survived or 0 for r in judged)
     if not regrown:

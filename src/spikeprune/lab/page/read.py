@@ -79,7 +79,7 @@ class ShownRun:
 
     @property
     def unit(self) -> str:
-        """What is cut and regrown."""
+        """The unit that is cut and regrown: weights or channels."""
         return unit_of(self.settings.pattern)
 
     @property

@@ -1,4 +1,4 @@
-"""What the page shows of a squeeze: layers and neurons dense beside squeezed, one image's spikes, classes, seconds."""
+"""The figures of a squeeze: layers and neurons before and after, one image's spikes, classes, seconds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

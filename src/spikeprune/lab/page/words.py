@@ -26,7 +26,7 @@ def energy(picojoule: float) -> str:
 
 
 def times(dense: float, pruned: float) -> str:
-    """How many times the pruned one goes into the dense one: 20.0×; the two numbers stand beside it."""
+    """dense / pruned as a factor, such as 20.0×. The page shows the two numbers beside it."""
     if pruned == 0:
         return "nothing left" if dense else "1×"
     value = dense / pruned
@@ -36,7 +36,7 @@ def times(dense: float, pruned: float) -> str:
 
 
 def compared(dense: float, pruned: float, fewer: str = "less", more: str = "more") -> str:
-    """In words: 20.0× fewer, 1.25× more, the same."""
+    """A comparison in words: 20.0× fewer, 1.25× more, or the same."""
     if pruned == dense:
         return "the same"
     if pruned == 0:

@@ -1,4 +1,4 @@
-"""What tells two runs apart: the complete settings, those that decide the result, and their hash."""
+"""The identity of a run: its complete settings, the settings that decide the result, and their hash."""
 
 import dataclasses
 import hashlib
@@ -58,7 +58,7 @@ def settings_hash(recipe: Recipe) -> str:
 
 
 def deciding(settings: Mapping[str, Json]) -> dict[str, Json]:
-    """Those of the nested `settings` that can change a number of the result, as `group.key`."""
+    """The settings that can change a number of the result, with names `group.key`."""
     return {key: value for key, value in flatten(settings) if key not in _OUTSIDE}
 
 

@@ -61,7 +61,7 @@ def _entry(key: str, allowed: str, default: str, meaning: str, width: int) -> li
 
 
 def _method_entry(key: str, users: list[str], meanings_of: Callable[[str], Mapping[str, str]], width: int) -> list[str]:
-    """One setting with each meaning that it has in some method, the defaults beside."""
+    """The help lines of one setting of methods: each of its meanings, with the defaults."""
     from spikeprune.methods import settings_of
 
     told: dict[tuple[str, str], list[str]] = {}

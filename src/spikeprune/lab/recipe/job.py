@@ -18,7 +18,7 @@ PhaseName = Literal["dense", "pretrain", "pruned"]
 @final
 @dataclass(frozen=True)
 class DataFacts:
-    """What a run knows of its data.
+    """The sizes of a run's data, known before the files are read.
 
     Args:
         shape: (C, H, W) or (F,) of one sample at one time step.

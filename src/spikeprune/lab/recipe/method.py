@@ -46,7 +46,10 @@ def own_settings(recipe: Recipe) -> dict[str, Json]:
 
 
 def method_defaults(written: Mapping[str, Json], given: Mapping[str, str]) -> dict[str, Json]:
-    """What the chosen method sets: all of it if the recipe was written for another one, else what it leaves open."""
+    """The defaults of the chosen method.
+
+    If the recipe was written for this method, the recipe's own values take precedence.
+    """
     from spikeprune.methods import names
     from spikeprune.methods.registry import hints_of
 

@@ -123,7 +123,7 @@ def _end(source: str) -> str:
 
 
 def _absolute(path: str | None) -> str | None:
-    """So that a recorded path still leads there from another working folder."""
+    """The absolute path, so that a recorded path is valid from another working folder too."""
     return None if path is None else str(Path(path).expanduser().resolve())
 
 
@@ -209,7 +209,7 @@ def _build(written: Mapping[str, Json], given: Mapping[str, str], name: str) -> 
 
 
 def _of_class(cls: Any, prefix: str, values: Mapping[str, Json]) -> dict[str, Any]:
-    """Those values that are fields of a settings class, as the types of the fields."""
+    """The values that are fields of a settings class, converted to the types of the fields."""
     kinds = typing.get_type_hints(cls)
     names = [field.name for field in leaves(cls) if prefix + field.name in values]
     return {name: from_text(values[prefix + name], kinds[name]) for name in names}

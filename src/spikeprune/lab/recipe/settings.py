@@ -24,7 +24,7 @@ _NOT_NEGATIVE = Rule("0 or more", lambda value: value >= 0)
 @final
 @dataclass(frozen=True)
 class DataSettings:
-    """What the network learns from."""
+    """Settings of the data that the network is trained on."""
 
     name: str = key("digits", "a dataset (`spikeprune list datasets`) or your own `package.module:loaders`")
     root: str | None = key(None, "folder that holds the files; without it SPIKEPRUNE_DATA")

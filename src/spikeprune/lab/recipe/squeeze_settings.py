@@ -18,7 +18,7 @@ _NOT_NEGATIVE = Rule("0 or more", lambda value: value >= 0)
 @final
 @dataclass(frozen=True)
 class SqueezeOptions:
-    """What `sp.squeeze` takes beyond the keys that every recipe has, and the training after it."""
+    """Settings of `sp.squeeze` beyond the keys that every recipe has, and of the training after it."""
 
     images: int = key(_OWN.images, "calibration images, drawn from the training split", rule=_AT_LEAST_1)
     allocate: str = key(_OWN.allocate, "how layers share the cut", choices=ALLOCATIONS)

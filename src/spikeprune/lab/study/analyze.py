@@ -101,7 +101,10 @@ def _of_run(
     *,
     every: bool,
 ) -> AnalysisRecord:
-    """What is written for one run: it is set against `every` other one, or against those of its seed."""
+    """The record of one run's analysis.
+
+    The run is compared with every other run if `every`, else with runs of its seed.
+    """
     partners = [other for other in others if every or other.seed == run.seed]
     against = [
         AgainstRun.read(
@@ -142,7 +145,7 @@ def _check_data(runs: Sequence["_Analysed"]) -> None:
 
 
 def _arms(mine: Sequence["_Analysed"], others: Sequence["_Analysed"]) -> dict[str, list["_Analysed"]]:
-    """The runs analysed against, by arm.
+    """The runs after `--against`, grouped by arm.
 
     Raises: InvalidValue if several runs are not of one arm or a seed comes twice, or an arm has no seed in common.
     """
@@ -261,7 +264,7 @@ class _Analysed:
         return mechanism.importance_within(self.model, self.masks, self.regrown)
 
     def _states(self, data: datasets.Dataset, device: torch.device, images: int) -> dict[str, "_Look"]:
-        """Those of `_STATES` that this run has, on test images: what was seen, and entropy against criticality."""
+        """Activity, and entropy beside criticality, on test images, for each state of the network that has files."""
         cut: dict[str, Tensor] | None = None
         if self.regrown is not None and any(bool(mask.any()) for mask in self.regrown.values()):
             cut = {name: self.model[name] * ~mask for name, mask in self.regrown.items()}

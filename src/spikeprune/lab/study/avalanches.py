@@ -70,7 +70,7 @@ def avalanches(activity: Float[Tensor, "N T"]) -> tuple[list[int], list[int]]:
 
 
 def exponent(values: list[int]) -> float | None:
-    """Of a power law p(s) = s^-a / zeta(a) from s = 1 on, by likelihood: a minimises log zeta(a) + a mean(ln s).
+    """The exponent of p(s) = s^-a / zeta(a), s >= 1, by maximum likelihood: a minimises log zeta(a) + a mean(ln s).
 
     None for fewer than 50 values, or where all are 1 and every larger a is likelier.
     Source: Clauset, Shalizi & Newman 2009, SIAM Review 51(4), eq. 3.5; the same as powerlaw's discrete fit at xmin = 1.
@@ -93,7 +93,7 @@ def exponent(values: list[int]) -> float | None:
 
 
 def summary(activities: Mapping[str, Float[Tensor, "N T"]]) -> Activity:
-    """Of a network: branching of all its spikes, avalanches in each layer, and spikes from layer to layer."""
+    """A network's summary: branching of all its spikes, avalanches in each layer, and spikes from layer to layer."""
     total = torch.stack(list(activities.values())).sum(0)
     sizes: list[int] = []
     durations: list[int] = []

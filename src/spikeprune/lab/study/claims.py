@@ -40,7 +40,7 @@ class Factor:
 
 
 def imp_sparsity(prunings: int) -> float:
-    """What is pruned after so many rounds that each cut a quarter of what is alive."""
+    """The sparsity after a number of rounds, each of which cuts a quarter of the alive weights."""
     return 1 - _KEEPS**prunings
 
 

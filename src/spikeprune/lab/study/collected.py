@@ -35,7 +35,7 @@ class ComparedRun:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What can change a number of the result, without what its method takes no notice of."""
+        """The settings that can change a number of the result. Settings that the run's method ignores are left out."""
         flat: dict[str, object] = dict(deciding(self.record.settings))
         method = str(flat["method"])
         if method == DENSE:
@@ -48,7 +48,7 @@ class ComparedRun:
 
 
 def block_of(run: ComparedRun) -> tuple[Any, ...]:
-    """What tells comparisons apart."""
+    """The settings that runs of one table have in common."""
     flat = deciding(run.record.settings)
     return tuple(flat[key] for key in BLOCK)
 

@@ -87,7 +87,10 @@ class Block:
 
     @property
     def tests(self) -> int:
-        """How many tests the family has. Those of dense rows stand in every block and count in their own."""
+        """The number of tests that are corrected together.
+
+        Dense rows stand in every block, so their tests count only in their own.
+        """
         return sum(row.tested for row in self.rows if row.target == self.target)
 
 
@@ -292,7 +295,7 @@ def _row(group: Sequence[ComparedRun], label: str, reference: Sequence[ComparedR
 
 
 def _delivered(group: Sequence[ComparedRun]) -> tuple[float, float, float] | None:
-    """As `Arm.delivered`; None where a run does not tell which of its weights were regrown."""
+    """The numbers of `Arm.delivered`. None if a run has no file that tells which of its weights were regrown."""
     files = [RunFolder(run.path).regrown for run in group]
     regrown = sum(update.regrown for run in group for update in run.record.rounds)
     if not regrown or not all(file.is_file() for file in files):

@@ -1,4 +1,4 @@
-"""What a comparison comes to, in sentences."""
+"""The conclusion of a comparison, in sentences."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What a network's layers do on images: features and their consistency, entropy, and activity over time.
+"""The activity of a network's layers on images: features and their consistency, entropy, and activity over time.
 
 Shapes: T time steps, N images, C channels, K classes.
 """

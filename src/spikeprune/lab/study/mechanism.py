@@ -1,4 +1,7 @@
-"""What growth did, from the files of a run: survival, importance after recovery, overfitting. Plain functions."""
+"""The effect of regrowth, read from the files of a run: survival, importance after recovery, overfitting.
+
+Plain functions.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +22,7 @@ from spikeprune.record.round import Round
 
 
 def survival(rounds: Sequence[Round], prunable: int, regrown_alive: int | None, alive: int) -> Survival:
-    """What became of regrown weights, per mask update and to the end.
+    """The fate of regrown weights: how many survived the next cut, and how many are alive at the end, by mask update.
 
         rescued_share  = rescued / weights that magnitude newly cuts at the mask update (alive before less kept after)
         survived_share = survived / regrown: what the next magnitude cut keeps
@@ -101,7 +104,7 @@ def importance_between(
     theirs: Mapping[str, Tensor],
     their_masks: Mapping[str, Tensor],
 ) -> ImportanceOfDifference:
-    """What only this network kept against what only the other one kept, each by its own |w| / max |w|.
+    """The importance |w| / max |w| of weights that only this network kept, and of those that only the other one kept.
 
     Where both have masks of gamma, the scale of normalisation of pruned channels, that is the importance; else weights.
     """

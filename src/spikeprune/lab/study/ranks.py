@@ -37,7 +37,7 @@ class Rank:
 
 
 def this_rank() -> Rank | None:
-    """Where this process stands among torchrun's, by the environment; None without torchrun, or for one process alone.
+    """The rank and number of processes that torchrun set. None without torchrun, or for one process alone.
 
     On a machine with several GPUs each process takes its own.
     Raises: InvalidValue for an environment that makes no sense.

@@ -131,7 +131,7 @@ def _cells(records: Sequence[RunRecord], alone: Sequence[RunRecord]) -> list[str
 
 
 def _shares(dense: tuple[float, float], pruned: tuple[float, float]) -> tuple[str, str]:
-    """Of the saving of SynOps: that of the weights, that of the rates. NONE where nothing is saved.
+    """The shares of the saved SynOps that come from fewer weights and from lower rates. NONE if nothing is saved.
 
     Args:
         dense, pruned: (MACs of the alive weights, SynOps) of the networks.

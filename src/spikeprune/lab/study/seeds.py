@@ -53,7 +53,7 @@ def _alike(values: Sequence[Any]) -> Any:
 
 
 def differences(mine: Mapping[int, Mechanism], theirs: Mapping[int, Mechanism]) -> dict[str, SeedDifference | None]:
-    """Of each of `QUANTITIES`: mine less theirs over the seeds that both have, with 95 % t interval and paired t-test.
+    """mine - theirs for each of `QUANTITIES`, over the seeds that both have, with a 95 % t interval and a t-test.
 
     Args:
         mine, theirs: seed -> analysis of its run.
@@ -84,7 +84,7 @@ def differences(mine: Mapping[int, Mechanism], theirs: Mapping[int, Mechanism]) 
 
 
 def at(part: Any, path: Sequence[str]) -> Any:
-    """What stands at that place of an analysis; None where a part of the way is None."""
+    """The value at `path` in an analysis. None if a part of the path is None."""
     for key in path:
         part = None if part is None else part[key]
     return part

@@ -44,7 +44,7 @@ class Paired:
 
     @property
     def within_p(self) -> float | None:
-        """Of two one-sided tests that the mean difference is less than `MARGIN` away from 0."""
+        """The p value of two one-sided tests that the mean difference is less than `MARGIN` away from 0."""
         return equivalence(self.difference, MARGIN)
 
     @property
@@ -115,7 +115,7 @@ def equivalence(summary: Summary, margin: float) -> float | None:
 
 
 def seeds_for_equivalence(sd: float, margin: float = MARGIN, power: float = 0.8) -> int:
-    """How many pairs show by `equivalence`, at the 5 % level, that arms without a difference have none.
+    """The number of pairs at which `equivalence` shows, at the 5 % level, that two equal arms do not differ.
 
         power = 2 P(T < margin / se - t(0.95, n - 1)) - 1,   se = sd / sqrt(n)
 
@@ -134,7 +134,7 @@ def seeds_for_equivalence(sd: float, margin: float = MARGIN, power: float = 0.8)
 
 
 def seeds_for_difference(sd: float, difference: float, power: float = 0.8) -> int:
-    """How many pairs a two-sided paired t-test at the 5 % level needs to see a difference.
+    """The number of pairs that a two-sided paired t-test at the 5 % level needs to see a difference.
 
         power = P(T > t(0.975, n - 1) - difference / se)     the tail on the other side is left out
 

@@ -20,7 +20,7 @@ def percent(summary: Summary) -> str:
 
 
 def difference(row: Arm) -> str:
-    """To the reference, in points: +0.22 ± 0.20; +0.28 in all 2, where the seeds do not differ."""
+    """The difference to the reference in points: "+0.22 ± 0.20", or "+0.28 in all 2" if all seeds agree."""
     if row.versus is None:
         return NONE
     d = row.versus.difference
@@ -35,7 +35,7 @@ def p_value(p: float | None) -> str:
 
 
 def delivered(row: Arm) -> str:
-    """What regrowth delivered, mean over seeds: 2 of 195 in 1 (weights alive at the end, regrown, filters)."""
+    """The result of regrowth, mean over seeds: "2 of 195 in 1" for weights alive at the end, regrown, and filters."""
     if row.delivered is None:
         return NONE
     alive, regrown, filters = row.delivered
@@ -68,7 +68,7 @@ def cells(row: Arm) -> list[str]:
 
 
 def heads(comparison: Comparison) -> list[str]:
-    """Of the main table."""
+    """The heads of the main table's columns."""
     return [
         "arm", "seeds", "sparsity", "accuracy %", "sd", f"vs {comparison.reference or NONE}", "p (t)", "p (Holm)",
         "p (Wilcoxon)", _WITHIN, _DELIVERED,
@@ -84,7 +84,7 @@ def main_table(comparison: Comparison, rows: Sequence[Arm]) -> list[list[str]]:
 
 
 def family(comparison: Comparison, block: Block) -> str:
-    """Which tests Holm's correction is for, or why there is none, and how fine an accuracy can be."""
+    """A note: which tests Holm's correction covers, or why there is none, and how many points one test image is."""
     images = max((row.images.get("test", 0) for row in block.rows), default=0)
     grain = f" One test image of {images:,} is {100 / images:.2g} points." if 0 < images <= _FEW_IMAGES else ""
     pairs = [row.versus for row in block.rows if row.versus is not None]
@@ -184,7 +184,7 @@ def _narrowed(rows: list[list[str]], width: int | None) -> list[list[str]]:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """How to read the table: of the columns that may be absent, those that some table has."""
+    """Notes on how to read the columns that the table has."""
     shown = {head for block in comparison.blocks for head in main_table(comparison, block.rows)[0]}
     explained = [
         (
@@ -229,7 +229,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def runs_csv(comparison: Comparison) -> str:
-    """One line a run, numbers unrounded: what each seed gave."""
+    """CSV with one line for each run and unrounded numbers."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["label", "method", "dataset", "model", "target", "seed", "accuracy", "run"])
@@ -241,7 +241,10 @@ def runs_csv(comparison: Comparison) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """One line a row, numbers unrounded; what does not exist is empty. What each seed gave stands in `runs_csv`."""
+    """CSV with one line for each row and unrounded numbers.
+
+    Missing values are empty. `runs_csv` has the single runs.
+    """
     names = ["sparsity", *MEASURED, *COST]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -316,7 +319,7 @@ def _tex_row(row: Arm) -> str:
 
 
 def _sensible(summary: Summary, sign: bool = False) -> str:
-    """In percent: two decimals, one where the interval is wider than a point."""
+    """A mean in percent with two decimals, or with one if its interval is wider than a point."""
     digits = 1 if summary.half is not None and 100 * summary.half >= 1 else 2
     mean = f"{100 * summary.mean:{'+' if sign else ''}.{digits}f}"
     return mean + (f" ± {100 * summary.half:.{digits}f}" if summary.half is not None else "")

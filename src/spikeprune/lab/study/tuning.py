@@ -12,7 +12,7 @@ from spikeprune.lab.sweep.sweep import Sweep, Task
 @final
 @dataclass(frozen=True)
 class Tried:
-    """One point of the grid: the keys that the grid varies, and the mean accuracy on held-out images over seeds."""
+    """One point of the grid: its settings, and its mean accuracy over seeds on held-out images."""
 
     keys: Mapping[str, Any]
     accuracy: float
@@ -44,7 +44,7 @@ def tried(sweep: Sweep, varied: tuple[str, ...]) -> dict[str, list[Tried]]:
 
 
 def as_dict(found: Mapping[str, list[Tried]]) -> dict[str, Any]:
-    """What a sweep takes as `tuned`, with all that was tried beside it."""
+    """The chosen settings as a sweep reads them under `tuned`, and all settings that were tried."""
     return {
         "chosen by": "accuracy of the last epoch on held-out training images, mean over seeds; never the test split",
         "arms": {label: dict(points[0].keys) for label, points in found.items()},

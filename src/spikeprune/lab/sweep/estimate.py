@@ -1,4 +1,4 @@
-"""How long a run will take here: a few real training and scoring steps on random images, times their number."""
+"""Estimates how long a run takes on this machine: the time of a few real steps on random images, times their number."""
 
 import dataclasses
 import time

@@ -1,4 +1,4 @@
-"""How many runs a plain sweep of a shipped recipe has, told without torch: a job script is printed in a moment.
+"""Counts the runs of a plain sweep of a shipped recipe without torch, so that a job script is printed in a moment.
 
 A sweep is plain if only keys of `_PLAIN` are given, each with values that any recipe takes. Such values never make two
 runs the same, so the runs are counted and not built. Everything else is left to `read_sweep`, wrong values as well.

@@ -49,7 +49,7 @@ class Task:
 
     @property
     def folder(self) -> RunFolder:
-        """Where the run stands, under whatever name, or will stand."""
+        """The run's folder: the existing one, whatever its name, or the one that will be made."""
         out = Path(self.recipe.out)
         there = [path for path in sorted(out.glob(f"*-{self.hash}")) if (path / "recipe.yaml").is_file()]
         return RunFolder(there[0]) if there else folder_of(self.recipe, self.hash)

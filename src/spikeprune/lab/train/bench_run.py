@@ -130,7 +130,7 @@ def _shrunk(run: Finished) -> tuple[TimedNetwork | None, str | None]:
 
 
 def _accuracy(run: Finished, engines: dict[str, CompiledSNN]) -> dict[str, float]:
-    """Of the whole test split. The model's own is the record's: it was scored once."""
+    """Accuracy of each engine on the whole test split. The model's accuracy is taken from the record."""
     right = dict.fromkeys(engines, 0)
     for x, target in batches_of(run.data, "test", _IMAGES):
         for name, engine in engines.items():

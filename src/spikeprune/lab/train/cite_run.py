@@ -1,4 +1,4 @@
-"""What a finished run used: its method, its other parts, its data and its tools, each with its source."""
+"""The sources of what a finished run used: its method, its other parts, its data and its tools."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from spikeprune.zoo.registry import names as models
 
 
 def sources_of(record: RunRecord) -> dict[str, str]:
-    """What the run used -> where it comes from, in words. Nothing that the run folder names is executed."""
+    """Name of a part of the run -> its source, in words. No code that the run folder names is executed."""
     return {**_method(record), **_parts(record), **_data(record), **_tools(record)}
 
 
@@ -24,7 +24,7 @@ def _method(record: RunRecord) -> dict[str, str]:
 
 
 def _parts(record: RunRecord) -> dict[str, str]:
-    """How much, where and in which pattern."""
+    """The sources of the run's schedule, allocation and pattern."""
     settings, used = record.settings, list[str]()
     group = settings.extra.get(SQUEEZE if settings.method == SQUEEZE else "prune")
     options = group if isinstance(group, Mapping) else {}

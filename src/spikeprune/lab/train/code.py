@@ -18,7 +18,7 @@ from spikeprune.lab.recipe import Recipe, load, read_values
 @final
 @dataclass(frozen=True)
 class Code:
-    """What the user says about the code that a run folder names.
+    """The user's decision about code that a run folder names: run it, replace it, or refuse it.
 
     Args:
         trust: that the modules which the folder names may be imported, though never from inside the folder.
@@ -69,7 +69,7 @@ def vouch_for(folder: Path, named: Mapping[str, str], trust: bool) -> None:
 
 
 def vouch_for_recipe(source: str, overrides: Sequence[str], trust: bool) -> None:
-    """The same for a recipe file that is part of a run folder: `spikeprune run RUN/recipe.yaml`.
+    """Refuses code that a recipe inside a run folder names, unless it is trusted: `spikeprune run RUN/recipe.yaml`.
 
     A recipe anywhere else is the user's own. Keys that the user overrides are his own, too.
     """

@@ -1,4 +1,4 @@
-"""What a run took, in seconds and in operations."""
+"""The cost of a run, in seconds and in operations."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ PASSES = 3
 
 
 def cost_of_one(job: Job, phase: Phase, counts: Counts, masks: Mapping[str, Tensor]) -> Cost:
-    """What the pruned run took; see contract: search is up to the last change of a mask, the others are totals.
+    """The cost of the pruned run: `search` counts up to the last change of a mask, the other numbers are totals.
 
     Zeros are credited in all passes, but where the method needed the gradients of dead weights (to regrow by them,
     or to keep their momentum) not in the one that computes them.
@@ -41,7 +41,7 @@ def cost_of_one(job: Job, phase: Phase, counts: Counts, masks: Mapping[str, Tens
 
 
 def cost_of_two(job: Job, phase: Phase, counts: Counts, cut: CutPhase) -> Cost:
-    """The same where the network was pruned between two trainings; `counts` are of the small one."""
+    """The cost of a run that pruned its network between two trainings. `counts` are those of the small network."""
     whole, small, after = cut.figures.macs, counts.dense.macs, phase.samples
     return Cost(
         epochs=job.recipe.epochs,

@@ -1,4 +1,4 @@
-"""Where a run computes, in which precision, and how it is kept repeatable."""
+"""The device and the precision of a run, and the settings that make it repeatable."""
 
 import contextlib
 import logging
@@ -20,7 +20,7 @@ from spikeprune.record.run import Environment
 
 
 class _Filling(Protocol):
-    """What `torch.utils.deterministic` is while torch runs."""
+    """The type of `torch.utils.deterministic`, whose stubs lack this setting."""
 
     fill_uninitialized_memory: bool
 
@@ -75,7 +75,7 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def environment(device: torch.device, precision: str) -> Environment:
-    """What a reader needs to judge or repeat a number: versions, device, threads, git revision."""
+    """The environment of a run, for readers who judge or repeat a number: versions, device, threads, git revision."""
     packages = ("spikeprune", "torch", "numpy", "safetensors", "spikingjelly", "snntorch", "norse")
     return Environment(
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
@@ -160,7 +160,7 @@ def restore_random_states(states: RandomState) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """The same seed for every generator that a model or a method may draw from."""
+    """Seeds every random generator that a model or a method may draw from."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)

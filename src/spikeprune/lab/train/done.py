@@ -1,4 +1,4 @@
-"""What the finished phases of a run left for its record; a part of every checkpoint."""
+"""The results of the finished phases of a run, kept for its record. They are a part of every checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ def scored_classes(names: Sequence[str], scores: ClassScores) -> tuple[ClassReco
 @final
 @recorded
 class DensePhase(Record):
-    """What the dense training left; its weights are dense.safetensors."""
+    """The results of the dense training. Its weights are in dense.safetensors."""
 
     figures: NetworkRecord
     statistics: NetworkStatistics
@@ -55,7 +55,7 @@ class DensePhase(Record):
 @final
 @dataclass(frozen=True)
 class CutPhase:
-    """What the training before a single cut left, and the cut.
+    """The results of the training before a single cut, and of the cut.
 
     Attributes:
         plan: of the cut, as plan.json has it.

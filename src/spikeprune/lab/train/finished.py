@@ -22,7 +22,7 @@ _RANDOM = 256
 @final
 @dataclass(frozen=True)
 class Finished:
-    """What a finished run left, in eval mode.
+    """A finished run: its record, data and network, in eval mode.
 
     Args:
         network: with the weights of model.safetensors; pruned weights are 0.

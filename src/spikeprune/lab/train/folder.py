@@ -284,7 +284,7 @@ def _loaded(payload: bytes) -> dict[str, Any] | None:
 
 
 def folder_of(recipe: Recipe, digest: str | None = None) -> RunFolder:
-    """Where a recipe's run stands or will stand: `<out>/<name>-<hash of the settings>`.
+    """The folder of a recipe's run, whether it exists or not: `<out>/<name>-<hash of the settings>`.
 
     The digits recipe on other data makes `mnist-...`; up to 0.1 it was `digits-...`, and such a folder is found.
 

@@ -1,4 +1,4 @@
-"""What a trained network's layers do on a few images: operations, firing rates, and how near neurons are to firing."""
+"""Statistics of a network's layers on a few images: operations, firing rates, and how near neurons are to firing."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from spikeprune.record.statistics import QUANTILES, LayerOperations, NetworkStat
 
 
 def layer_statistics(network: TimedNetwork, inputs: Sequence[Tensor], counts: Counts) -> NetworkStatistics:
-    """One network's part of `statistics.json`: what differs from layer to layer.
+    """One network's part of `statistics.json`: the numbers of each layer.
 
     A neuron channel's criticality is that of `Criticality()`: the surrogate's derivative at v_pre - v_threshold, mean
     over T, max over space, mean over images; in eval mode.

@@ -40,7 +40,7 @@ _ET_EPOCHS = 2  # Early-Time chooses its time steps after so many epochs, as its
 @final
 @dataclass(frozen=True)
 class Setting:
-    """What the phases of a run share: the job, the data on its device, and the processes that train, if several do."""
+    """Shared by the phases of a run: the job, the data on its device, and the processes that train, if several do."""
 
     job: Job
     data: Dataset
@@ -314,7 +314,7 @@ class Phase:
         return self.best is None or (held.accuracy, -held.loss) > (self.best["accuracy"], -self.best["loss"])
 
     def _set_time(self, x: Tensor | None = None) -> None:
-        """For methods that search with fewer time steps: how many are taken now. `x` is the coming batch."""
+        """Sets the number of time steps for methods that search with fewer of them. `x` is the coming batch."""
         early_time = None if self.pruner is None else hints_of(self.pruner.method).search_T
         if self.pruner is None or early_time is None:
             return

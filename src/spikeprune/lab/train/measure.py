@@ -1,4 +1,4 @@
-"""What is measured of a network at the end of a run: its test score, its counts, what each layer does."""
+"""Measurements at the end of a run: the network's test score, its counts, and the activity of each layer."""
 
 from collections.abc import Mapping
 
@@ -40,7 +40,7 @@ def score_test(network: TimedNetwork, data: datasets.Dataset, recipe: Recipe, de
 
 
 def data_record(data: datasets.Dataset) -> DataRecord:
-    """What record.json says of the data."""
+    """The part of record.json about the data."""
     return DataRecord(
         name=data.name,
         counts=data.counts,

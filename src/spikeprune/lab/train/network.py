@@ -91,7 +91,7 @@ class TimedNetwork:
             own.T = before
 
     def fed(self, x: Tensor, recorded: bool = False) -> Tensor:
-        """What the model is called with for a batch, inside `one_call`."""
+        """The model's input for a batch, inside `one_call`: repeated over T if the model takes a sequence."""
         return x.expand(self.T, *x.shape) if self.takes == "sequence" and not recorded else x
 
     @contextlib.contextmanager

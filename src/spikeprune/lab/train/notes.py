@@ -1,4 +1,4 @@
-"""What a reader of a run's numbers must be told: collapse, chance, and what the energy figure leaves out."""
+"""Warnings for readers of a run's numbers: collapse, chance, and what the energy figure leaves out."""
 
 import math
 from collections.abc import Mapping
@@ -76,7 +76,7 @@ def starved_notes(masks: Mapping[str, Tensor]) -> list[str]:
 
 
 def starved_of(layers: Mapping[str, tuple[int, int, int, int]]) -> list[str]:
-    """The same from name -> (alive, weights, outputs that have an input left, outputs)."""
+    """The warning about starved layers, from name -> (alive, weights, outputs that have an input left, outputs)."""
     few = [
         f"{name.removesuffix('.weight')} keeps {alive:,} of {weights:,} weights for {outputs:,} outputs"
         + (f", {fed:,} of which have an input left" if fed < min(alive, outputs) else "")
@@ -93,7 +93,7 @@ def starved_of(layers: Mapping[str, tuple[int, int, int, int]]) -> list[str]:
 
 
 def energy_note(statistics: NetworkStatistics | None, masks: Mapping[str, Tensor]) -> str:
-    """What stands beside the energy figure: neurons and packets cost too, and where weights stop paying.
+    """The note beside the energy figure: neurons and packets cost energy too, and more cuts may save nothing.
 
     Synaptic events per neuron and step = alive fan-in * SynOps / MACs of the layer.
     """

@@ -1,4 +1,4 @@
-"""What a run is made of: its data, its network, its Pruner, and the network of a finished run."""
+"""The parts of a run: its data, its network, its Pruner, and the network of a finished run."""
 
 import dataclasses
 import logging
@@ -59,7 +59,7 @@ def make_network(recipe: Recipe, data: datasets.Dataset, device: torch.device) -
 
 
 def set_layout(model: Any, form: torch.memory_format) -> None:
-    """In place; torch's stubs know no `Module.to` with a memory format alone."""
+    """Sets the memory format in place. torch's stubs know no `Module.to` with a memory format alone."""
     model.to(memory_format=form)
 
 

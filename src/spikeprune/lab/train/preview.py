@@ -1,4 +1,4 @@
-"""What a run would do, without training: the mask updates and the quotas as plain lines."""
+"""A preview of a run without training: the mask updates and the quotas as plain lines."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from spikeprune.prune.pruner import Pruner
 
 
 def preview(recipe: Recipe) -> list[str]:
-    """What `run` would do, without training: events and quotas as plain lines.
+    """A preview of `run` without training: the mask updates and the quotas as plain lines.
 
     The sizes of built-in datasets are known without their files; data of the user's own is loaded.
     """
@@ -59,7 +59,7 @@ def preview(recipe: Recipe) -> list[str]:
 
 
 def _rule_notes(recipe: Recipe) -> list[str]:
-    """What the authors' rule does to the numbers above."""
+    """A note on how the authors' rule changes the numbers above."""
     if recipe.settings.get("rule") != "authors":
         return []
     return [
@@ -69,7 +69,7 @@ def _rule_notes(recipe: Recipe) -> list[str]:
 
 
 def _quota_notes(recipe: Recipe, quota: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Where the quotas come from, if training changes them, and which layers they nearly cut through."""
+    """Notes on the quotas: whether training changes them, and which layers they nearly cut through."""
     notes: list[str] = []
     if recipe.allocate == "global":
         weights = "initial weights" if recipe.weights is None else f"weights of {Path(recipe.weights).name}"
@@ -113,7 +113,7 @@ def _preview_channels(job: Job, pruner: Pruner, model: torch.nn.Module) -> list[
 
 
 def _preview_squeeze(job: Job, prunable: int) -> list[str]:
-    """The same for the method squeeze, whose one mask update comes after the dense training."""
+    """The preview of the method squeeze, whose one mask update comes after the dense training."""
     recipe, laid_out = job.recipe, job.timetable
     before = 0 if recipe.weights is not None else laid_out.of("pretrain").steps
     after = laid_out.of("pruned").steps

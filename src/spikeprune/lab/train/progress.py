@@ -54,7 +54,7 @@ class ProgressBar:
             self._bar.update(self._task, advance=1, description=text)
 
     def stage(self, text: str) -> None:
-        """What the run does now; no step of training."""
+        """Shows what the run does now, for work that is no training step."""
         if self._bar is not None:
             self._bar.update(self._task, description=text)
         elif self._on_stage is not None:

@@ -167,7 +167,7 @@ class _RunInProgress:
         return accuracy
 
     def finish_dense(self, phase: Phase) -> DensePhase:
-        """What the record says of the dense run; its weights are kept beside."""
+        """The dense run's part of the record. Writes its weights to a file too."""
         settle(self.folder, phase)
         result = self.score_test(phase.network)
         self.folder.save_tensors(self.folder.dense, phase.network.model.state_dict())

@@ -1,4 +1,4 @@
-"""What a network gets right: plain evaluation, in float32 and without augmentation."""
+"""Scores of a network: plain evaluation in float32, without augmentation."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

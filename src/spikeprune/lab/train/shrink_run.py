@@ -20,7 +20,7 @@ from spikeprune.shrink.plan import ChannelPlan
 @final
 @dataclass(frozen=True)
 class ShrunkSize:
-    """What a network takes for an image, and milliseconds of a batch."""
+    """The size of a network: its cost for one image, and the milliseconds of a batch."""
 
     parameters: int
     macs: float
@@ -31,7 +31,10 @@ class ShrunkSize:
 @final
 @dataclass(frozen=True)
 class ShrunkRun:
-    """What the cut saves. `layers`: channels before and after; `blocked`: why a layer kept its channels."""
+    """The savings of a cut.
+
+    `layers`: channels before and after. `blocked`: the reason why a layer kept its channels.
+    """
 
     before: ShrunkSize
     after: ShrunkSize

@@ -1,4 +1,4 @@
-"""What is over of a run of the method `squeeze`, as a part of every checkpoint, and how it is written down."""
+"""The finished part of a run of the method `squeeze`, for checkpoints and for the record."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Trained:
 @final
 @dataclass(frozen=True)
 class SqueezeDone:
-    """What the squeeze left.
+    """The results of the squeeze.
 
     Args:
         dense, statistics, dense_scores: of the dense network.
@@ -91,7 +91,7 @@ NOTHING_DONE = _Nothing()
 
 
 def squeeze_record(found: Squeezed, seed: int, spent: tuple[float, float]) -> SqueezeRecord:
-    """What record.json says of a squeeze.
+    """The part of record.json about a squeeze.
 
     Args:
         spent: seconds, and CPU seconds of the process.
@@ -134,7 +134,7 @@ def class_records(names: Sequence[str], dense: ClassScores, pruned: ClassScores)
 
 
 def cost_of_squeeze(job: Job, done: SqueezeDone, phase: Phase | None, counts: Counts) -> Cost:
-    """What all of it took: search is up to the end of the squeeze, the others are totals."""
+    """The cost of the whole run: `search` counts up to the end of the squeeze, the other numbers are totals."""
     trained, seconds = done.trained, done.entry.seconds
     dense = PASSES * counts.dense.macs * trained.samples
     after = None if phase is None else cost_of_one(job.of("pruned"), phase, counts, done.masks)

@@ -25,7 +25,7 @@ _LATENCY_BATCH, _LATENCY_REPEATS = 32, 5
 @final
 @dataclass(frozen=True)
 class Pruned:
-    """What pruning did, by whatever way: all that the record says of it.
+    """The result of pruning, in whichever way it was done, as the record needs it.
 
     Args:
         masks, regrown: parameter name -> bool, of the network before it was shrunk.
@@ -44,14 +44,14 @@ class Pruned:
 
     @classmethod
     def by(cls, pruner: Pruner, seconds: float) -> "Pruned":
-        """What a Pruner did."""
+        """The result of a Pruner that has made its mask updates."""
         masks, regrown = dict(pruner.masks), dict(pruner.regrown_alive)
         return cls(
             masks, regrown, pruner.channels, [Round.read(update) for update in pruner.rounds], pruner.sparsity, seconds
         )
 
     def record(self, plan: ChannelPlan) -> ChannelsRecord:
-        """What record.json says of channels: how many are counted and alive, per group and as layers became."""
+        """The part of record.json about channels: each group's size, how many are alive, and the layers that remain."""
         groups = {name: (len(alive), int(alive.sum())) for name, alive in self.channels.items()}
         before, after = (sum(pair[i] for pair in groups.values()) for i in (0, 1))
         return ChannelsRecord(before=before, after=after, groups=groups, layers=dict(plan.layers))

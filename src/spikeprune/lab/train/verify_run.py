@@ -35,7 +35,7 @@ _NAME = "certificate.safetensors"
 @final
 @dataclass(frozen=True)
 class Check:
-    """One thing that was compared, and in a few words what was found."""
+    """One comparison, and its result in a few words."""
 
     what: str
     ok: bool
@@ -45,7 +45,7 @@ class Check:
 @final
 @dataclass(frozen=True)
 class Verification:
-    """What is as certified, and what is not."""
+    """The comparisons of a file with its certificate. `ok` is True if all of them agree."""
 
     path: str
     checks: tuple[Check, ...]

@@ -58,7 +58,7 @@ def _name(method: "str | Method | type[Method]") -> str:
 
 
 def source_of_name(name: str) -> str:
-    """Where a method or a tool comes from, in words. Raises: UnknownName with the nearest name."""
+    """The source of a method or a tool, in words. Raises: UnknownName with the nearest name."""
     if name in TOOLS:
         return TOOLS[name]
     if name not in names():

@@ -1,4 +1,4 @@
-"""What the docstrings of the methods say: a line on each method, and the meaning of each of its settings."""
+"""Reads the docstrings of the methods: a line on each method, and the meaning of each of its settings."""
 
 import inspect
 import re

@@ -1,4 +1,4 @@
-"""What the lottery-ticket methods share: rounds of training, pruning and going back. Registers no method itself."""
+"""Shared by the lottery-ticket methods: rounds of training, pruning and going back. No method is registered here."""
 
 import math
 from collections.abc import Mapping
@@ -97,7 +97,7 @@ def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
 
 
 class HasRate(Protocol):
-    """A method of iterative pruning."""
+    """The interface of a method that prunes in rounds: it has a rate."""
 
     @property
     def rate(self) -> float: ...

@@ -1,4 +1,4 @@
-"""What all spaces have in common: a space knows the units that are pruned one by one, and their parameters."""
+"""The interface of all spaces. A space knows the units that are pruned one by one, and their parameters."""
 
 import abc
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ Tensors = Mapping[str, Tensor]
 @final
 @dataclass(frozen=True)
 class Parts:
-    """What a space works on.
+    """The model and the parameters that a space works on.
 
     Attributes:
         model: the user's.
@@ -124,11 +124,11 @@ class Space(abc.ABC):
 
     @abc.abstractmethod
     def state_dict(self) -> SpaceState:
-        """What is needed to go on, beside the masks of the parameters."""
+        """The state that is needed to continue, beside the masks of the parameters."""
 
     @abc.abstractmethod
     def load_state_dict(self, state: SpaceState) -> None:
-        """Takes up what `state_dict` returned."""
+        """Restores the state that `state_dict` returned."""
 
     @abc.abstractmethod
     def unpacked(self, bits: Tensors, state: SpaceState) -> dict[str, Tensor]:
@@ -145,7 +145,7 @@ class Space(abc.ABC):
 
     @abc.abstractmethod
     def held(self, bits: Tensors) -> dict[str, Tensor]:
-        """Packed masks of all parameters that are held, as masks."""
+        """Unpacks the masks of all parameters that are held."""
 
     def counted(self, update: MaskUpdate) -> MaskUpdate:
         """A mask update with the number of units it keeps; None while the units are unknown."""

@@ -81,7 +81,7 @@ class CompiledSNN:
         self._choices: dict[tuple[bool, int, int], dict[int, cost.Choice]] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
-        """What the model gives for x, an image batch [N, C, H, W] or a sequence [T, N, C, H, W].
+        """The model's output for x, an image batch [N, C, H, W] or a sequence [T, N, C, H, W].
 
         Raises: InvalidValue if the shape is not the compiled model's.
         """

@@ -1,4 +1,4 @@
-"""What an engine will take for a layer on this machine: a few constants, measured once and kept in the cache folder.
+"""Estimates the time of a layer in each engine, from a few constants that are measured once on this machine.
 
     lookup  tiles * (columns * gather + channels * finish + pairs * (pair + steps * step))
     event   tiles * (columns * gather + channels * finish + busy * weights * (event + steps * event_step))
@@ -220,7 +220,7 @@ class Choice:
 
 
 class Circumstances:
-    """What the time of a layer depends on beside the layer: the network, T, the batch and this machine."""
+    """The circumstances of a layer's time, beside the layer itself: the network, T, the batch and this machine."""
 
     def __init__(self, network: LoweredNetwork, library: ctypes.CDLL, still: bool, T: int, N: int) -> None:
         self.T, self.N = T, N

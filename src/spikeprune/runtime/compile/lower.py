@@ -1,4 +1,4 @@
-"""From the user's model to a `LoweredNetwork`: trace one forward, fold BatchNorm, name what cannot be compiled."""
+"""Turns the user's model into a `LoweredNetwork`: traces one forward, folds BatchNorm, names what it cannot compile."""
 
 from dataclasses import dataclass
 from functools import partial

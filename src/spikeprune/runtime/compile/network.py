@@ -49,7 +49,7 @@ class LoweredLayer:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the model has its axes.
+    """The positions of the axes of the model's input and output.
 
     Attributes:
         input, output: (axis of T, axis of N) of a sequence.
@@ -144,7 +144,7 @@ def interpret(network: LoweredNetwork, x: Tensor, still: bool) -> dict[int, Tens
 
 
 def busyness(x: Tensor) -> tuple[float, float]:
-    """Of the sequence x [T, N, C, ...]: how many of its (channel, tile) pairs are not silent, and reach 1."""
+    """Two shares of the (channel, tile) pairs of x [T, N, C, ...]: those above 0, and those that reach 1."""
     flat = x.flatten(3) if x.dim() > 3 else x.unsqueeze(-1)
     top = flat.amax(0)  # a column holds all steps of a word
     top = F.pad(top, (0, -top.shape[-1] % TILE)).unflatten(-1, (-1, TILE)).amax(-1)

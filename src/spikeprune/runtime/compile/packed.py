@@ -1,4 +1,4 @@
-"""How tensors lie in a compiled file: a bit for each entry of a sparse one, and the entries that are not 0.
+"""Tensors in a compiled file: a sparse one is stored as one bit for each entry, and the entries that are not 0.
 
 A tensor of n entries of s bytes with k of them not 0 takes n / 8 + k s bytes. Whole numbers below 2^15, as in int16
 networks, take 2 bytes each, and equal ones, as the decays of most neurons, are stored once. A tensor that would not

@@ -46,7 +46,7 @@ def probe(model: nn.Module, network: LoweredNetwork, example: Tensor, adapter: A
 
 
 class _Seen:
-    """What each call of a neuron got, was given instead, and fired; calls of one name in their order."""
+    """For each call of a neuron: its input, the input that replaced it, and its spikes, in the order of calls."""
 
     def __init__(self, layers: list[LoweredLayer], generator: torch.Generator) -> None:
         self.generator = generator

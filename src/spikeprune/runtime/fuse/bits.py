@@ -1,4 +1,4 @@
-"""What a forward keeps of spikes until backward: bits instead of floats.
+"""A forward keeps spikes for the backward pass as bits instead of floats.
 
 A convolution keeps its input for the weight's gradient, a pooling layer for its own. Where that input is a tensor of
 spikes that a fused neuron has just made, all of them share one packed copy.

@@ -1,4 +1,4 @@
-"""What one call of the fused function is told beside its tensors."""
+"""The arguments of the fused function beside its tensors."""
 
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -46,17 +46,17 @@ class Neuron:
 
     @property
     def v_reset(self) -> float | None:
-        """What a hard reset puts, None for a soft one."""
+        """The potential after a hard reset, None for a soft reset."""
         return None if self.reset_scale else self.reset_shift
 
     def starting_at(self, v: float) -> "Neuron":
-        """The same neuron with another potential before the first step."""
+        """A copy of the neuron with another potential before the first step."""
         return self if v == self.v_start else replace(self, v_start=v)
 
 
 @dataclass(frozen=True)
 class Norm:
-    """What BatchNorm divides by. mean and (biased) var are float64, [C], or [T, C] if each step has its own.
+    """The statistics that BatchNorm uses: mean and biased var, float64, [C], or [T, C] if each step has its own.
 
     `batch` says that they are those of y itself, so that the gradient also runs through them.
     """
@@ -73,7 +73,7 @@ class Norm:
 
 @dataclass
 class Call:
-    """One call of `fire`: what is not differentiated.
+    """The arguments of one call of `fire` that are not differentiated.
 
     Args:
         is_static: the input is the same at all T steps, so `y` holds it once.

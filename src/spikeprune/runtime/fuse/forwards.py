@@ -1,4 +1,4 @@
-"""What runs instead of a module's forward inside a fused model."""
+"""Forwards that replace those of modules inside a fused model."""
 
 import threading
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class PoolState:
 
 @dataclass
 class Fusion:
-    """What the fused model itself carries. `modules` are those whose forward was replaced."""
+    """The state that the fused model carries. `modules` are those whose forward was replaced."""
 
     modules: dict[str, nn.Module] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -127,7 +127,7 @@ def _prove(active: _Forward, result: Any) -> None:
 
 
 def conv_forward(self: Any, x: Any) -> Tensor:
-    """One image expanded over T gives one result expanded over T; of spikes only those that fire are visited."""
+    """A convolution's forward: an image that is expanded over T is convolved once, and only spikes are added up."""
     plain, active = type(self).forward, _current()
     if active is None or not isinstance(x, Tensor):
         return plain(self, x)

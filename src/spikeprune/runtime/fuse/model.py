@@ -30,7 +30,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Fused:
-    """What became of one neuron, BatchNorm or pooling layer (those that run inside a neuron's kernel are listed).
+    """The report of `fuse` on one neuron, BatchNorm or pooling layer.
 
     fused: whether the kernel stands in for it. norm: for a neuron, the BatchNorm computed with it ("" if none, None
     until the first forward has shown it); None for everything else. reason: why it is not fused, or what keeps a
@@ -112,7 +112,7 @@ def fuse(model: M) -> M:
 
 
 def _layers(model: nn.Module) -> Fusing:
-    """What tells the layers between the neurons: that of the first neuron whose adapter can fuse."""
+    """The `Fusing` that knows the layers between the neurons: that of the first neuron whose adapter can fuse."""
     adapter = adapter_for(model)
     found = (adapter_for(module).fusing() for module in model.modules() if adapter.is_neuron(module))
     return next((fusing for fusing in found if fusing is not None), _Plain())
@@ -146,7 +146,9 @@ def unfuse(model: M) -> M:
 
 
 def fuse_report(model: nn.Module) -> list[Fused]:
-    """What is fused with what and what is not, by name; complete once the model has run forward and backward graph.
+    """A report by name of the modules that are fused and of those that are not.
+
+    It is complete after one training forward.
 
     Raises: InvalidValue if the model is not fused.
     """

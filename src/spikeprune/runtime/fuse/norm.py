@@ -23,7 +23,7 @@ from spikeprune.runtime.fuse.reference import normalised
 
 @dataclass
 class NormState:
-    """What fusing keeps about one BatchNorm.
+    """The state that fusing keeps for one BatchNorm.
 
     proven: a forward with gradient has shown that only a fused neuron reads the result.
     """
@@ -71,7 +71,7 @@ class Bridge:
         return replace(self, T=T, is_static=T > 1, _norm=self.norm, _tensor=None)
 
     def tensor(self) -> Tensor:
-        """What the BatchNorm returns, [T * N, C, *space]; in the graph if the BatchNorm ran in one."""
+        """The result of the BatchNorm, [T * N, C, *space]. It is in the autograd graph if the BatchNorm ran in one."""
         if self._tensor is None:
             self.state.shared = self.state.shared or self.graph
             # A reader under no_grad may be followed by one that needs the gradient.
@@ -199,7 +199,7 @@ class Pending:
 
 @dataclass
 class Pooled:
-    """What a fused neuron leaves instead of its spikes where a pooling layer alone reads them.
+    """The output of a fused neuron that only a pooling layer reads: pooled spikes in place of its spikes.
 
     spikes: pooled already, [T * N, C, *space]. again: computes the spikes [T * N, C, *space] themselves.
     """

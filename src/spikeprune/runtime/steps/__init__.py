@@ -1,1 +1,1 @@
-"""What one forward did, as the graph of one time step; decision 22 says why and how."""
+"""Reads one forward as the graph of one time step; decision 22 says why and how."""

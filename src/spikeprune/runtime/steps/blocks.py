@@ -104,7 +104,7 @@ class Origins:
         raise self.refuse(call, "is not known to keep time steps apart")
 
     def _weighted(self, call: CapturedCall) -> bool:
-        """Whether a product of batches is one of a weight."""
+        """Whether a batched product multiplies with one weight that is the same for all samples."""
         weight = call.inputs[1]
         return weight.shape[0] == 1 and bool((self.sample[weight] < 0).all())
 
@@ -151,7 +151,7 @@ class Origins:
         return found
 
     def region(self, codes: Tensor, shape: tuple[int, ...], call: CapturedCall) -> Region:
-        """What [N, M] codes are gathered from; sources are ("p", (call, t)) or ("k", call) for constants."""
+        """The sources that [N, M] codes are gathered from: ("p", (call, t)), or ("k", call) for constants."""
         sample, first = self.sample[codes], codes[0]
         number, time, offset = self.call[codes], self.time[codes], self.offset[codes]
         live = sample[0] >= 0

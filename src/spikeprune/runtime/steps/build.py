@@ -96,7 +96,7 @@ class LayerMaker:
         return number
 
     def _known(self, region: Region) -> int | None:
-        """The value of a region that is one value as it is."""
+        """The number of the value that a region is a whole copy of, else None."""
         if len(region.sources) == 1 and region.index is None and region.sources[0][0] == "n":
             number = self.value[region.sources[0][1]]
             if self.shapes[number] == tuple(region.shape):
@@ -118,7 +118,7 @@ class LayerMaker:
         return self._program(replace(cell, output=len(cell.steps) - 1), step.module or step.base, inputs, True)
 
     def _made(self, steps: list[tuple[Key, StepFunction]]) -> tuple[Cell, list[int]]:
-        """A cell of these steps, in order, and the values that it reads."""
+        """Makes a cell of these steps, in order. Returns it with the values that it reads."""
         inputs: list[int] = []
         made: list[StepFunction] = []
         places: dict[Key, int] = {}

@@ -18,10 +18,10 @@ KNOWN = ELEMENTWISE | IMAGES | REDUCTIONS | {"linear", "affine", "matmul", "conv
 
 @dataclass
 class Cell:
-    """Steps in order, and which of them is the result.
+    """Steps in order, and the number of the step that is the result.
 
     Attributes:
-        initial: what a source is before the first time step; 0 where it is not given.
+        initial: source -> its value before the first time step. A source that is not named starts at 0.
     """
 
     steps: list[StepFunction]

@@ -1,4 +1,4 @@
-"""What single steps are: parts of a graph that read each other, scalings of channels, poolings."""
+"""Recognises parts of the graph of one time step: cycles, scalings of channels, poolings."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,10 @@ from spikeprune.runtime.steps.steps import StepFunction
 
 
 def components(edges: dict[Key, list[Key]]) -> list[list[Key]]:
-    """Strongly connected parts of a graph (node -> what it reads), those that are read first (Tarjan 1972)."""
+    """Strongly connected parts of a graph, node -> the nodes that it reads.
+
+    Parts that others read come first (Tarjan 1972).
+    """
     index: dict[Key, int] = {}
     low: dict[Key, int] = {}
     stack: list[Key] = []

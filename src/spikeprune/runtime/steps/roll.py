@@ -202,7 +202,10 @@ class Roller:
     def _standing(
         self, step: StepFunction, first: StepFunction, delayed: dict[int, Key], rolled: Rolled, alike: Alike | None
     ) -> dict[Key, Tensor] | None:
-        """What stands in place of the delayed inputs of a step in another one, None if that is another step."""
+        """The constants that the first time step has in place of a step's delayed inputs.
+
+        None if the two steps differ.
+        """
         found: dict[Key, Tensor] = {}
         for mine, its in zip(step.template, first.template, strict=True):
             if isinstance(mine, tuple) and mine[0] == "i" and mine[1] in delayed:

@@ -73,7 +73,7 @@ def gathered(region: Region, sources: Sequence[Tensor]) -> Tensor:
 
 
 def run(step: StepFunction, values: Sequence[Tensor]) -> Tensor:
-    """What the step makes of the values of its inputs."""
+    """The result of a step for these values of its inputs."""
     x = values[0] if values else step.constants[0]
     match step.base:
         case "constant":

@@ -1,4 +1,4 @@
-"""What an operation of a compiled network may define; all but its name, its shape and its result has a default."""
+"""The interface of an operation of a compiled network. All parts but name, shape and result have a default."""
 
 import abc
 from collections.abc import Callable
@@ -95,7 +95,7 @@ class Operation(abc.ABC):
         """The result in PyTorch; it defines what a native kernel must give. `static`: all values lack the time axis."""
 
     def runner(self, layer: LoweredLayer, static: bool) -> Runner:
-        """`compute` as it runs fastest, for many calls."""
+        """A function that gives the result of `compute`, prepared for many fast calls."""
         return lambda values, T: self.compute(layer, values, static, T)
 
     def prefers_channels_last(self, layer: LoweredLayer) -> bool:

@@ -21,7 +21,7 @@ LARGEST_BLOCK = 1 << 24
 
 
 class _Program(Operation):
-    """What both operations share."""
+    """Shared by both operations of this file."""
 
     def check(self, layer: LoweredLayer, inputs: list[Shape]) -> Shape:
         ranks = tuple(len(shape) for shape in inputs)
