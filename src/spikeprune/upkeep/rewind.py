@@ -49,7 +49,7 @@ class Rewind:
         return {"since": self.since, "point": dict(self._point)}
 
     def load_state_dict(self, state: RewindState | None) -> None:
-        """Takes up what `state_dict` returned."""
+        """Restores the state that `state_dict` returned."""
         now = self._model.state_dict()
         try:
             if state is None:
