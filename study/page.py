@@ -25,7 +25,8 @@ ORDER = (
     "deep_cifar100", "deep_steps", "deep_cost", "deep_rules", "deep_gpu", "deep_channels_gpu",
 )  # fmt: skip
 HEAD = """# The study
-
+"""
+ABOUT = """\
 Is regrowth worth it, by which rule, and at what cost? Every number here comes from the run folders of one command each,
 by way of `spikeprune compare` and `python study/page.py`, which makes this page from [study/results](../study/results):
 do not edit it. There each row has its accuracy seed by seed and all of its settings.
@@ -33,6 +34,8 @@ do not edit it. There each row has its accuracy seed by seed and all of its sett
 What is kept when a trained network is made small without any training has a page of its own:
 [what squeeze keeps](squeeze.md).
 """
+
+SUMMARY = "**In five sentences.**"
 
 
 def pages(root: Path = ROOT) -> dict[Path, str]:
@@ -45,10 +48,10 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
         raise UserError("study/results holds no result; `spikeprune compare SWEEP.json --json > FILE` makes one")
     names = [name for name in ORDER if name in files] + [name for name in files if name not in ORDER]
     found = {name: from_dict(json.loads(files[name].read_text(encoding="utf-8"))) for name in names}
-    said = root / "study" / "conclusions.md"
-    lines = [HEAD, *abstract.section(found, root)]
-    if said.is_file():
-        lines += ["## What it says", "", said.read_text(encoding="utf-8").strip(), ""]
+    summary, details = _conclusions(root / "study" / "conclusions.md")
+    lines = [HEAD, *summary, ABOUT, *abstract.section(found, root)]
+    if details:
+        lines += ["## What it says", "", details, ""]
     lines += ["## How to read the tables", "", *(f"- {note}" for note in _notes(found.values())), ""]
     made: dict[Path, str] = {}
     for name, comparison in found.items():
@@ -66,6 +69,13 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
     lines += [*figures.section(found), *price.section(found)]
     lines += ["## The paper's factors of cost", "", *(f"- {line}" for line in claims.explanation()), ""]
     return {root / "docs" / "study.md": "\n".join(lines), **made}
+
+
+def _conclusions(path: Path) -> tuple[list[str], str]:
+    """The lines that open the page, if the first paragraph is called a summary, and the rest of the conclusions."""
+    said = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    first, _, rest = said.partition("\n\n")
+    return ([first, ""], rest) if first.startswith(SUMMARY) else ([], said)
 
 
 def _notes(comparisons: Iterable[Comparison]) -> list[str]:

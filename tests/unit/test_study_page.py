@@ -47,13 +47,16 @@ def root(tmp_path_factory):
         assert main(["compare", str(tmp_path / "runs"), "--reference", "magnitude", "--json"]) == 0
     (tmp_path / "study" / "results" / "tiny.json").write_text(told.getvalue())
     (tmp_path / "study" / "tiny.yaml").write_text("# What a tiny study asks.\n#   spikeprune sweep tiny\nseeds: [0]\n")
-    (tmp_path / "study" / "conclusions.md").write_text("Nothing follows from runs made by hand.\n")
+    (tmp_path / "study" / "conclusions.md").write_text(
+        "**In five sentences.** One.\n\nNothing follows from runs made by hand.\n"
+    )
     return tmp_path
 
 
 def test_the_page_holds_words_settings_results_costs_and_pictures(root):
     made = pages(root)
     text = made[root / "docs" / "study.md"]
+    assert text.startswith("# The study\n\n**In five sentences.** One.\n\nIs regrowth")
     assert "## What it says\n\nNothing follows from runs made by hand.\n" in text
     assert "What a tiny study asks." in text
     assert "```sh\nspikeprune sweep tiny\n```" in text
