@@ -14,6 +14,7 @@ from nets import SIZE, batch, lif, weights_of
 from spikeprune.core.errors import InvalidValue
 from spikeprune.integrations.spikingjelly import SpikingJelly
 from spikeprune.squeeze.polish import Polish, Polisher
+from spikeprune.squeeze.statistics import measure_again
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*so the ridge decides")
 
@@ -112,21 +113,60 @@ def test_the_first_step_is_the_gradient_worked_by_autograd():
 
 
 def perturbed():
-    """A polisher of a network whose weights are a tenth smaller than those of the dense one, and its masks."""
-    dense, model = net(), net()
+    """A polisher of a network whose weights of one input are half those of the dense one, and its masks."""
+    dense = net()
+    measure_again(dense, SpikingJelly(), data())
+    model = copy.deepcopy(dense)
     with torch.no_grad():
-        model[0].weight.mul_(0.9)
+        model[0].weight[:, 0].mul_(0.5)
     polisher = Polisher(model, SpikingJelly(), [])
     polisher.targets = Polisher(dense, SpikingJelly(), data()).targets
     return polisher, {"0.weight": torch.ones_like(model[0].weight, dtype=torch.bool)}
 
 
-def test_steps_that_lead_away_are_taken_back_and_smaller_ones_are_tried():
+@pytest.mark.parametrize(("statistics", "rate", "taken"), [(True, 6.0, 6 / 12), (False, 3.0, 3 / 16)])
+def test_steps_that_lead_away_are_taken_back_and_smaller_ones_are_tried(statistics, rate, taken):
     polisher, masks = perturbed()
+    polisher.statistics = statistics
     before = polisher.loss(1.0)
-    rate = polisher.fit(masks, Polish(5, rate=1.0), seed=0)
-    assert rate in (0.25, 0.0625)
+    assert polisher.fit(masks, Polish(5, rate=rate), seed=0) == pytest.approx(taken)
     assert polisher.loss(1.0) < before
+
+
+def by_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spikeprune.squeeze.polish._WAYS", ((1.0, True),))
+
+
+def test_steps_that_normalise_by_the_batch_leave_statistics_of_the_new_weights(monkeypatch):
+    by_batch_only(monkeypatch)
+    polisher, masks = perturbed()
+    norm, modes = polisher.model[1], [m.training for m in polisher.model.modules()]
+    norm.num_batches_tracked.fill_(7)
+    seen: list[bool] = []
+    norm.register_forward_pre_hook(lambda layer, _: seen.append(layer.training and not layer.track_running_stats))
+    before = norm.running_mean.clone()
+    assert polisher.fit(masks, Polish(10, rate=0.01), seed=0) == 0.01
+    assert any(seen)
+    assert (norm.num_batches_tracked, norm.track_running_stats) == (7, True)
+    assert [m.training for m in polisher.model.modules()] == modes
+    assert not torch.equal(norm.running_mean, before)
+    with torch.no_grad():
+        currents = torch.cat([polisher.model[0](target.x) for target in polisher.targets], 1)
+    torch.testing.assert_close(norm.running_mean, currents.mean((0, 1, 3, 4)))
+
+
+def test_batches_of_one_value_per_channel_keep_the_running_statistics(monkeypatch):
+    by_batch_only(monkeypatch)
+    monkeypatch.setattr("spikeprune.squeeze.polish._WAYS_WITHOUT_NORMS", ((0.05, False),))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    polisher = Polisher(model, None, [torch.randn(1, 4) for _ in range(3)], match_spikes=False)
+    with torch.no_grad():
+        model[0].weight.mul_(0.5)
+    before = weights_of(model)
+    assert polisher.fit({"0.weight": torch.ones(8, 4, dtype=torch.bool)}, Polish(5), seed=0) == pytest.approx(0.003)
+    assert torch.equal(model[1].running_mean, before["1.running_mean"])
+    assert not torch.equal(model[0].weight, before["0.weight"])
 
 
 @pytest.mark.parametrize("rate", [1e3, 1e30])

@@ -7,12 +7,16 @@ each other. A few passes over the same calibration images, without labels, reduc
 
 z are the model's outputs and s its spikes, which are differentiated through the neurons' surrogates. D is the
 cross-entropy of softmax(z_dense / 2) and softmax(z / 2), averaged over time, less its least value, times 4, where the
-output looks like class scores; |z - z_dense|^2 / |z_dense|^2 elsewhere. Zeros stay zeros, and BatchNorm keeps its
-running statistics meanwhile. The share is 1 for up to 1,000 images and 0 above: the spikes hold more about each image,
-and the outputs of many images hold more about the task (decision 23).
+output looks like class scores; |z - z_dense|^2 / |z_dense|^2 elsewhere. Zeros stay zeros. The share is 1 for up to
+1,000 images and 0 above: the spikes hold more about each image, and the outputs of many images hold more about the task
+(decision 23).
 
-In a deep network steps of this size can lead away. So the loss is compared before and after; where it has not fallen,
-the weights go back and smaller steps are tried, and at last the weights stay as they were (decision 25).
+BatchNorm normalises by each batch meanwhile, as in training; its running statistics are measured again after the last
+step. With running statistics each layer would shift what all later ones were measured on, and in a deep network the
+steps would lead away (decision 26). A network without BatchNorm takes larger steps.
+
+The loss is compared before and after; where it has not fallen, the weights go back and smaller steps are tried, and at
+last the weights stay as they were (decision 25).
 
 Sources: Hinton et al. 2015, arXiv:1503.02531 (soft targets); Kingma & Ba 2015, arXiv:1412.6980 (the steps).
 """
@@ -29,14 +33,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import pack, unpack
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.examples import undisturbed
-from spikeprune.squeeze.statistics import evaluating
+from spikeprune.squeeze.network import snapshot
+from spikeprune.squeeze.statistics import evaluating, measure_again, normalizing_by_batch, norms
 
 _TEMPERATURE = 2.0
-_SMALLER, _TRIES = 0.25, 3  # steps of 1, 1/4 and 1/16 of the rate
+# What is tried in turn: the share of the rate, and whether BatchNorm normalises by each batch meanwhile.
+_WAYS = ((1 / 3, True), (1 / 12, True), (1 / 16, False))
+_WAYS_WITHOUT_NORMS = ((1.0, False), (1 / 4, False), (1 / 16, False))
 _LOOK, _LOST = 20, 2.0  # after so many steps a try whose loss is so many times the first one is given up
+_MEASURED = 40  # batches of at most 50 images that BatchNorm's statistics are measured on
 _BETAS, _EPS = (0.9, 0.999), 1e-8
 
 
@@ -57,8 +66,9 @@ class Polish:
 
     Attributes:
         epochs: passes over the batches.
-        rate: size of a step, as a share of the root mean square of a layer's remaining weights; it falls to 0 in a
-            straight line. Scales and shifts of BatchNorm take a fifth of it, since they are near 1.
+        rate: largest size of a step, as a share of the root mean square of a layer's remaining weights; it falls to 0
+            in a straight line. Scales and shifts of BatchNorm take a fifth of it, since they are near 1. With
+            BatchNorm a third of it is taken.
         share: weight of the spikes beside the outputs.
     """
 
@@ -74,12 +84,20 @@ class Polisher:
     Args:
         batches: inputs as they are fed, each one a step.
         match_spikes: whether the spikes are kept beside the outputs.
+        statistics: whether BatchNorm's running statistics may be measured again.
     """
 
     def __init__(
-        self, model: nn.Module, adapter: Adapter | None, batches: Iterable[Tensor], *, match_spikes: bool = True
+        self,
+        model: nn.Module,
+        adapter: Adapter | None,
+        batches: Iterable[Tensor],
+        *,
+        match_spikes: bool = True,
+        statistics: bool = True,
     ) -> None:
         self.model, self.adapter = model, adapter
+        self.statistics = statistics and bool(norms(model))
         self.neurons = [] if adapter is None or not match_spikes else list(adapter.neurons(model).values())
         self.targets: list[DenseOutputs] = []
         with torch.no_grad():
@@ -87,7 +105,7 @@ class Polisher:
                 spikes, outputs = self._run(x)
                 self.targets.append(DenseOutputs(x, outputs, [(pack(s != 0), s.shape) for s in spikes]))
 
-    def _run(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def _run(self, x: Tensor, by_batch: bool = False) -> tuple[list[Tensor], list[Tensor]]:
         """(spikes of each call of a neuron, outputs of the model)."""
         spikes: list[Tensor] = []
 
@@ -96,7 +114,8 @@ class Polisher:
 
         handles = [neuron.register_forward_hook(keep) for neuron in self.neurons]
         try:
-            with evaluating(self.model), undisturbed(self.model, self.adapter):
+            mode = normalizing_by_batch if by_batch else evaluating
+            with mode(self.model), undisturbed(self.model, self.adapter):
                 return spikes, list(_tensors(self.model(x)))
         finally:
             for handle in handles:
@@ -123,17 +142,29 @@ class Polisher:
         pairs += [(p, None) for m in norms for p in (m.weight, m.bias) if id(p) not in known]
         generator = torch.Generator().manual_seed(seed)
         order = [i for _ in range(how.epochs) for i in torch.randperm(len(self.targets), generator=generator).tolist()]
-        first, before = self.loss(how.share), [p.detach().clone() for p, _ in pairs]
-        for rate in (how.rate * _SMALLER**number for number in range(_TRIES)):
-            done = self._try(pairs, order, dataclasses.replace(how, rate=rate), first, over)
+        first, put_back = self.loss(how.share), snapshot(self.model)
+        for size, by_batch in _WAYS if self.statistics and self._has_statistics() else _WAYS_WITHOUT_NORMS:
+            rate = how.rate * size
+            done = self._try(pairs, order, dataclasses.replace(how, rate=rate), first, over, by_batch)
             if done is None:
                 return None
+            if done and by_batch:
+                measure_again(self.model, self.adapter, (target.x for target in self.targets[:_MEASURED]))
             if done and self.loss(how.share) < first:
                 return rate
-            with torch.no_grad():
-                for (p, _), value in zip(pairs, before, strict=True):
-                    p.copy_(value)
+            put_back()
         return 0.0
+
+    def _has_statistics(self) -> bool:
+        """Whether the smallest batch gives BatchNorm the two values per channel that a variance needs."""
+        put_back = snapshot(self.model)
+        try:
+            measure_again(self.model, self.adapter, [min((target.x for target in self.targets), key=Tensor.numel)])
+        except InvalidValue:
+            return False
+        finally:
+            put_back()
+        return True
 
     def _try(
         self,
@@ -142,12 +173,13 @@ class Polisher:
         how: Polish,
         first: float,
         over: Callable[[Sequence[int], str], Iterable[int]],
+        by_batch: bool = False,
     ) -> bool | None:
         """All steps at one rate. False where the loss leads away, None where it does not depend on the weights."""
         steps, recent = _AdamSteps([p for p, _ in pairs], [_size(p, m) for p, m in pairs]), list[float]()
         with _differentiable([p for p, _ in pairs]):
             for step, index in enumerate(over(order, "polishing")):
-                loss = self._loss(self.targets[index], how.share)
+                loss = self._loss(self.targets[index], how.share, by_batch)
                 if not loss.requires_grad:
                     return None
                 recent = [*recent[1 - _LOOK :], float(loss.detach())]
@@ -168,9 +200,9 @@ class Polisher:
         found = [float(self._loss(target, share).detach()) for target in self.targets[:_LOOK]]
         return sum(found) / len(found)
 
-    def _loss(self, target: DenseOutputs, share: float) -> Tensor:
+    def _loss(self, target: DenseOutputs, share: float, by_batch: bool = False) -> Tensor:
         with torch.enable_grad():
-            spikes, outputs = self._run(target.x)
+            spikes, outputs = self._run(target.x, by_batch)
             loss = sum((_difference(z, d) for z, d in zip(outputs, target.outputs, strict=True)), torch.zeros(()))
             if share:
                 for s, (bits, shape) in zip(spikes, target.spikes, strict=True):

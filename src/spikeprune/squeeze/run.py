@@ -194,7 +194,11 @@ class Squeezing:
         self.before = Spikes(keeper.calls)
         if settings.polish:
             self.polisher = Polisher(
-                network.model, network.adapter, self.batches.parts(_PART), match_spikes=self.batches.images <= _FEW
+                network.model,
+                network.adapter,
+                self.batches.parts(_PART),
+                match_spikes=self.batches.images <= _FEW,
+                statistics=settings.statistics,
             )
         self._clock("drawing rows")
         return self._problems(drawn)

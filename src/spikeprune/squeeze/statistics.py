@@ -34,6 +34,21 @@ def evaluating(model: nn.Module) -> Generator[None]:
             module.training = training
 
 
+@contextmanager
+def normalizing_by_batch(model: nn.Module) -> Generator[None]:
+    """Eval mode, but BatchNorm normalises by each batch; its running statistics stay, and all that was comes back."""
+    layers = [(layer, layer.track_running_stats) for layer in norms(model).values()]
+    try:
+        with evaluating(model):
+            for layer, _ in layers:
+                layer.train()
+                layer.track_running_stats = False
+            yield
+    finally:
+        for layer, tracked in layers:
+            layer.track_running_stats = tracked
+
+
 @torch.no_grad()
 def measure_again(model: nn.Module, adapter: Adapter | None, batches: Iterable[Tensor]) -> int:
     """Sets every BatchNorm's running mean and variance to those of the batches; returns how many layers it has.
