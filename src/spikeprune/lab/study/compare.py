@@ -295,7 +295,12 @@ def _row(group: Sequence[ComparedRun], label: str, reference: Sequence[ComparedR
 
 
 def _delivered(group: Sequence[ComparedRun]) -> tuple[float, float, float] | None:
-    """The numbers of `Arm.delivered`. None if a run has no file that tells which of its weights were regrown."""
+    """The numbers of `Arm.delivered`. None if a run has no file that tells which of its weights were regrown.
+
+    None for channels too: mask updates count channels there, and the file holds weights.
+    """
+    if any(run.settings.get("pattern") in ("channel", "gate") for run in group):
+        return None
     files = [RunFolder(run.path).regrown for run in group]
     regrown = sum(update.regrown for run in group for update in run.record.rounds)
     if not regrown or not all(file.is_file() for file in files):
