@@ -104,6 +104,17 @@ def test_mean_and_std_worked_by_hand() -> None:
     assert std == pytest.approx((0.5, 1.0))
 
 
+def test_float_inputs_are_used_as_they_are_unless_a_scale_is_given() -> None:
+    split = Split(torch.rand(8, 1, 2, 2), torch.arange(8) % 2)
+
+    def made(**given: float) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
+        data = assemble("toy", Source(split, split, ("a", "b"), **given), limit=None, seed=0, validation=0.0)
+        return data.scale, data.mean, data.std
+
+    assert made() == (1.0, (0.0,), (1.0,))
+    assert made(scale=16.0) == (16.0, (0.0,), (1.0,))
+
+
 def test_moments_of_recordings_follow_the_channel() -> None:
     frames = torch.randint(0, 9, (3, 5, 2, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     mean, std = moments(Split(frames, torch.zeros(5, dtype=torch.int64), time_first=True), 1.0)

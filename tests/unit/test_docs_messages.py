@@ -1,4 +1,4 @@
-"""docs/guide/troubleshooting.md quotes messages that exist; the page of adapters names each method of the interface."""
+"""The page of messages quotes messages that exist, that of adapters names each method, and docstrings open plainly."""
 
 import ast
 import re
@@ -32,3 +32,22 @@ def test_the_page_of_adapters_names_every_method():
     methods = [name for name, value in vars(Adapter).items() if callable(value) and not name.startswith("_")]
     assert len(methods) > 10
     assert [name for name in methods if f"`{name}(" not in page] == []
+
+
+RIDDLE = re.compile(
+    r"(?:What|Those|That|Such|The same|As for|Of|Its|So that)\b"
+)  # words that point at what is not named
+
+
+def openings():
+    """(place, first sentence) of each docstring of the source."""
+    for path in Path(spikeprune.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (text := ast.get_docstring(node)):
+                yield f"{path.name}: {getattr(node, 'name', 'module')}", text
+
+
+def test_docstrings_name_what_they_are_about():
+    found = list(openings())
+    assert len(found) > 2000
+    assert [place for place, text in found if RIDDLE.match(text)] == []

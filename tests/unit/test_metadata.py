@@ -1,6 +1,8 @@
 """What stands in more than one file of the project agrees."""
 
 import re
+import runpy
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -62,3 +64,24 @@ def test_the_readme_shows_the_entry_that_cite_prints():
     entry = spikeprune.cite().partition("\n\n")[2]
     assert entry.startswith("@software{spikeprune,")
     assert entry in (ROOT / "README.md").read_text()
+
+
+def test_a_version_is_set_in_all_places_or_in_none(tmp_path):
+    script = runpy.run_path(str(ROOT / "packaging/set_version.py"))
+    names = {name for name, _, _ in script["PLACES"]}
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    log = tmp_path / "CHANGELOG.md"
+    log.write_text("# Changelog\n\n## 7.8.9 (unreleased)\n\n## 0.1.0 (unreleased)\n")
+    before = {name: (tmp_path / name).read_text() for name in names}
+    for wrong in (("7.8", "2026-12-01"), ("7.8.9", "tomorrow"), ("7.8.10", "2026-12-01")):
+        with pytest.raises(SystemExit, match="three whole numbers|written as|must have one line"):
+            script["set_version"](tmp_path, *wrong)
+        assert {name: (tmp_path / name).read_text() for name in names} == before
+    script["set_version"](tmp_path, "7.8.9", "2026-12-01")
+    assert log.read_text() == "# Changelog\n\n## 7.8.9 (2026-12-01)\n\n## 0.1.0 (unreleased)\n"
+    citation = yaml.safe_load((tmp_path / "CITATION.cff").read_text())
+    assert (citation["version"], str(citation["date-released"])) == ("7.8.9", "2026-12-01")
+    for name in names - {"CHANGELOG.md"}:
+        assert "7.8.9" in (tmp_path / name).read_text()

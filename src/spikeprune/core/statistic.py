@@ -183,7 +183,7 @@ def pca_score(covariance: Float[Tensor, "C C"], share: float = 0.999) -> Float[T
 
 
 class LaidOver(InvalidValue):
-    """What a neuron sees does not fit over the output of a layer; it has both shapes."""
+    """A neuron's input does not fit over the output of a layer. The error has both shapes."""
 
     def __init__(self, neuron: tuple[int, ...], layer: tuple[int, ...]) -> None:
         super().__init__(f"a neuron of shape {neuron} cannot be laid over a layer of shape {layer}")

@@ -60,7 +60,7 @@ class Sides:
 @final
 @dataclass(frozen=True)
 class Counts:
-    """What `count` found.
+    """The result of `count`.
 
     Attributes:
         dense, pruned: the whole network.

@@ -46,7 +46,7 @@ class Split:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample at one time step: (C, H, W) or (F,)."""
+        """The shape of one sample at one time step: (C, H, W) or (F,)."""
         return tuple(self.inputs.shape[1 + self.time_first :])
 
     def take(self, index: Int64[Tensor, "n"]) -> "Split":
@@ -99,7 +99,7 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample at one time step: (C, H, W) or (F,)."""
+        """The shape of one sample at one time step: (C, H, W) or (F,)."""
         return self.train.shape
 
     @property
@@ -130,14 +130,15 @@ class Source:
 
     `validation` is set only if the data has a split of its own for it.
 
-    `mean` and `std` are measured on 8-bit images that bring none; other inputs are used as they are.
+    `mean` and `std` are measured on 8-bit images that bring none, after a division by `scale` (255 if not given). Float
+    inputs that bring none are used as they are, or divided by `scale` if it is given.
     """
 
     train: Split
     test: Split
     classes: tuple[str, ...]
     validation: Split | None = None
-    scale: float = 255.0
+    scale: float | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     published: bool | None = None
@@ -149,9 +150,9 @@ def assemble(
 ) -> Dataset:
     """The dataset of a source: `limit` training samples, `validation` of them held out, `test_limit` test samples.
 
-    The draws are stratified by class. Those of training and validation depend on `seed` alone, and that of the test
-    samples is the same for all seeds, so that runs stay comparable. A validation split of the data's own is used as it
-    stands where one is asked for (`validation` > 0), and left alone otherwise.
+    The draws are stratified by class. The draws of training and validation depend on `seed` alone, and the draw of the
+    test samples is the same for all seeds, so that runs stay comparable. A validation split of the data's own is used
+    as it stands where one is asked for (`validation` > 0), and left alone otherwise.
     """
     own = source.validation if source.validation is not None and len(source.validation) else None
     whole = source.train
@@ -172,22 +173,30 @@ def assemble(
     else:
         held, train = whole.take(torch.arange(0)), whole
     test, notes = _fewer(source.test, test_limit)
-    mean, std = source.mean, source.std
-    if mean is None or std is None:
-        mean, std = moments(whole, source.scale)
+    scale, mean, std = _normalisation(source, whole)
     return Dataset(
         name=name,
         train=train,
         validation=held,
         test=test,
         classes=source.classes,
-        scale=source.scale,
+        scale=scale,
         mean=mean,
         std=std,
         checksum=checksum,
         published=source.published,
         notes=(*source.notes, *notes),
     )
+
+
+def _normalisation(source: Source, whole: Split) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
+    """scale, mean and std of a source; measured for 8-bit inputs, 1, 0 and 1 for float inputs that bring none."""
+    if source.mean is not None and source.std is not None:
+        return (255.0 if source.scale is None else source.scale), source.mean, source.std
+    if whole.inputs.is_floating_point():
+        return (1.0 if source.scale is None else source.scale), (0.0,), (1.0,)
+    scale = 255.0 if source.scale is None else source.scale
+    return scale, *moments(whole, scale)
 
 
 def _fewer(test: Split, limit: int | None) -> tuple[Split, tuple[str, ...]]:

@@ -162,6 +162,12 @@ class KnownDataset:
         """
         if not isinstance(source, Source):
             raise InvalidValue(f"the reader of {self.name} must return a Source, got {type(source).__name__}")
+        named: object = source.classes
+        if not isinstance(named, tuple) or not all(isinstance(each, str) for each in named):
+            raise InvalidValue(
+                f"the reader of {self.name} must give the names of its classes as a tuple of texts, got "
+                f"{repr(named)[:60]}; tuple('0123456789') names the ten digits"
+            )
         if self.facts is None:
             return source
         said = (self.facts.shape, self.facts.time_first)
@@ -170,6 +176,11 @@ class KnownDataset:
             raise InvalidValue(
                 f"{self.name} is registered with samples of shape {said[0]}{_over_time(said[1])}, but its reader gave "
                 f"{came[0]}{_over_time(came[1])}; correct its facts or its reader"
+            )
+        if len(source.classes) != self.facts.classes:
+            raise InvalidValue(
+                f"{self.name} is registered with {self.facts.classes} classes, but its reader named "
+                f"{len(source.classes)}; correct its facts or its reader"
             )
         return source
 

@@ -1,4 +1,4 @@
-"""What the files of a folder register, read from their text: `spikeprune list` need not wait for torch to be imported.
+"""Reads from the text of files what they register, so that `spikeprune list` need not wait for torch to be imported.
 
 A test compares what is read here with what the imported registries hold.
 """

@@ -193,7 +193,7 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def score(self, evidence: Evidence) -> Scores:
-        """What to keep: name -> scores of every prunable weight, higher = keep."""
+        """The score of each prunable weight, by name. Weights with a higher score are kept."""
 
     def regrowth(self) -> Regrowth:
         """The rule of regrowth, built from the method's settings. It is called only if `regrows` is True."""
@@ -207,7 +207,7 @@ class Method(abc.ABC):
         return Observation()
 
     def regrow_score(self, evidence: Evidence) -> Scores:
-        """What to bring back: name -> scores, for the layers that may regrow."""
+        """The score of each dead weight that may be brought back, by name; higher = regrow first."""
         return {}
 
     def survivors(self, kept: int, alive: int, share: float) -> int:
@@ -239,7 +239,7 @@ class Method(abc.ABC):
         return True
 
     def statistic(self, layer: Site) -> Statistic:
-        """What to record at a layer's neuron; only asked if `needs` names "membrane" or "spikes"."""
+        """The statistic recorded at a layer's neuron. It is asked only if `needs` names "membrane" or "spikes"."""
         raise InvalidValue(f"{type(self).__name__} records no statistic")
 
 
@@ -365,7 +365,7 @@ class MagnitudeRegrowth(Method):
 
     @abc.abstractmethod
     def regrow_score(self, evidence: Evidence) -> Scores:
-        """What to bring back: name -> scores, for the layers that may regrow."""
+        """The score of each dead weight that may be brought back, by name; higher = regrow first."""
 
     def regrowth(self) -> Regrowth:
         return Regrowth(self.regrow, self.candidates, self.momentum, self.grace, self.start_value)

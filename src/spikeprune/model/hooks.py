@@ -28,7 +28,7 @@ class OwnHook:
 
 @final
 class GoneHook:
-    """What a copied module has in place of an `OwnHook`: it does nothing, and removes itself at its first call."""
+    """The hook of a copied module in place of an `OwnHook`: it does nothing, and removes itself at its first call."""
 
     def __call__(self, module: nn.Module, *_: Any) -> None:
         for hooks in (module._forward_hooks, module._forward_pre_hooks):  # pyright: ignore[reportPrivateUsage]

@@ -14,7 +14,7 @@ _LIGHTNING = "LightningModule"
 def eager(model: nn.Module) -> nn.Module:
     """The module inside wrappers of torch.compile, DataParallel, DDP, averaged (EMA) copies and Lightning.
 
-    What accelerate prepares is the module itself or one of these. A LightningModule stands for the one network that
+    accelerate returns the module itself or one of these. A LightningModule stands for the one network that
     it holds, because its `training_step` calls that one and not the LightningModule's forward; where it holds none or
     several, it is taken as it is.
 

@@ -1,7 +1,7 @@
 """analysis.json: why a run came out as it did, alone, against other runs, and over seeds.
 
 A number of one run is a number. Over seeds the same record holds a `Spread` in its place; coordinates such as an epoch
-stay numbers. What does not exist is None.
+stay numbers. A number that does not exist is None.
 """
 
 from collections.abc import Mapping

@@ -33,8 +33,8 @@ def export_nir(model: nn.Module, path: str | os.PathLike[str], example: Tensor) 
     Max pooling of spikes becomes SumPool2d and Threshold, which is the same; a residual sum becomes two edges into one
     node. Recurrent weights become a loop of two nodes, whose edge back arrives one step later. A layer that NIR has no
     node for, but that is linear (three-dimensional, transposed or circular convolution), becomes a matrix over whole
-    images, of at most 4 million numbers, and all layers behind it have one axis. What follows the last layer with
-    weights and only averages over time is left to the reader of the file.
+    images, of at most 4 million numbers, and all layers behind it have one axis. A mean over time behind the last layer
+    with weights is left to the reader of the file.
 
     Args:
         model: in any mode; it is left as it was. Pruned weights must be zeros, as the Pruner keeps them.
@@ -63,8 +63,8 @@ def export_nir(model: nn.Module, path: str | os.PathLike[str], example: Tensor) 
 def export_onnx(model: nn.Module, path: str | os.PathLike[str], example: Tensor) -> Path:
     """Write the network as ONNX: input "x" as the example, of any batch size, the number of steps T written out.
 
-    What `sp.compile` takes is written with BatchNorm folded. Any other model is followed call by call through one
-    forward on the example, from a reset state, and the file is compared with it in onnxruntime; where its forward
+    A model that `sp.compile` takes is written with BatchNorm folded. Any other model is followed call by call through
+    one forward on the example, from a reset state, and the file is compared with it in onnxruntime; where its forward
     allows one batch size alone, a warning says so, and the file's metadata `spikeprune.axes` tells which axes are free.
 
     Args:

@@ -29,7 +29,7 @@ MOST_ALIVE = 0.15
 
 @dataclass(frozen=True)
 class SparseLayer:
-    """What became of one layer: `sparse`, or the `reason` why it runs densely. `alive` is a share of its weights."""
+    """The result for one layer: `sparse`, or the `reason` why it runs densely. `alive` is a share of its weights."""
 
     name: str
     alive: float

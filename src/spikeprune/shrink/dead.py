@@ -255,8 +255,8 @@ def stays_silent(params: NeuronParams, drive: Tensor) -> Tensor:
 def removable(table: ChannelMap, constants: Constants, stay: Tensor | None = None) -> Tensor:
     """For each atom, whether it can be removed; `stay` holds atoms that must not be.
 
-    A layer, and what leaves a gate, keeps at least one channel. What stands before a gate stays as wide as it is
-    written: the gate, not the stream, is where such networks are cut.
+    A layer, and what leaves a gate, keeps at least one channel. The stream before a gate stays as wide as it is
+    written, because such networks are cut at the gate.
     """
     roots = table.roots(torch.arange(table.size))
     gone = torch.ones(table.size, dtype=torch.bool)

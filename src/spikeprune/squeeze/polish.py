@@ -1,7 +1,7 @@
 """After the last cut: all remaining weights together are fitted to the dense network's outputs and spikes.
 
-Each layer was solved on its own, on the inputs of the dense network. What is left is the error that layers hand on to
-each other. A few passes over the same calibration images, without labels, reduce it:
+Each layer was solved on its own, on the inputs of the dense network. The remaining error is the one that layers hand on
+to each other. A few passes over the same calibration images, without labels, reduce it:
 
     minimise  D(z, z_dense) + share * sum over neuron layers  |s - s_dense|^2 / |s_dense|^2
 

@@ -14,7 +14,7 @@ _UPDATES = ("update_parameters", "update", "set")  # of torch's AveragedModel an
 class Follower:
     """Keep an averaged copy at the masks, after each of its updates and before it computes or is saved.
 
-    What is put on the copy survives neither `copy.deepcopy` nor pickling: a copy of the copy follows nobody.
+    Hooks on the copy survive neither `copy.deepcopy` nor pickling, so a copy of the copy follows nobody.
     """
 
     def __init__(self, copy: nn.Module, masks: Callable[[], Masks]) -> None:

@@ -34,7 +34,7 @@ def render(
     made: Sequence[tuple[str, str]] = (),
     refresh: int | None = None,
 ) -> str:
-    """The page as text. What stands in cells and sentences is escaped.
+    """The page as text. The texts of cells and sentences are escaped.
 
     Args:
         over: a line above the title that says what the page is of.

@@ -62,7 +62,7 @@ def write_report(run_folder: Path | str | RunFolder) -> Path:
 
 @functools.cache
 def _environment() -> "Environment":
-    """Templates of this folder. What they print is escaped; what they name must exist."""
+    """Templates of this folder. Their output is escaped, and every name in them must exist."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

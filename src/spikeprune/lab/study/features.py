@@ -24,7 +24,7 @@ _BINS = 16
 @final
 @dataclass(frozen=True)
 class SeenActivity:
-    """Of every neuron layer: features [N, C], and spikes of each image and time step [N, T]; labels [N]."""
+    """The activity of every neuron layer: features [N, C], and spikes by image and time step [N, T]; labels [N]."""
 
     features: Mapping[str, Tensor]
     activity: Mapping[str, Tensor]
@@ -157,8 +157,10 @@ def mean_of(values: Iterable[float | None]) -> float | None:
 
 
 def entropy(features: Float[Tensor, "N C"]) -> Float[Tensor, "C"]:
-    """Of each channel over images, in bits: -sum p log2 p over 16 equal bins of [0, 1]; 0 for a channel that never
-    changes, 4 at most."""
+    """The entropy of each channel over images, in bits.
+
+    -sum p log2 p    over 16 equal bins of [0, 1]; 0 for a channel that never changes, 4 at most
+    """
     bins = (features.double() * _BINS).long().clamp(0, _BINS - 1)
     shares = torch.stack([(bins == b).double().mean(0) for b in range(_BINS)])
     return -(shares * shares.clamp_min(1e-300).log2()).sum(0)

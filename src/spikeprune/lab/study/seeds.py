@@ -1,4 +1,4 @@
-"""The same analysis of several runs as one: every number with its mean and spread over seeds."""
+"""Joins the analyses of several runs into one: every number with its mean and spread over seeds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,9 +27,9 @@ def over_seeds(values: Sequence[Any]) -> Any:
 
         {"each": the runs' numbers in their order, "n": how many there are, "mean": ..., "sd": ...}
 
-    sd is None for n = 1. What no run has is None; a run that lacks a number has None in `each`. Text, truth values and
-    coordinates such as an epoch stand as they are where all runs agree, else they are None; so are lists of unequal
-    length.
+    sd is None for n = 1. A number that no run has is None; a run that lacks a number has None in `each`. Text, truth
+    values and coordinates such as an epoch stand as they are where all runs agree, else they are None; so are lists of
+    unequal length.
     """
     there = [value for value in values if value is not None]
     if not there:

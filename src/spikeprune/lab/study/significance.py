@@ -1,6 +1,6 @@
 """The few statistics that a comparison of runs needs: means with t intervals, paired tests, Holm's correction.
 
-Plain functions of lists of numbers. What cannot be told from the numbers given is None, never nan.
+Plain functions of lists of numbers. A result that cannot be told from the given numbers is None, never nan.
 """
 
 import math

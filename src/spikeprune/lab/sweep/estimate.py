@@ -24,7 +24,7 @@ _OFF_TO_START = 5.0  # seconds until a process trains
 
 @final
 class Estimator:
-    """Seconds of a run. What recipes share, the network and its batches, is measured once."""
+    """Seconds of a run. Recipes that share a network and its batches are measured once."""
 
     def __init__(self, threads: int = 1):
         self._threads = threads

@@ -99,7 +99,7 @@ class CutPhase:
 
     @classmethod
     def from_state(cls, state: CutState) -> "CutPhase":
-        """What `state_dict` returned, here or in version 0.1."""
+        """Restores what `state_dict` returned, here or in version 0.1."""
         rounds = [Round.read(update) for update in state["pruned"]["rounds"]]
         return cls(
             plan=state["plan"],
@@ -132,7 +132,7 @@ class PhasesDone:
 
     @classmethod
     def from_state(cls, state: PhasesState) -> "PhasesDone":
-        """What `state_dict` returned, here or in version 0.1."""
+        """Restores what `state_dict` returned, here or in version 0.1."""
         dense, pretrain = state.get("dense"), state.get("pretrain")
         return cls(
             None if dense is None else DensePhase.read(dense),

@@ -140,9 +140,9 @@ class Phase:
     def begin(self, state: PhaseState | None = None) -> "Phase":
         """Attach the Pruner and be ready for the first step, or for the one after `state` was saved.
 
-        What the first forward pass finds out (which neuron a weight feeds, what the fused kernel may leave out) decides
-        roundings later on. So that it is known before the first step of every process, a continued one like an
-        undisturbed one, a forward pass is made here, and everything put back.
+        The first forward pass finds out which neuron a weight feeds and what the fused kernel may leave out. This
+        decides roundings later on. So a forward pass is made here and everything is put back, before the first step of
+        every process. A continued process then rounds like an undisturbed one.
         """
         start = copy.deepcopy(self.state_dict()) if state is None else state
         if self.pruner is not None:

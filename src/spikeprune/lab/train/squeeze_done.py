@@ -64,7 +64,7 @@ class SqueezeDone:
 
     @classmethod
     def from_state(cls, state: SqueezeState) -> "SqueezeDone":
-        """What `state_dict` returned."""
+        """Restores what `state_dict` returned."""
         dense_scores, scores = (ClassScores(tuple(right), tuple(images)) for right, images in state["scores"])
         return cls(
             trained=Trained(**state["trained"]),

@@ -1,7 +1,7 @@
 """The compiled network's own form: a flat list of layers with folded weights.
 
 Values are numbered; value 0 is the input. A value is static (the same at every step, [N, ...]) or a sequence
-[T, N, ...]. What a layer is and does stands in the file of its operation (`ops/`).
+[T, N, ...]. The file of an operation (`ops/`) defines what a layer of that kind computes.
 
 T time steps, N batch, C channels, H/W space.
 """

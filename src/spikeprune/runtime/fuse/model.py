@@ -54,8 +54,8 @@ def fuse(model: M) -> M:
 
     Which BatchNorm belongs to which neuron is seen in the running model, so blocks of any shape will do: a neuron
     fed with exactly what a BatchNorm returned goes back to the BatchNorm's input, and whoever else reads that result
-    still gets it. What cannot be fused runs as before; `fuse_report` names it. Neurons of snnTorch, of Norse and those
-    that are found by their spike functions run as before too.
+    still gets it. Modules that cannot be fused run as before, and `fuse_report` names them. Neurons of snnTorch, of
+    Norse and those that are found by their spike functions run as before too.
 
     On the CPU float32, bfloat16 and float64 run in C++ (in PyTorch without a compiler); other devices and types, and
     surrogates other than ATan, Sigmoid and Dspike, take the PyTorch way, which saves memory but no time. Under
