@@ -76,7 +76,7 @@ def test_a_version_is_set_in_all_places_or_in_none(tmp_path):
     log.write_text("# Changelog\n\n## 7.8.9 (unreleased)\n\n## 0.1.0 (unreleased)\n")
     before = {name: (tmp_path / name).read_text() for name in names}
     for wrong in (("7.8", "2026-12-01"), ("7.8.9", "tomorrow"), ("7.8.10", "2026-12-01")):
-        with pytest.raises(SystemExit, match="three whole numbers|written as|must have one line"):
+        with pytest.raises(SystemExit, match=r"three whole numbers|written as|must have one line"):
             script["set_version"](tmp_path, *wrong)
         assert {name: (tmp_path / name).read_text() for name in names} == before
     script["set_version"](tmp_path, "7.8.9", "2026-12-01")
