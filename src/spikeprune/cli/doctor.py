@@ -125,7 +125,7 @@ def _frameworks() -> dict[str, Framework]:
     }
     for name in ("accelerate", "lightning"):
         if (there := version(name)) is not None:
-            works = "prepared models and modules go through every door; FSDP is refused"
+            works = "prepared models and modules work with every function; FSDP is refused"
             found[name] = {"version": there, "works": works, "missing": ""}
     return found
 

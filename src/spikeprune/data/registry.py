@@ -91,7 +91,7 @@ class Request:
 
     Args:
         known: the dataset's own registration.
-        root: folder that holds the files; of no meaning to a dataset that needs none.
+        root: folder that holds the files. A dataset without files ignores it.
         T: number of frames that recordings are gathered into.
     """
 

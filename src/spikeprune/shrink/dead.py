@@ -239,17 +239,18 @@ class Constants:
         return result
 
 
-def stays_silent(params: NeuronParams, drive: Tensor) -> Tensor:
-    """Whether a neuron never fires at a constant input, however many steps it gets. nan counts as firing.
+def stays_silent(params: NeuronParams, current: Tensor) -> Tensor:
+    """Whether a neuron never fires under constant input, for any number of steps. An input of nan counts as firing.
 
-    v_pre tends from v_reset (or 0) to v_rest + gain * x / (1 - decay), never leaving the interval between
+    The potential moves monotonically from v_reset (or 0) to the fixed point v_rest + gain * x / (1 - decay). If both
+    are below the threshold, the neuron never fires.
     """
     decay, gain = (torch.as_tensor(v).detach().double().cpu() for v in (params.decay, params.gain))
     threshold, rest = (torch.as_tensor(v).detach().double().cpu() for v in (params.v_threshold, params.v_rest))
     start = torch.as_tensor(0.0 if params.v_reset is None else params.v_reset).detach().double().cpu()
-    push = gain * drive
+    push = gain * current
     end = torch.where(decay < 1, rest + push / (1 - decay).clamp_min(1e-300), torch.where(push <= 0, start, torch.inf))
-    return torch.broadcast_to((end < threshold) & (start < threshold) & (decay >= 0), drive.shape)
+    return torch.broadcast_to((end < threshold) & (start < threshold) & (decay >= 0), current.shape)
 
 
 def removable(table: ChannelMap, constants: Constants, stay: Tensor | None = None) -> Tensor:

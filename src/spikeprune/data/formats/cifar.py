@@ -39,7 +39,7 @@ class CifarLayout:
     """The files of CIFAR-10 or CIFAR-100. `batches` and `sheets` list training files first and the test file last.
 
     Args:
-        folders: names that the dataset's folder goes by.
+        folders: possible names of the folder of the dataset.
         batch_folder, archive: of the original batches.
         meta: the batch file that names the classes.
         labels_key, names_key: keys within a batch, and within `meta`.

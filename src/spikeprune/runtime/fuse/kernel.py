@@ -7,7 +7,7 @@ Both ways keep y alone until backward and compute everything else again. The ker
 float64 on the CPU; everything else, surrogates that it does not know, and machines without a compiler take the PyTorch
 way, on any device.
 
-Shapes: T steps, N samples, C channels; y is [T * N, C, *space], or [N, C, *space] if one step drives all T.
+Shapes: T steps, N samples, C channels; y is [T * N, C, *space], or [N, C, *space] if all T steps are the same.
 """
 
 import ctypes

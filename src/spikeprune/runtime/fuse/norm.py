@@ -65,7 +65,7 @@ class Bridge:
         return self._norm
 
     def repeated(self, T: int) -> "Bridge":
-        """The bridge of a result that is one step long and drives T."""
+        """The bridge of a result that is the same at all T steps and is held once."""
         if T == self.T:
             return self
         return replace(self, T=T, is_static=T > 1, _norm=self.norm, _tensor=None)
