@@ -44,8 +44,8 @@ def count(
 ) -> Counts:
     """Parameters, operations, energy and firing rates of a network on `data`, per sample.
 
-    A layer's input decides, call by call, what its operations are: only -1, 0 and 1, an accumulate for each pair of a
-    non-zero input and a weight; anything else, a multiply-accumulate for each such pair. Both agree with NeuroBench's
+    Each pair of a non-zero input and a weight is one operation of a layer. It is an accumulate if all inputs of that
+    call of the layer are -1, 0 or 1, and a multiply-accumulate otherwise. Both agree with NeuroBench's
     SynapticOperations. Biases, normalisation and neuron updates are not counted. Weights are counted where they are
     used: in Conv and Linear modules, in functions, inside of neurons. A layer that runs once per image is counted once.
 

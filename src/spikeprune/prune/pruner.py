@@ -32,16 +32,16 @@ class Pruner:
         model: the user's. Its class, state_dict keys and forward stay as they are.
         method: a method object or its name.
         schedule: when the mask updates are and what sparsity each one has; steps count optimizer steps.
-        allocate: where: "global" ranks all layers together; "uniform", "erk", "lamp" give every layer a quota.
+        allocate: how layers share the cut: "global" ranks all layers together; "uniform", "erk", "lamp" set quotas.
         pattern: "weight"; "n:m" (such as "2:4") for at most n alive of m neighbouring inputs; "channel" for whole
             channels, with all that must go along; or "gate", which cuts behind a network's own channel gates and leaves
             its residual stream wide. Which channels belong together shows in the first forward.
-        budget: what the sparsity is a share of: "weights" (channels under "channel" and "gate"); "parameters", "macs"
-            or "synops" rank globally under a budget of that.
+        budget: the quantity that sparsity is a share of: "weights" (channels under "channel" and "gate"); "parameters",
+            "macs" or "synops" rank globally under a budget of that.
         include, exclude: names or patterns (`*`) of parameters or modules; default: every Conv and Linear weight.
         floor: the least that every layer keeps: a count, or a share of the layer if below 1. None: one weight; of
             channels that are ranked globally, half of what an even cut would leave of each group, at least one.
-        seed: for methods that draw.
+        seed: of the random generator, for methods that draw.
         start: "dense", or "random": begin with a random mask at the schedule's first sparsity, so that with a
             `Constant` schedule training is never dense; "erk": the same with layers as "erk" sizes them.
         masks: of a network that is sparse already: "zeros", a mapping as `masks` has, or a masks.safetensors path.
@@ -154,7 +154,7 @@ class Pruner:
         return tuple(map(self._space.counted, self._steps.plan.updates))
 
     def trace(self, example: Any) -> "Pruner":
-        """Trace one forward pass on an example now instead of waiting for the first one in training. The model stays.
+        """Traces a forward pass on an example now, in place of the first one in training. The model is not changed.
 
         Args: example: an input as the model takes it; random numbers of the right shape will do.
         Raises: InvalidValue if the model cannot run on it, or its parts cannot be told apart.

@@ -41,9 +41,9 @@ def export_nir(model: nn.Module, path: str | os.PathLike[str], example: Tensor) 
         path: the file, such as "net.nir".
         example: an input, as in training.
     Returns: the path.
-    Raises: InvalidValue, naming the module, for what NIR cannot say: numbers that differ from step to step, products of
-        two values, max pooling of something else than spikes, a sum of a value and itself. MissingDependency
-        without the package nir.
+    Raises: InvalidValue, naming the module, for operations that NIR cannot express: numbers that differ from step to
+        step, products of two values, max pooling of something else than spikes, a sum of a value and itself.
+        MissingDependency without the package nir.
     Source: Pedersen et al. 2024, doi:10.1038/s41467-024-52259-9 (NIR); neuroir.org.
 
     Examples:

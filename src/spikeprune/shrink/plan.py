@@ -33,7 +33,7 @@ class Cut:
 @final
 @dataclass(frozen=True)
 class ChannelPlan:
-    """How to make the small network from one of the original size.
+    """The plan of a cut: it makes the small network from a network of the original size.
 
     Attributes:
         cuts: one for each dimension of each parameter and buffer that becomes shorter.
@@ -67,7 +67,7 @@ class ChannelPlan:
 
     @classmethod
     def load(cls, path: str | Path) -> "ChannelPlan":
-        """Reads what `save` wrote.
+        """Reads a plan that `save` wrote.
 
         Raises: InvalidValue if the file is missing, damaged or of another kind.
         """

@@ -39,20 +39,21 @@ def shrink(
     masked filter whose normalisation keeps a shift may still fire, and stays: `plan.blocked` says so. Every layer
     keeps at least one channel. Behind a `ChannelGate` a channel can be cut that the stream before it needs.
 
+    Some groups of channels stay whole, and all others are cut. A group stays if its channels cannot be followed, as
+    through attention; if the network fails without it, for example because the forward states its width as a number;
+    or if the output on the example would differ by more than 1e-5 in float64 and eval mode.
+
+    In float32 a sum in another order may move a membrane potential that lies within rounding of its threshold. One
+    spike more or less then changes everything after it. Such ties are no error, and float64 leaves none.
+
     Args:
         model: the user's. It is left alone, its membrane state too.
         masks: parameter name -> bool tensor of its shape, True = alive; such as `pruner.masks`.
         example: an input, or a tuple of inputs, as in training; a small batch will do.
         optimizer: is pointed at the small model, with the state of the entries that stay.
     Returns: the small model (in the model's train or eval mode and step mode, no membrane state), and the plan.
-    Channels that cannot be followed, through attention for example, stay whole, and so does a group without which the
-    network fails, such as one whose width the forward states as a number, or the output on the example differs by more
-    than 1e-5 in float64 and eval mode; all others are cut. In float32 a sum in another order may move a membrane
-    potential that lies within rounding of its threshold, and one spike more or less changes everything after it: such
-    ties are no error, and float64 leaves none.
-
-    Raises: InvalidValue if a mask does not fit, or a weight that it cuts is not 0; if the example does not fit; naming
-        the module or the layer in the way, if nothing can be cut.
+    Raises: InvalidValue if a mask or the example does not fit, if a weight that a mask cuts is not 0, or if nothing
+        can be cut. In the last case the message names the module or the layer in the way.
 
     Examples:
         >>> masks = sp.prune(model, "weight-norm", 0.5, data=data, pattern="channel")

@@ -65,7 +65,7 @@ def squeeze(
     running statistics are measured again on the same images.
 
     The model's class, keys and forward stay. A second call with the same sparsity and data changes nothing, and weights
-    that are exactly 0 are never revived. Interrupted or refused: the model is bit for bit as it was.
+    that are exactly 0 are never revived. If it is interrupted or refused, the model is bit for bit as before.
 
     Args:
         model: SpikingJelly, snnTorch, Norse, neurons with an adapter of your own, or spike functions, which are found.
@@ -79,12 +79,13 @@ def squeeze(
             mean agreement of spikes, falls by at most this much; `sparsity` is then ignored. Densities in steps of 4 %
             of themselves are tried, 7 of them. One of 500 images is 0.002, so take more images for a fine tolerance.
         images: how many calibration images are used, the first ones of the data.
-        budget: what the sparsity is a share of: "weights", "parameters", "macs" or "synops".
-        pattern: "weight", n:m such as "2:4", or "channel": whole channels, ranked by the norm of their filters; what
-            reads them makes up for them. `sp.shrink(model, squeezed.masks, example)` then cuts them out.
+        budget: the quantity that sparsity is a share of: "weights", "parameters", "macs" or "synops".
+        pattern: "weight", n:m such as "2:4", or "channel": whole channels, ranked by the norm of their filters; the
+            layers that read them are solved again to make up for them. Afterwards
+            `sp.shrink(model, squeezed.masks, example)` removes them.
         allocate: how layers share the cut: "lamp", "global" (scores as they are), "energy" (over the layer's output
             energy), "neuron" (equal shares per neuron), "uniform", "erk".
-        rounds: cuts; what is kept falls in equal ratios.
+        rounds: number of cuts. The number of kept weights falls by the same ratio in each of them.
         weighting: "criticality"; "none" for plain least squares and the plain output energy in the score; "membrane"
             for the rival SBC: plain least squares of potentials without reset, and their "obs" in the score.
         saliency: the score, if not the one that goes with the weighting ("critical", "energy" or "obs"): "magnitude",
