@@ -14,9 +14,10 @@ from spikeprune.core.evidence import Evidence
 from spikeprune.methods import registry
 from spikeprune.methods.base import Method
 from spikeprune.methods.registry import make_method, method_class, name_of, register, settings_of, source_of
+from spikeprune.methods.synflow import Synflow
 
 NAMES = sp.methods()
-WHAT = {"weights", "grads", "membrane", "spikes", "state", "survivors"}
+WHAT = {"weights", "grads", "membrane", "spikes", "state", "survivors", "flow", "curvature"}
 SCHEDULE = sp.Cubic(to=0.8, end=12, every=4)
 
 
@@ -33,6 +34,27 @@ def one_shot(model, method, sparsity=0.7, **keywords):
     if isinstance(method, str):
         keywords = {**pattern_of(method), **keywords}
     return sp.prune(model, method, sparsity, data=[batch(1), batch(2)], loss=loss, **keywords)
+
+
+@pytest.fixture(autouse=True)
+def _few_cuts(monkeypatch):
+    """SynFlow's 100 cuts would take most of the time."""
+    monkeypatch.setattr(Synflow, "cuts_per_update", lambda self: 3)
+
+
+def train_shown(pruner, model, optimizer, steps, first=1, after=lambda step: None):
+    """`train`, in which a method that ranks by curvature observes the coming batch before each step."""
+
+    def show(step):
+        if "curvature" in pruner.method.needs:
+            pruner.observe([batch(step)], loss)
+
+    def then(step):
+        after(step)
+        show(step + 1)
+
+    show(first)
+    train(model, optimizer, steps, first=first, after=then)
 
 
 def test_the_registry_is_not_empty():
@@ -82,6 +104,8 @@ class TestEveryMethod:
             grads={n: torch.randn_like(w) for n, w in weights.items()},
             statistics={"a": torch.rand(4), "b": torch.rand(5)},
             channels=channels,
+            flow={n: torch.rand_like(w) for n, w in weights.items()},
+            curvature={n: torch.randn_like(w) for n, w in weights.items()},
         )
         method = make_method(name)
         scores = method.score(evidence)
@@ -104,7 +128,7 @@ class TestEveryMethod:
                 assert pruner.alive == expected[step]
             assert all(not p[~pruner.masks[n]].any() for n, p in model.named_parameters() if n in pruner.masks)
 
-        train(model, optimizer, 13, after=after)
+        train_shown(pruner, model, optimizer, 13, after=after)
         assert [r["step"] for r in pruner.rounds] == list(expected)
         if pruner.method.regrows:
             assert pruner.rounds[0]["regrown"] > 0
@@ -125,7 +149,7 @@ class TestEveryMethod:
                 assert (mask <= before[n]).all()
                 before[n] = mask.clone()
 
-        train(model, optimizer, 13, after=after)
+        train_shown(pruner, model, optimizer, 13, after=after)
 
     def test_same_seed_same_result(self, name):
         results = []
@@ -146,13 +170,15 @@ class TestEveryMethod:
 
     def test_missing_evidence_is_named(self, name):
         method = make_method(name)
-        if not method.channels and (name == "dense" or not ({"grads", "membrane", "spikes"} & method.needs)):
+        if not method.channels and (
+            name == "dense" or not ({"grads", "membrane", "spikes", "flow", "curvature"} & method.needs)
+        ):
             assert sp.prune(conv_net(), method, 0.7).total == 768
             return
         with pytest.raises(MissingEvidence, match="data=") as caught:
             sp.prune(conv_net(), method, 0.7, **pattern_of(name))
         assert 20 <= len(str(caught.value)) <= 300
-        if "grads" in method.needs:
+        if {"grads", "curvature"} & method.needs:
             with pytest.raises(MissingEvidence, match="loss="):
                 sp.prune(conv_net(), method, 0.7, data=[batch(1)], **pattern_of(name))
 
@@ -179,17 +205,17 @@ class TestEveryMethod:
         model = conv_net()
         optimizer = sgd(model)
         pruner = sp.Pruner(model, name, SCHEDULE, **pattern_of(name)).attach(optimizer)
-        train(model, optimizer, 6)
+        train_shown(pruner, model, optimizer, 6)
         states = [weights_of(model), optimizer.state_dict(), pruner.state_dict()]
         states = torch.load(_saved(states), weights_only=True)
-        train(model, optimizer, 7, first=7)
+        train_shown(pruner, model, optimizer, 7, first=7)
         again = conv_net()
         other = sgd(again)
         resumed = sp.Pruner(again, name, SCHEDULE, **pattern_of(name)).attach(other)
         again.load_state_dict(states[0])
         other.load_state_dict(states[1])
         resumed.load_state_dict(states[2])
-        train(again, other, 7, first=7)
+        train_shown(resumed, again, other, 7, first=7)
         assert_same(dict(resumed.masks), dict(pruner.masks))
         assert_same(weights_of(again), weights_of(model))
 

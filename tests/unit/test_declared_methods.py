@@ -53,6 +53,7 @@ def test_a_misspelt_name_is_refused_with_the_nearest(names, nearest):
         ("growth", "within_layers = True"),
         ("before_update", "acts = True"),
         ("after_update", "acts = True"),
+        ("softening", r"needs = frozenset\({'weights', 'curvature'}\)"),
         ("statistic", r"needs = frozenset\({'weights', 'membrane'}\)"),
     ],
 )
@@ -155,3 +156,10 @@ def test_a_state_that_wrote_the_settings_in_another_order_is_taken():
 def test_the_help_has_a_meaning_for_every_setting(name):
     meanings = meanings_of(name)
     assert all(meanings.get(setting) for setting in settings_of(name))
+
+
+def test_several_cuts_go_with_neither_regrowth_nor_acting():
+    method = make(cuts_per_update=lambda self: 3, acts=(ClassVar[bool], True))()
+    with pytest.raises(InvalidValue, match="Mine takes 3 cuts per mask update") as caught:
+        sp.Pruner(conv_net(), method, SCHEDULE)
+    assert 20 <= len(str(caught.value)) <= 300

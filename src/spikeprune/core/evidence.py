@@ -33,6 +33,10 @@ class Evidence:
             are by group as well, [C], and a weight is the scale, or the norm where there is no normalisation.
         survivors: parameter name -> bool, what the cut of this mask update leaves; for `regrow_score` of a method that
             needs "survivors".
+        flow: parameter name -> dR / d|w| of the network that hands everything on (`model/flow.py`), only if the method
+            needs it.
+        curvature: parameter name -> the loss's Hessian times its gradient (`model/curvature.py`), only if the method
+            needs it; `before` has the weights that it belongs to.
     """
 
     weights: Mapping[str, Tensor]
@@ -47,6 +51,8 @@ class Evidence:
     memory: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict[str, dict[str, Tensor]])
     channels: Mapping[str, Mapping[str, Tensor]] | None = None
     survivors: Mapping[str, Tensor] | None = None
+    flow: Mapping[str, Tensor] | None = None
+    curvature: Mapping[str, Tensor] | None = None
 
     def gradients(self) -> Mapping[str, Tensor]:
         """The gradients.
@@ -56,6 +62,24 @@ class Evidence:
         if not self.grads:
             raise MissingEvidence("this method needs gradients; call loss.backward() before the step, or pass loss=")
         return self.grads
+
+    def flows(self) -> Mapping[str, Tensor]:
+        """The flow through each weight.
+
+        Raises: MissingEvidence if there is none.
+        """
+        if not self.flow:
+            raise MissingEvidence("this method needs the flow through the network, so its input's shape; pass data=")
+        return self.flow
+
+    def curvatures(self) -> Mapping[str, Tensor]:
+        """The loss's Hessian times its gradient.
+
+        Raises: MissingEvidence if there is none.
+        """
+        if not self.curvature:
+            raise MissingEvidence("this method needs the curvature of the loss; pass data= and loss=, or observe them")
+        return self.curvature
 
     def of_channels(self, kind: str) -> dict[str, Tensor]:
         """Group name -> "scale", "norm", "slope" or "statistic" of its channels, [C], for every group.

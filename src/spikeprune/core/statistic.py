@@ -5,7 +5,7 @@ Shapes: T time steps, N batch, C channels, *space positions. `u` is v_pre - v_th
 
 import abc
 from collections.abc import Callable
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, Shaped
@@ -23,6 +23,7 @@ class Statistic(abc.ABC):
 
     total: Tensor | None = None
     count: float = 0.0
+    reads_input: ClassVar[bool] = False  # whether it is of a weight, whose input it reads, and not of a neuron alone
 
     @abc.abstractmethod
     def begin(self) -> None:
@@ -98,6 +99,8 @@ class SynapseMean(Statistic):
     layer for the given output "gradient", so it costs one backward-to-weight of this layer.
     """
 
+    reads_input: ClassVar[bool] = True
+
     def __init__(
         self,
         curve: Callable[[Tensor], Tensor],
@@ -122,6 +125,54 @@ class SynapseMean(Statistic):
         curved = spread(self.curve(value), self.output_shape(presynaptic))
         positions = curved.shape[0] * max(1, curved[0, 0].numel())
         self.add(self.correlate(curved, presynaptic), positions)
+
+
+@final
+class TraceProducts(Statistic):
+    """Products of the traces of spikes before and behind a layer, by a rule with a sliding threshold (BCM).
+
+        trace[t] = decay * trace[t - 1] + spike[t],  r = sum over space of trace[T] / T, of inputs and of outputs
+        S[o, i] = mean_n r_out[n, o] (r_out[n, o] - mean of r_out[:, o] so far) * r_in[n, i],   S[o, -1] = mean_n r_out
+
+    Source: Han et al. 2022, arXiv:2211.12714; Bienenstock, Cooper and Munro 1982.
+    """
+
+    reads_input: ClassVar[bool] = True
+
+    def __init__(self, curve: Callable[[Tensor], Tensor], decay: float, *, last: bool) -> None:
+        """`curve` makes spikes of u; `last`: whether the input has its channels last, [N, *tokens, I]."""
+        self.curve, self.decay, self.last = curve, decay, last
+        self.traces: tuple[Tensor, Tensor] | None = None
+        self.steps = 0
+
+    def step(self, value: Float[Tensor, "N C *space"], presynaptic: Shaped[Tensor, "N *input"] | None = None) -> None:
+        if presynaptic is None:
+            raise MissingEvidence("the rule needs the layer's input; it was not seen in this forward pass")
+        x = presynaptic.movedim(-1, 1) if self.last else presynaptic
+        now = (x.double(), self.curve(value).double())
+        then = self.traces
+        self.traces = now if then is None else (then[0] * self.decay + now[0], then[1] * self.decay + now[1])
+        self.steps += 1
+
+    def begin(self) -> None:
+        if self.traces is None:
+            return
+        into, out = (trace.flatten(2).sum(2) / self.steps for trace in map(_with_space, self.traces))
+        threshold = 0 if self.total is None else self.total[:, -1] / self.count
+        products = (out * (out - threshold)).T @ into
+        self.add(torch.cat([products, out.sum(0).unsqueeze(1)], 1), out.shape[0])
+        self.traces, self.steps = None, 0
+
+    def result(self) -> Float[Tensor, "C inputs"]:
+        """[C, inputs + 1], in float64."""
+        self.begin()
+        if self.total is None or self.count == 0:
+            raise MissingEvidence("no spike was recorded before this mask update; run a forward in the step")
+        return self.total / self.count
+
+
+def _with_space(value: Tensor) -> Tensor:
+    return value if value.dim() > 2 else value.unsqueeze(2)
 
 
 @final

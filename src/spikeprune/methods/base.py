@@ -45,6 +45,10 @@ class Site(abc.ABC):
     def per_synapse(self, curve: Callable[[Tensor], Tensor]) -> SynapseMean:
         """A statistic with one number per weight."""
 
+    @abc.abstractmethod
+    def per_trace(self, decay: float) -> Statistic:
+        """A statistic of the traces of spikes before and behind the layer, [C, inputs + 1]: see `TraceProducts`."""
+
 
 Memory = dict[str, dict[str, Tensor]]  # what a method keeps from step to step: kind -> name -> tensor
 
@@ -142,16 +146,20 @@ class Observation:
         unit: what has a number of its own: a "neuron" (an output channel of a layer) or a "synapse".
         batches: training steps, up to the mask update, that the statistic is averaged over.
         measure: "before" the cut of the mask update, or "after" it.
+        whole: whether it is recorded in all steps since the first, `batches` or not, and goes on after a mask update.
     Raises: InvalidValue naming the setting.
     """
 
     unit: str = "neuron"
     batches: int = 1
     measure: str = "before"
+    whole: bool = False
 
     def __post_init__(self) -> None:
         check_choice("unit", self.unit, ("neuron", "synapse"))
         check_choice("measure", self.measure, ("before", "after"))
+        if self.whole and self.measure == "after":
+            raise InvalidValue("whole=True goes on from step to step, so it takes measure='before', got 'after'")
         if not (is_number(self.batches, whole=True) and self.batches >= 1):
             raise InvalidValue(f"batches must be 1 or more training steps, got {self.batches}")
 
@@ -164,7 +172,8 @@ class Method(abc.ABC):
     """Abstract: the interface, no fields. A method is a frozen dataclass whose fields are its settings.
 
     Class attributes:
-        needs: what it must be shown: any of "weights", "grads", "membrane", "spikes", "state".
+        needs: what it must be shown: any of "weights", "grads", "membrane", "spikes", "state", "survivors", "flow",
+            "curvature".
         prunes: whether it cuts at all; the dense run does not.
         regrows: whether it brings pruned weights back; then `regrowth` tells how.
         within_layers: whether each layer gets back what it lost (`survivors`, `growth`); else all layers compete.
@@ -210,6 +219,17 @@ class Method(abc.ABC):
         """The score of each dead weight that may be brought back, by name; higher = regrow first."""
         return {}
 
+    def cuts_per_update(self) -> int:
+        """The number of cuts in which a mask update reaches its sparsity. Each of them ranks the weights that are left.
+
+        The densities fall by the same factor from cut to cut: d_k = d_0 * (d_n / d_0)^(k / n), rounded up to a weight.
+        """
+        return 1
+
+    def softening(self) -> float:
+        """The number that outputs are divided by before the loss; only asked if `needs` names "curvature"."""
+        return 1.0
+
     def survivors(self, kept: int, alive: int, share: float) -> int:
         """How many of a layer's weights the cut leaves, if `within_layers`.
 
@@ -238,6 +258,10 @@ class Method(abc.ABC):
         """At a mask update: whether it cuts. If not, it leaves the masks alone and only appears in the record."""
         return True
 
+    def remember(self, evidence: Evidence) -> Memory | None:
+        """The memory from this mask update on, asked before `score`; None leaves `evidence.memory` as it is."""
+        return None
+
     def statistic(self, layer: Site) -> Statistic:
         """The statistic recorded at a layer's neuron. It is asked only if `needs` names "membrane" or "spikes"."""
         raise InvalidValue(f"{type(self).__name__} records no statistic")
@@ -249,6 +273,11 @@ def check_declared(method: Method) -> None:
     Raises: InvalidValue naming the field that nobody would read, or the method that nobody would call.
     """
     _check_called(method)
+    if method.cuts_per_update() > 1 and (method.regrows or method.acts):
+        raise InvalidValue(
+            f"{type(method).__name__} takes {method.cuts_per_update()} cuts per mask update, which goes with methods "
+            "that neither regrow nor act; let cuts_per_update return 1"
+        )
     handed = dataclasses.asdict(method.observation())
     if method.regrows:
         regrowth = method.regrowth()
@@ -270,6 +299,7 @@ _CALLED: dict[str, tuple[Callable[[Method], bool], str]] = {
     "growth": (lambda m: m.within_layers, "within_layers = True"),
     "before_update": (lambda m: m.acts, "acts = True"),
     "after_update": (lambda m: m.acts, "acts = True"),
+    "softening": (lambda m: "curvature" in m.needs, "needs = frozenset({'weights', 'curvature'})"),
     "statistic": (lambda m: bool(m.needs & {"membrane", "spikes"}), "needs = frozenset({'weights', 'membrane'})"),
 }
 

@@ -1,11 +1,11 @@
 """Runs of a user's model that leave no trace in it: buffers, membrane state and random numbers stay as they were."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spikeprune.model.adapter import Adapter
 
@@ -47,15 +47,20 @@ def evaluating(model: nn.Module) -> Generator[None]:
 
 
 @contextmanager
-def opened(model: nn.Module, adapter: Adapter) -> Generator[None]:
-    """Neurons that run in a kernel of their framework run in PyTorch's own functions, which a tracer can follow."""
+def opened(
+    model: nn.Module, adapter: Adapter, stand_in: Callable[[Tensor], Tensor] | None = None
+) -> Generator[None]:  # fmt: skip
+    """Neurons that run in a kernel of their framework run in PyTorch's own functions, which a tracer can follow.
+
+    Args: stand_in: runs in place of these functions, if given.
+    """
     replaced: list[tuple[nn.Module, Any]] = []
     missing = object()
     for neuron in adapter.neurons(model).values():
         forward = adapter.plain_forward(neuron)
         if forward is not None:
             replaced.append((neuron, neuron.__dict__.get("forward", missing)))
-            neuron.__dict__["forward"] = forward
+            neuron.__dict__["forward"] = forward if stand_in is None else stand_in
     try:
         yield
     finally:

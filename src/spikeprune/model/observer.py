@@ -1,7 +1,7 @@
 """The Observer: it traces the first forward, records near mask updates, and keeps away from all other steps."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,10 @@ from spikeprune.core.errors import InvalidValue, MissingEvidence, UserError
 from spikeprune.methods.base import Method
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.arguments import Arguments, on_call
+from spikeprune.model.curvature import curvature
 from spikeprune.model.discover import NOT_FOUND
 from spikeprune.model.examples import undisturbed
+from spikeprune.model.flow import flow, ones_of, refuse_flow
 from spikeprune.model.glance import Glance, refuse_computed
 from spikeprune.model.input_rates import InputRates
 from spikeprune.model.pairing import Pairing, pair
@@ -63,6 +65,7 @@ class Observer:
         self._entry: Any = None
         self._compiled: Any = None
         self._glance: Glance | None = None
+        self._ones: Arguments | None = None  # the model's input as ones, for a method that needs the flow
 
     def feeds_neuron(self, name: str) -> bool:
         """Whether the weight is known to feed a spiking neuron."""
@@ -106,8 +109,11 @@ class Observer:
         elif not self._recording:
             self._unwatch()
 
-    def _learn(self, graph: Graph) -> None:
+    def _learn(self, graph: Graph, given: Arguments) -> None:
         refuse_computed(graph, self._parameters)
+        if "flow" in self._method.needs:
+            refuse_flow(graph, self._parameters)
+            self._ones = ones_of(given)
         self.pairs = pair(graph, self._parameters)
         self.graph = graph
         if {"membrane", "spikes"} & self._method.needs:
@@ -154,7 +160,7 @@ class Observer:
             # A forward of our own comes before the user's first one, whose hooks can then already record.
             self._unwatch()
             try:
-                self._learn(trace(self._model, *given.positional, adapter=self._adapter, keywords=given.named))
+                self._learn(trace(self._model, *given.positional, adapter=self._adapter, keywords=given.named), given)
             except UserError as error:
                 self._error = error
                 return
@@ -190,8 +196,9 @@ class Observer:
             return
         watched = self._entry is not None
         self._unwatch()  # our own forward must not be taken for the user's first one
+        given = Arguments(example if isinstance(example, tuple) else (example,))
         try:
-            graph = trace(self._model, *(example if isinstance(example, tuple) else (example,)), adapter=self._adapter)
+            graph = trace(self._model, *given.positional, adapter=self._adapter)
         except UserError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -203,7 +210,7 @@ class Observer:
         finally:
             if watched:
                 self._watch()
-        self._learn(graph)
+        self._learn(graph, given)
         if watched:
             self._record()
 
@@ -248,6 +255,12 @@ class Observer:
             for p, grad in kept.items():
                 p.grad = grad
 
+    def curvature(
+        self, batches: Sequence[Any], loss: Any, masks: Mapping[str, Tensor], reduce: Reduce
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Weight name -> the loss's Hessian times its gradient, over (input, target) pairs: `model/curvature.py`."""
+        return curvature(self._model, self._adapter, masks, batches, loss, self._method.softening(), reduce)
+
     # ---- at a mask update --------------------------------------------------------------------------------------
 
     def statistics(self, reduce: Reduce) -> dict[str, Tensor]:
@@ -259,7 +272,10 @@ class Observer:
             raise self._error
         if self._probe is None:
             raise MissingEvidence(_NOT_CALLED)
-        return self._probe.results(reduce)
+        found = self._probe.results(reduce)
+        if self._method.observation().whole:
+            self._probe.share(float(reduce(torch.ones((), device=next(self._model.parameters()).device))))
+        return found
 
     def measure_again(self) -> None:
         """Forgets what was recorded and runs the forwards of this step once more, with the weights as they are now.
@@ -278,6 +294,15 @@ class Observer:
                     self._adapter.reset(self._model)
                 self._model(*given.positional, **given.named)
 
+    def flow(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weight name -> its flow, where `masks` are 0 as well.
+
+        Raises: MissingEvidence if no forward was seen; InvalidValue if nothing flows.
+        """
+        if self._ones is None:
+            raise self._error or MissingEvidence(_NOT_CALLED)
+        return flow(self._model, self._adapter, masks, self._ones)
+
     def rates(self, reduce: Reduce) -> dict[str, Tensor]:
         """Parameter name -> share of non-zero inputs per input channel, as far as measured."""
         if self._meter is None:
@@ -287,8 +312,10 @@ class Observer:
         return meter.rates(reduce)
 
     def forget(self) -> None:
-        """After a mask update: takes the recording hooks off and drops what they saw."""
+        """After a mask update: takes the recording hooks off and drops what they saw, unless it goes on."""
         if self._probe is not None:
+            if self._method.observation().whole:
+                self._carried = self._probe.totals()
             self._probe.remove()
             self._probe = None
         self._unwatch()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.core.statistic import LaidOver, Statistic, SynapseMean
+from spikeprune.core.statistic import LaidOver, Statistic
 from spikeprune.methods.base import Method
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.arguments import Arguments, on_call
@@ -22,7 +22,7 @@ from spikeprune.model.weights import Multiplication, Use
 class Probe:
     """Records a method's statistic while it is installed.
 
-    One statistic per neuron (`ChannelMean`), shared by the layers that feed it, or one per weight (`SynapseMean`).
+    One statistic per neuron (`ChannelMean`), shared by the layers that feed it, or one per weight (`reads_input`).
     `calls` counts how often a hook of ours ran, none while the Probe is not installed; `begun` the sequences seen.
     """
 
@@ -76,14 +76,14 @@ class Probe:
         for name, site in self.sites.items():
             statistic = method.statistic(site)
             owner = first.setdefault(site.neuron, name)
-            if isinstance(statistic, SynapseMean) or owner == name:
+            if statistic.reads_input or owner == name:
                 self.statistics[name] = statistic
                 self._by_neuron.setdefault(site.neuron, []).append(name)
                 self._shared[name] = name
             else:
                 self._agree(owner, name)
                 self._shared[name] = owner
-        self._synapses = any(isinstance(s, SynapseMean) for s in self.statistics.values())
+        self._synapses = any(s.reads_input for s in self.statistics.values())
 
     def _agree(self, owner: str, name: str) -> None:
         if self.sites[owner].channels != self.sites[name].channels:
@@ -222,7 +222,7 @@ class Probe:
                             )
                         x = _at_step(x, at, count, call.u.shape[0])
                     # Recurrent weights have no input yet at the first step, so there is nothing to sum.
-                    if x is not None or site.use is None or not isinstance(self.statistics[name], SynapseMean):
+                    if x is not None or site.use is None or not self.statistics[name].reads_input:
                         self._step(name, value, x)
 
     def _inputs_of(self, names: list[str]) -> dict[str, Tensor]:
@@ -277,6 +277,12 @@ class Probe:
                 statistic.count = float(count)
             results[name] = statistic.result()
         return {name: results[owner] for name, owner in self._shared.items()}
+
+    def share(self, ranks: float) -> None:
+        """After `results`, which sums over ranks: leaves each rank its part, so that the sums may go on."""
+        for statistic in self.statistics.values():
+            if statistic.total is not None:
+                statistic.total, statistic.count = statistic.total / ranks, statistic.count / ranks
 
 
 def _by_channels(call: SpikeCall, site: ProbeSite) -> SpikeCall:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.core.statistic import ChannelMean, Statistic, SynapseMean, as_channels
+from spikeprune.core.statistic import ChannelMean, Statistic, SynapseMean, TraceProducts, as_channels
 from spikeprune.methods.base import Site
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.discover import title_of
@@ -87,6 +87,9 @@ class ProbeSite(Site):
                 f"pass exclude=[{self.weight!r}] or unit='neuron'"
             )
         return SynapseMean(curve, lambda d, x: correlate_conv(layer, d, x), lambda x: conv_shape(layer, x))
+
+    def per_trace(self, decay: float) -> Statistic:
+        return TraceProducts(self.spikes, decay, last=self.channels_last)
 
     def _per_used_synapse(self, curve: Callable[[Tensor], Tensor]) -> SynapseMean:
         assert self.use is not None

@@ -81,6 +81,7 @@ class Choices:
         if method.channels and not self.by_channel:
             raise InvalidValue(f"{name} scores whole channels; pass pattern='channel' or 'gate', got {self.pattern!r}")
         by_weight = method.acts or method.rewinds != "never" or "state" in method.needs
+        by_weight |= bool({"flow", "curvature"} & method.needs)
         by_weight |= (method.regrows and "grads" in method.needs) or method.observation().unit == "synapse"
         if self.by_channel and by_weight:
             raise InvalidValue(

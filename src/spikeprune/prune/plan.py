@@ -1,5 +1,6 @@
 """The plan of mask updates: when they are, what sparsity each has, how much it regrows and how long it looks before."""
 
+import sys
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +11,11 @@ from spikeprune.core.schedule import Constant, MaskUpdate, Schedule
 from spikeprune.methods.base import Method
 
 MEMBRANE = frozenset({"membrane", "spikes"})  # needs of a method that neurons are recorded for
+
+
+def _looks(method: Method) -> int:
+    observation = method.observation()
+    return sys.maxsize if observation.whole else observation.batches
 
 
 @final
@@ -51,7 +57,7 @@ class UpdatePlan:
             tuple(MaskUpdate(number, step, target, None) for number, (step, target) in pairs),
             method.regrowth().share if method.regrows else Constant(0.0),
             schedule.first,
-            method.observation().batches if method.needs & MEMBRANE else 0,
+            _looks(method) if method.needs & MEMBRANE else 0,
             method.regrows,
         )
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
@@ -232,6 +232,7 @@ class Steps:
         if self._acts:
             self.updater.act_after(self.done + 1, closure=closure)
         self.done += 1
+        self.updater.curvature.complete_step()
         if self.rewind is not None:
             self.rewind.keep(self.done)
         update = self.plan.at(self.done)
@@ -265,7 +266,8 @@ class Steps:
         costs = self.budget in ("macs", "synops")
         if update is None:
             return
-        if not (self.plan.looks_at_neurons or costs or not self.space.known):
+        flow = "flow" in self.updater.method.needs
+        if not (self.plan.looks_at_neurons or costs or flow or not self.space.known):
             self.updater.observer.glance()
             return
         self.updater.observer.prepare(
@@ -296,6 +298,7 @@ class Steps:
         if update is self.plan.updates[-1]:
             updater.memory = {}
         updater.gradients.forget()
+        updater.curvature.forget()
         updater.observer.forget()
 
     def cut(self) -> None:
@@ -311,16 +314,23 @@ class Steps:
         Raises: MissingEvidence if the method needs batches or a loss that are not given.
         """
         membrane, rates = self.plan.looks_at_neurons, self.budget == "synops"
-        graph = self.budget in ("macs", "synops") or not self.space.known
         method = self.updater.method
-        differentiates = "grads" in method.needs
+        graph = self.budget in ("macs", "synops") or "flow" in method.needs or not self.space.known
+        curved = "curvature" in method.needs
+        differentiates = "grads" in method.needs or curved
         if data is None:
             if membrane or graph or differentiates:
                 raise MissingEvidence(f"{name_of(method)} must see batches of data; pass data=")
             return
         if differentiates and loss is None:
             raise MissingEvidence(f"{name_of(method)} needs gradients; pass loss=, for example F.cross_entropy")
+        if curved:  # differentiates twice, so it sees the batches twice
+            data = list(data)
         found = self.updater.observer.observe(
-            data, loss if differentiates else None, membrane=membrane, rates=rates, graph=graph
+            data, loss if "grads" in method.needs else None, membrane=membrane, rates=rates, graph=graph
         )
+        if curved and loss is not None:
+            batches = cast("list[Any]", data)
+            products = self.updater.observer.curvature(batches, loss, self.space.alive, ranks.sum_over_ranks)
+            self.updater.curvature.take(products, self.space.tracked)
         self.updater.gradients.take({n: g for n, g in found.items() if n in self.space.tracked})

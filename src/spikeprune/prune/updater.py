@@ -1,5 +1,6 @@
 """The Updater: shows a method what it may see at a mask update and turns its scores into masks."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import final
@@ -12,13 +13,13 @@ from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.core.mask import Outcome, count
 from spikeprune.core.schedule import MaskUpdate
 from spikeprune.core.select import check_numbers
-from spikeprune.core.update import Target
+from spikeprune.core.update import Bools, Target
 from spikeprune.methods.base import Memory, Method, Observation, Regrowth, Training
 from spikeprune.methods.registry import name_of
 from spikeprune.model.observer import Observer
 from spikeprune.prune.plan import UpdatePlan
 from spikeprune.prune.spaces.space import Space
-from spikeprune.upkeep.gradients import KeptGradients
+from spikeprune.upkeep.gradients import KeptCurvature, KeptGradients
 from spikeprune.upkeep.ranks import sum_over_ranks
 
 
@@ -45,6 +46,7 @@ class Updater:
     acted: bool = False
     start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     no_regrowth: frozenset[str] = frozenset()
+    curvature: KeptCurvature = field(default_factory=KeptCurvature)
 
     def __post_init__(self) -> None:
         self.regrowth = self.method.regrowth() if self.method.regrows else Regrowth(0.0)
@@ -67,8 +69,14 @@ class Updater:
         after = share > 0 and self.observation.measure == "after"
         looks = self.plan.window(update) > 0
         self.observer.check()
-        target = self.space.target(update.target, self.observer.rates(sum_over_ranks), self.observer)
-        evidence = self.evidence(update, membrane=looks and not after)
+        rates = self.observer.rates(sum_over_ranks)
+        target = self.space.target(update.target, rates, self.observer)
+        alive = self._before_last_cut(update, rates, membrane=looks)
+        evidence = self.evidence(update, membrane=looks and not after, alive=alive)
+        memory = self.method.remember(evidence)
+        if memory is not None:
+            self.memory = memory
+            evidence = replace(evidence, memory=memory)
         scores = self.method.score(evidence)
         asked = share > 0 and "survivors" in self.method.needs
         if after or asked:
@@ -84,26 +92,49 @@ class Updater:
         for kind, found in (("score", scores), ("regrow score", regrow_scores)):
             check_numbers(found, f"a {name_of(self.method)} {kind}", f"the mask update of step {update.step}")
         growth = self.method.growth(evidence) if share > 0 and self.method.within_layers else None
-        return self.select(update, scores, regrow_scores, share, target, protected, growth)
+        return self.select(update, scores, regrow_scores, share, target, protected, growth, alive)
 
-    def evidence(self, update: MaskUpdate, *, membrane: bool) -> Evidence:
-        """The evidence for the method; with `membrane` the recorded statistics too."""
+    def _before_last_cut(self, update: MaskUpdate, rates: Mapping[str, Tensor], *, membrane: bool) -> Bools | None:
+        """The masks after all cuts of a mask update but the last one; None for a method that cuts once."""
+        cuts, alive, total = self.method.cuts_per_update(), None, self.space.total
+        first, last = count(self.space.alive) / max(total, 1), 1 - update.target
+        for cut in range(1, cuts):
+            left = math.ceil(total * first * (last / first) ** (cut / cuts) - 1e-6)
+            target = self.space.target(1 - left / total, rates, self.observer)
+            scores = self.method.score(self.evidence(update, membrane=membrane, alive=alive))
+            check_numbers(scores, f"a {name_of(self.method)} score", f"the mask update of step {update.step}")
+            alive = self.select(update, scores, {}, 0.0, target, alive=alive).alive
+        return alive
+
+    def evidence(self, update: MaskUpdate, *, membrane: bool, alive: Bools | None = None) -> Evidence:
+        """The evidence for the method.
+
+        Args:
+            membrane: whether the recorded statistics belong to it.
+            alive: the masks, if not the present ones.
+        """
         space, observer = self.space, self.observer
+        masks, weights = space.alive, space.weights()
+        if alive is not None:
+            masks, weights = dict(alive), {n: w * alive[n] for n, w in weights.items()}
         grads = self.gradients.summed(sum_over_ranks)
         values = self.gradients.before or {n: p.detach() for n, p in space.tracked.items()}
         statistics = observer.statistics(sum_over_ranks) if membrane else None
+        curved = "curvature" in self.method.needs
         return Evidence(
-            weights=space.weights(),
-            masks=space.alive,
+            weights=weights,
+            masks=masks,
             generator=torch.Generator().manual_seed(self.seed * 1_000_003 + update.number),
             number=update.number,
             count=len(self.plan.updates),
             grads=space.grads(grads, values) if grads else {},
-            before=space.weights(values) if grads else None,
+            before=space.weights(values) if grads else self.curvature.before if curved else None,
             statistics=None if statistics is None else space.statistics(statistics, observer),
             state=space.parts.upkeep.state() if "state" in self.method.needs else None,
             memory=self.memory,
             channels=space.facts(grads, values) if self.method.channels else None,
+            flow=observer.flow(masks) if "flow" in self.method.needs else None,
+            curvature=self.curvature.shown(name_of(self.method), update.step) if curved else None,
         )
 
     def select(
@@ -115,15 +146,16 @@ class Updater:
         target: Target,
         protected: Mapping[str, Tensor] | None = None,
         growth: Mapping[str, float] | None = None,
+        alive: Bools | None = None,
     ) -> Outcome:
-        """The masks that follow from scores, by the method's own rules."""
+        """The masks that follow from scores, by the method's own rules; `alive` if not from the present masks."""
 
         def exchange(kept: int, alive: int) -> int:
             return self.method.survivors(kept, alive, share)
 
         if self.regrowth.rule == "authors":
             return self.space.authors(regrow_scores, update.target, share)
-        alive = self.space.alive
+        alive = self.space.alive if alive is None else alive
         if self.method.acts:  # weights that such a method has set to 0 by its own rule may come back by it
             alive = {n: torch.ones_like(m) for n, m in alive.items()}
         return self.space.select(

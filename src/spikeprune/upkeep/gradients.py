@@ -1,9 +1,11 @@
-"""The gradients of the step of a mask update, kept before they are masked, with the weights that they belong to."""
+"""Gradients and their derivative, kept up to the mask update, with the weights that they belong to."""
 
 from collections.abc import Callable, Mapping
 from typing import final
 
 from torch import Tensor, nn
+
+from spikeprune.core.errors import MissingEvidence
 
 
 @final
@@ -44,3 +46,43 @@ class KeptGradients:
     def forget(self) -> None:
         """Drops all, after the mask update or with a step that was skipped."""
         self._values, self.before, self._summed = {}, {}, False
+
+
+@final
+class KeptCurvature:
+    """The loss's Hessian times its gradient, from `observe` up to the mask update that reads it.
+
+    Attributes:
+        before: parameter name -> the weights that it belongs to.
+    """
+
+    def __init__(self) -> None:
+        self.before: dict[str, Tensor] = {}
+        self._products: dict[str, Tensor] = {}
+        self._steps = 0
+
+    def take(self, products: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+        """Takes products that belong to the present parameters."""
+        self._products, self._steps = dict(products), 0
+        self.before = {n: parameters[n].detach().clone() for n in products}
+
+    def complete_step(self) -> None:
+        """An optimizer has changed the weights."""
+        self._steps += 1
+
+    def shown(self, method: str, step: int) -> dict[str, Tensor]:
+        """Parameter name -> the product.
+
+        Raises: MissingEvidence if there is none, or if it belongs to weights of earlier steps.
+        """
+        if self._products and self._steps <= 1:
+            return self._products
+        since = f"batches were last observed {self._steps} steps ago" if self._products else "no batch was observed"
+        raise MissingEvidence(
+            f"{method} needs the loss's curvature, which training does not show, and at step {step} {since}; call "
+            "pruner.observe(data, loss) right before the step of a mask update, or prune before training: sp.prune"
+        )
+
+    def forget(self) -> None:
+        """Drops all, after the mask update."""
+        self._products, self.before, self._steps = {}, {}, 0

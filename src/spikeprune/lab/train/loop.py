@@ -21,6 +21,7 @@ from spikeprune.data.augment import Augment
 from spikeprune.lab.recipe import Recipe
 from spikeprune.lab.recipe.job import Job, PhaseName
 from spikeprune.lab.recipe.timetable import Timetable, learning_rate
+from spikeprune.lab.train.curvature import show_curvature
 from spikeprune.lab.train.device import PRECISIONS, random_states, restore_random_states, seed_everything
 from spikeprune.lab.train.distill import distillation, outputs_of
 from spikeprune.lab.train.early_time import fewer_steps
@@ -201,6 +202,16 @@ class Phase:
             samples = len(target)
             if together is not None:
                 x, target = together.share(x, target, data.time_first)
+            if self.pruner is not None:
+                show_curvature(
+                    self.pruner,
+                    self.network,
+                    x,
+                    target,
+                    time_first=data.time_first,
+                    step=self.step + 1,
+                    fused=recipe.fuse,
+                )
             span = (0, None) if self.pruner is None else self.pruner.round_steps
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, self.step, plan, span)
