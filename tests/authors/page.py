@@ -26,18 +26,22 @@ COMPARED = {
     "admm": ("admm", "updates of Z and U, and the final cut"),
     "ch3-l3": ("ch3_l3", "the score of missing links, node form"),
     "criticality": ("criticality", 'rule "authors", a plain network'),
+    "dpap": ("dpap", "the masks of 25 mask updates, at their counts"),
     "early-bird": ("early_bird", "the mask at every look, and the look that ends the search"),
     "eb-et": ("early_time", "the number of time steps of the search"),
     "gradient": ("granet", "growth, as in GraNet"),
     "granet": ("granet", "every mask update but their last, at their counts"),
+    "grasp": ("grasp", "the mask at three sparsities, with tanh and with LIF neurons, at their counts"),
     "grad-r": ("grad_r", "which connections exist, with Adam and beta_1 = 0"),
     "imp": ("imp", "four rounds of cut and rewind, at their counts"),
     "imp-et": ("early_time", "the number of time steps of the search"),
     "magnitude": ("granet", "the global cut, as in GraNet, at their counts"),
     "deep-r": ("deep_r", "which connections exist, gradient, walk and pull of alive ones, at six looks"),
     "rigl": ("rigl", "six mask updates of RigL and six of its authors' SET, after the optimizer's update"),
+    "sd-snn": ("sd_snn", "the masks of 25 mask updates of a convolution and of a matrix each, at their counts"),
     "set": ("rigl", "six mask updates of RigL and six of its authors' SET, one ranking by |w|, the same draws"),
     "snip": ("snip", "the mask at three sparsities; a published port, theirs is TensorFlow 1"),
+    "synflow": ("synflow", "the mask at three sparsities in up to 30 cuts, with ReLU and with neurons"),
     "upf": ("upf", "which gates of weights are open as they sharpen"),
     "stds": ("stds", "which weights are 0 as the threshold grows, weight decay included"),
 }
@@ -68,7 +72,24 @@ OTHERS = {
 
 
 # Methods that equal their authors' code but for what their docstrings tell.
-_TOLD = ("admm", "ch3-l3", "deep-r", "early-bird", "eb-et", "grad-r", "granet", "imp", "imp-et", "rigl", "set", "upf")
+_TOLD = (
+    "admm",
+    "ch3-l3",
+    "deep-r",
+    "dpap",
+    "early-bird",
+    "eb-et",
+    "grad-r",
+    "granet",
+    "grasp",
+    "imp",
+    "imp-et",
+    "rigl",
+    "sd-snn",
+    "set",
+    "synflow",
+    "upf",
+)
 
 
 @dataclass(frozen=True)

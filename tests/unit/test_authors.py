@@ -9,16 +9,20 @@ from authors import (
     ch3_l3,
     criticality,
     deep_r,
+    dpap,
     early_bird,
     early_time,
     grad_r,
     granet,
+    grasp,
     imp,
     page,
     resnet19,
     rigl,
+    sd_snn,
     snip,
     stds,
+    synflow,
     upf,
 )
 from spikeprune.methods import names
@@ -45,7 +49,24 @@ def test_the_exact_rule_is_another_one():
 
 @pytest.mark.parametrize(
     "side",
-    [granet, stds, admm, early_bird, snip, ch3_l3, upf, imp, grad_r, deep_r, rigl, early_time],
+    [
+        granet,
+        stds,
+        admm,
+        early_bird,
+        snip,
+        ch3_l3,
+        upf,
+        imp,
+        grad_r,
+        deep_r,
+        rigl,
+        early_time,
+        synflow,
+        grasp,
+        dpap,
+        sd_snn,
+    ],
     ids=lambda side: side.FILE.stem,
 )
 def test_masks_equal_those_of_the_authors_code(side):
