@@ -97,12 +97,14 @@ class TestEveryMethod:
         if method_class(name).channels:  # one number a channel, in place of one a weight
             weights = {"a": torch.rand(4), "b": torch.rand(5)}
             channels = {"scale": weights, "norm": weights, "slope": weights}
+        traced = method_class(name)().observation().whole  # products of traces, with a column for the outputs' own
+        statistics = {n: torch.rand(len(w), *[w.shape[1] + 1] * traced) for n, w in weights.items()}
         evidence = Evidence(
             weights=weights,
             masks={n: torch.ones_like(w, dtype=torch.bool) for n, w in weights.items()},
             generator=generator,
             grads={n: torch.randn_like(w) for n, w in weights.items()},
-            statistics={"a": torch.rand(4), "b": torch.rand(5)},
+            statistics=statistics,
             channels=channels,
             flow={n: torch.rand_like(w) for n, w in weights.items()},
             curvature={n: torch.randn_like(w) for n, w in weights.items()},

@@ -1,7 +1,7 @@
 """The loss's Hessian times its gradient, by differentiating the gradient once more, on batches outside of training."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,9 +61,11 @@ def _gradients(
     """The gradient of one batch's loss, as a graph if it is differentiated `again`."""
     x, target = batch if isinstance(batch, (tuple, list)) else (batch, None)
     with undisturbed(model, adapter), torch.enable_grad():
-        found = torch.autograd.grad(
-            loss(_divided(model(x), softening), target), list(weights.values()), create_graph=again, allow_unused=True
-        )
+        value, of = loss(_divided(model(x), softening), target), list(weights.values())
+        # A weight that the loss does not depend on has None.
+        found = cast(
+            "Sequence[Tensor | None]", torch.autograd.grad(value, of, create_graph=again, allow_unused=True)
+        )  # fmt: skip
     return {n: g for n, g in zip(weights, found, strict=True) if g is not None}
 
 

@@ -5,9 +5,9 @@ place of them and an input of ones. The flow of a weight is dR / d|w|. Neurons h
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,8 @@ def flow(
                 f"from an input of ones {amount:g} flows to the outputs of {type(model).__name__}, which ranks no "
                 "weight; take a lower sparsity, or 'snip' or 'magnitude'"
             )
-        found = torch.autograd.grad(total, [values[name] for name in masks], allow_unused=True)
+        of = [values[name] for name in masks]
+        found = cast("Sequence[Tensor | None]", torch.autograd.grad(total, of, allow_unused=True))
     return {n: torch.zeros_like(values[n]) if g is None else g for n, g in zip(masks, found, strict=True)}
 
 
@@ -107,7 +108,7 @@ def _tensors(outputs: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _handing_on(model: nn.Module, adapter: Adapter) -> Iterator[None]:
+def _handing_on(model: nn.Module, adapter: Adapter) -> Generator[None]:
     """Neurons return their input in place of spikes, and of potentials where they return those too."""
 
     def hook(neuron: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], result: Any) -> Any:
