@@ -98,7 +98,7 @@ class TestEveryMethod:
             weights = {"a": torch.rand(4), "b": torch.rand(5)}
             channels = {"scale": weights, "norm": weights, "slope": weights}
         traced = method_class(name)().observation().whole  # products of traces, with a column for the outputs' own
-        statistics = {n: torch.rand(len(w), *[w.shape[1] + 1] * traced) for n, w in weights.items()}
+        statistics = {n: torch.rand(len(w), *([w.shape[1] + 1] if traced else [])) for n, w in weights.items()}
         evidence = Evidence(
             weights=weights,
             masks={n: torch.ones_like(w, dtype=torch.bool) for n, w in weights.items()},
