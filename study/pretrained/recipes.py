@@ -134,6 +134,5 @@ RECIPES = {
         half=True,
     ),
     "cifar10-vgg": _cifar10("cifar10-vgg", "vgg16-quarter"),
-    # Not trained yet: it has no recorded progress, so it needs a budget.
     "cifar10-resnet": _cifar10("cifar10-resnet", "resnet19-slim"),
 }

@@ -19,8 +19,8 @@ HEAD = """# What squeeze keeps
 `python study/squeeze/run.py` and `python study/squeeze/page.py` from
 [study/squeeze/results.jsonl](../study/squeeze/results.jsonl): do not edit this page.
 
-- A *draw* is a choice of calibration images of the training split: 500 for fashion-small and cifar10-vgg, 100 for
-  digits. All settings see the same images of a draw.
+- A *draw* is a choice of calibration images of the training split: 500 for fashion-small, cifar10-vgg and
+  cifar10-resnet, 100 for digits. All settings see the same images of a draw.
 - fashion-small has five trained seeds. Its intervals are 95 % t intervals over the seeds, after the mean over the draws
   of each seed. The other networks are one training each; their intervals are over draws, and they say nothing of other
   trainings. A row without an interval rests on one draw of one network.
@@ -33,7 +33,7 @@ HEAD = """# What squeeze keeps
   of the neuron have made up for a cut, as OBC and SparseGPT do. *SBC* (arXiv:2506.03996) does the same with the
   Hessian of membrane potentials without reset.
 - *polished* is the default with `images=5000, polish=2` (digits: all 1,442 images): at the end all remaining weights
-  follow the dense network's outputs together, still without labels (decision 23). The rivals are not polished.
+  follow the dense network's outputs together, still without labels (decisions 23 and 26). The rivals are not polished.
 - *agreement* is the share of neuron outputs that are as in the dense network, on the calibration images.
 - CPU seconds are of one thread, with other work on the same machine.
 """
@@ -160,6 +160,8 @@ OTHER_GOALS = (
     ("digits-wide", 0.95, 1.0),
     ("cifar10-vgg", 0.90, 1.5),
     ("cifar10-vgg", 0.95, 5.0),
+    ("cifar10-resnet", 0.90, None),
+    ("cifar10-resnet", 0.95, None),
 )
 
 
@@ -174,7 +176,7 @@ def _other_goals(test: Sequence[Line]) -> list[str]:
                 lost = summarize([dense - value for value in mine.values()])
                 seconds = _mean(_of(test, network, sparsity), _run().ARMS[name], "cpu_seconds")
                 rows.append(
-                    f"| {network} | {name} | {100 * sparsity:g} % | {dense:.2f} | {_told(lost)} | {goal} "
+                    f"| {network} | {name} | {100 * sparsity:g} % | {dense:.2f} | {_told(lost)} | {goal or '-'} "
                     f"| {seconds:.0f} | {lost.n} |"
                 )
     if not rows:

@@ -26,10 +26,11 @@ from spikeprune.zoo.pretrained import Card, card
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 FASHION, CIFAR, DIGITS, WIDE = "fashion-small", "cifar10-vgg", "digits", "digits-wide"
+RESIDUAL = "cifar10-resnet"
 SEEDS = (FASHION, *(f"{FASHION}-{seed}" for seed in range(1, 5)))  # five trainings of one recipe
-IMAGES = {FASHION: 2000, CIFAR: 1000, DIGITS: 355, WIDE: 355}  # the first ones of the test split are scored
+IMAGES = {FASHION: 2000, CIFAR: 1000, RESIDUAL: 1000, DIGITS: 355, WIDE: 355}  # the first ones of the test split are scored
 WHOLE = 10_000  # of Fashion-MNIST, for the goals
-CALIBRATION = {FASHION: 500, CIFAR: 500, DIGITS: 100, WIDE: 100}  # images of a draw, where the settings do not say
+CALIBRATION = {FASHION: 500, CIFAR: 500, RESIDUAL: 500, DIGITS: 100, WIDE: 100}  # images of a draw, where the settings do not say
 HELD_OUT = 1000  # the validation images of Fashion-MNIST
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -135,7 +136,7 @@ def jobs() -> Iterator[Job]:
             for network in SEEDS:
                 yield Job(network, 0.95, 0, in_rounds(rounds, weighting), "test", IMAGES[FASHION])
     for sparsity in (0.95, 0.90):
-        yield from published((CIFAR,), sparsity, range(1), (*PAIR, "magnitude"))
+        yield from published((CIFAR, RESIDUAL), sparsity, range(1), (*PAIR, "magnitude", "polished"))
         yield from published((WIDE,), sparsity, range(5), all_but_polished)
     for sparsity in (0.98, 0.80):
         yield from published((WIDE, DIGITS), sparsity, range(5), all_but_polished)
@@ -144,7 +145,7 @@ def jobs() -> Iterator[Job]:
         yield from choosing(SEEDS[seed], 100, 0.95)
     for sparsity in (0.95, 0.90, 0.98, 0.80):
         yield from published(SEEDS, sparsity, range(5), RIVALS)
-        yield from published((CIFAR,), sparsity, range(5), all_but_polished)
+        yield from published((CIFAR, RESIDUAL), sparsity, range(5), all_but_polished)
 
 
 def trained(network: str, folder: Path | None) -> SpikingNet:
