@@ -28,9 +28,10 @@ RESULTS = Path(__file__).parent / "results.jsonl"
 FASHION, CIFAR, DIGITS, WIDE = "fashion-small", "cifar10-vgg", "digits", "digits-wide"
 RESIDUAL = "cifar10-resnet"
 SEEDS = (FASHION, *(f"{FASHION}-{seed}" for seed in range(1, 5)))  # five trainings of one recipe
-IMAGES = {FASHION: 2000, CIFAR: 1000, RESIDUAL: 1000, DIGITS: 355, WIDE: 355}  # the first ones of the test split are scored
+IMAGES = {FASHION: 2000, CIFAR: 1000, RESIDUAL: 1000, DIGITS: 355, WIDE: 355}  # the first of the test split
 WHOLE = 10_000  # of Fashion-MNIST, for the goals
-CALIBRATION = {FASHION: 500, CIFAR: 500, RESIDUAL: 500, DIGITS: 100, WIDE: 100}  # images of a draw, where the settings do not say
+# Images of a draw, where the settings do not say.
+CALIBRATION = {FASHION: 500, CIFAR: 500, RESIDUAL: 500, DIGITS: 100, WIDE: 100}
 HELD_OUT = 1000  # the validation images of Fashion-MNIST
 
 ARMS: dict[str, dict[str, Any]] = {
