@@ -80,7 +80,7 @@ def test_lines_of_other_numbers_of_images_are_left_out():
 
 def test_the_page_says_what_is_not_measured():
     said = _script("page").page([_line(0, -1, 0.9, {}, 0.0), _line(0, 0, 0.6, {})])
-    assert "planned squeezes 1 are measured. Nothing is measured yet of: cifar10-vgg at 80 % (test)" in said
+    assert "planned squeezes 1 are measured. Nothing is measured yet of: cifar10-resnet at 80 % (test)" in said
 
 
 def test_the_guide_has_the_frameworks_figures():
