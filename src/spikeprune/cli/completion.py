@@ -50,14 +50,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _words() -> dict[str, str]:
-    from spikeprune import data, methods, zoo
+    from spikeprune import data, zoo
     from spikeprune.cli.main import commands
     from spikeprune.lab.recipe import describe_keys, shipped
     from spikeprune.lab.recipe.help import option
+    from spikeprune.methods import names as methods
 
     found = {
         "commands": commands(),
-        "methods": methods.names(),
+        "methods": methods(),
         "models": zoo.names(),
         "datasets": data.names(),
         "recipes": shipped(),

@@ -20,11 +20,11 @@ def make_method(recipe: Recipe) -> "Method":
 
     Raises: InvalidValue for a setting outside what the method allows.
     """
-    from spikeprune import methods
+    from spikeprune.methods import make_method as made
 
     part = recipe.regrow
     regrow = {"decay": part, "constant": Constant(part), "early": Until(initial=part)}[recipe.regrow_schedule]
-    return methods.make_method(training_method(recipe.method), regrow=regrow, **recipe.settings)
+    return made(training_method(recipe.method), regrow=regrow, **recipe.settings)
 
 
 def own_settings(recipe: Recipe) -> dict[str, Json]:

@@ -158,9 +158,10 @@ def _check_names(recipe: Recipe) -> None:
 
     `package.module:function` stands for the user's own model or data, and is looked up when it is needed.
     """
-    from spikeprune import data, methods, zoo
+    from spikeprune import data, zoo
+    from spikeprune.methods import names as methods
 
-    if recipe.method not in (known := [*methods.names(), SQUEEZE]):
+    if recipe.method not in (known := [*methods(), SQUEEZE]):
         raise unknown("method", recipe.method, known, "(`spikeprune list methods` lists all)")
     if ":" not in recipe.model and recipe.model not in zoo.names():
         raise unknown(
