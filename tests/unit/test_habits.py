@@ -101,7 +101,14 @@ def test_report_of_two_runs_compares_them(tmp_path):
         write_run(tmp_path, accuracy, f"method={method}", "sparsity=0.9")
     page = report._compared(tmp_path, [str(path) for path in sorted(tmp_path.iterdir())])
     assert page == tmp_path / "comparison.html"
-    assert "At 90 % sparsity random leads with 90.00 %" in page.read_text()
+    text = page.read_text().replace("\u00a0", " ")
+    assert "At 90 % sparsity random leads with 90.00 %" in text
+    assert "Comparison of 2 runs: " in text
+
+
+def test_an_arm_without_rivals_does_not_lead(tmp_path):
+    write_run(tmp_path, 0.8, "method=magnitude", "sparsity=0.9")
+    assert conclusions(compare(collect([tmp_path])[0]))[0] == "At 90 % sparsity magnitude reaches 80.00 %"
 
 
 @pytest.mark.parametrize(

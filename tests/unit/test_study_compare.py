@@ -288,7 +288,7 @@ def test_the_page_holds_tables_plots_and_named_factors(runs, capsys):
     page = runs / "page.html"
     assert main(["compare", str(runs), "--html", str(page)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(page)
-    text = page.read_text()
+    text = page.read_text().replace("\u00a0", " ")
     assert text.count("<figure>") == 1  # of one sparsity there is no curve over sparsity
     assert "11.3 = 2260/200" not in text  # only where it is asked for
     assert "<dt>command</dt><dd>spikeprune compare" in text
@@ -442,6 +442,23 @@ def test_the_table_for_reviewers_has_accuracy_by_class(runs, capsys):
     assert rows[0].split()[:3] == ["class", "images", "dense"]
     assert rows[1].split() == ["class", "0", "25", "100.0", "96.0", "96.0", "96.0"]
     assert rows[2].split() == ["class", "1", "25", "80.0", "20.0", "20.0", "20.0"]
+
+
+def test_the_tables_for_reviewers_come_as_latex_and_json_too(runs, capsys):
+    _with_classes(runs, ([25, 20], [24, 5]))
+    assert main(["compare", str(runs), "--reviewer", "--latex"]) == 0
+    tex, text = capsys.readouterr().out, tables.to_latex(compare(collect([runs])[0], "dense"))
+    assert tex.startswith(text)
+    asked, by_class = tex[len(text) :].strip().split("\n\n")
+    assert r"arm & T & seeds & accuracy \% & dense \%" in asked
+    assert [line.count(r" & ") for line in asked.splitlines() if line.endswith(r"\\")] == [len(reviewer.HEADS) - 1] * 5
+    assert r"class 0 & 25 & 100.0 & 96.0 & 96.0 & 96.0 \\" in by_class
+    assert main(["compare", str(runs), "--reviewer", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["reviewer"][0]["rows"][0] == reviewer.HEADS
+    assert found["classes"][0]["rows"][1][:3] == ["class 0", "25", "100.0"]
+    assert main(["compare", str(runs), "--reviewer", "--csv"]) == 2
+    assert "--reviewer has no CSV" in capsys.readouterr().err
 
 
 def test_of_many_classes_those_that_lose_most_are_shown(runs):

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
             "compare runs",
             "compare runs --html comparison.html --reviewer",
             "compare runs/sweep-digits-49d64640.json --figure accuracy.pdf",
-            "compare runs --latex > table.tex",
+            "compare runs --latex --reviewer > tables.tex",
         ],
     )
     parser.add_argument("runs", metavar="RUN", nargs="*", help="run folders, folders of runs, or the file of a sweep")
@@ -47,6 +47,9 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(claims.explanation()))
         return 0
 
+    if options.reviewer and (options.csv or options.csv_runs) and options.html is None:
+        raise InvalidValue("--reviewer has no CSV; its tables come as text, with --latex, --json or --html FILE")
+
     from spikeprune.lab.study.compare import collect, compare
     from spikeprune.lab.study.conclude import conclusions
 
@@ -71,10 +74,14 @@ def main(arguments: Sequence[str]) -> int:
             | {"denominator": f.denominator, "denominator_name": f.denominator_name}
             for f in claims.factors()
         ]
-        print_json({**comparison.as_dict(), "claims": factors})
+        tables_of = {"reviewer": asked, "classes": by_class} if options.reviewer else {}
+        more = {key: [{"title": title, "rows": rows} for title, rows in found] for key, found in tables_of.items()}
+        print_json({**comparison.as_dict(), "claims": factors, **more})
     elif options.csv or options.latex or options.csv_runs:
         form = tables.to_csv if options.csv else tables.runs_csv if options.csv_runs else tables.to_latex
         sys.stdout.write(form(comparison))
+        if options.latex:
+            sys.stdout.write("".join("\n" + tables.rows_to_latex(*titled) for titled in [*asked, *by_class]))
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         lines = [*tables.wrapped(conclusions(comparison), width), "", *tables.to_text(comparison, width)]

@@ -34,7 +34,8 @@ def _lead(block: Block, reference: str | None) -> str:
     best = _best(block)
     first = [row for row in block.rows if row.target is not None and _accuracy(best) - _accuracy(row) < _SAME]
     if len(first) == 1:
-        return f"{best.label} leads with {_against(best, block, reference)}"
+        alone = sum(row.target is not None for row in block.rows) == 1
+        return f"{best.label} {'reaches' if alone else 'leads with'} {_against(best, block, reference)}"
     named = [row.label for row in first]
     who = f"{len(named)} arms" if len(named) > 3 else f"{', '.join(named[:-1])} and {named[-1]}"
     inside = any(reference in (row.label, row.method) for row in first)

@@ -303,6 +303,13 @@ def to_latex(comparison: Comparison) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
+def rows_to_latex(title: str, rows: Sequence[Sequence[str]]) -> str:
+    """Any table as a tabular for booktabs, its title as a comment above it."""
+    first, *others = [" & ".join(map(_tex, row)) + r" \\" for row in rows]
+    lines = [f"% {' '.join(title.split())}", rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}", r"\toprule"]
+    return "\n".join([*lines, first, r"\midrule", *others, r"\bottomrule", r"\end{tabular}", ""])
+
+
 def _tex_row(row: Arm) -> str:
     """Accuracy and difference with as many digits as their intervals give sense to, sparsity as far as it differs."""
     versus = row.versus.difference if row.versus is not None else None
