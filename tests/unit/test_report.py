@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from spikeprune.core.errors import UserError
-from spikeprune.lab.page import figures, words, write_report
+from spikeprune.lab.page import figures, kit, words, write_report
 from spikeprune.lab.page.network import network_map
 from spikeprune.lab.page.page import render
 from spikeprune.lab.page.read import read_run
@@ -186,13 +186,28 @@ def test_times_and_words_say_which_way():
     [(0, "0"), (999, "999"), (999.6, "1.00 k"), (10_220, "10.2 k"), (116_648, "117 k"), (4_777_984, "4.78 M")],
 )
 def test_short_has_three_digits_and_a_prefix(value: float, text: str):
-    assert words.short(value) == text
+    assert words.short(value) == text.replace(" ", "\u00a0")  # no line ends between a number and its unit
 
 
 def test_energy_is_given_in_picojoule_and_read_in_larger_units():
-    assert words.energy(45_232.2) == "45.2 nJ"  # 45,232 pJ / 1000
-    assert words.energy(0.5) == "0.50 pJ"
-    assert words.energy(3.2e6) == "3.20 µJ"
+    assert words.energy(45_232.2) == "45.2\u00a0nJ"  # 45,232 pJ / 1000
+    assert words.energy(0.5) == "0.50\u00a0pJ"
+    assert words.energy(3.2e6) == "3.20\u00a0µJ"
+
+
+def test_no_line_ends_between_a_number_and_its_unit():
+    for said, tied in (
+        ("At 90 % sparsity: 1.00 points above 24.6 kB", "At 90_% sparsity: 1.00_points above 24.6_kB"),
+        ("3 min, 2 seeds, 1 k, 4 s of 5 models, 3 Mice", "3_min, 2 seeds, 1_k, 4_s of 5 models, 3 Mice"),
+        ("12.9% ± 0.7% (n = 3), ±0.3 points", "12.9_%_±_0.7_% (n_=_3), ±0.3_points"),
+    ):
+        assert words.bound(said).replace("\u00a0", "_") == tied
+    table = kit.Section("A table", tables=([["arm", "accuracy %"], ["a", "90%"]],))
+    page = kit.render("At 90 % a leads", ["It has 12 %."], [table], [])
+    assert "<h1>At 90\u00a0% a leads</h1>" in page
+    assert "It has 12\u00a0%." in page
+    assert '<th scope="col" class="num">accuracy %</th>' in page  # above its numbers, which are flush right
+    assert '<td class="num">90\u00a0%</td>' in page
 
 
 def test_points_and_standard_error():

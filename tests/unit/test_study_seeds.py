@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from spikeprune.lab.page.analysis import _measured, _ranked, _told, _told_cells
+from spikeprune.lab.page.analysis import _measured, _ranked, _styles, _told, _told_cells
+from spikeprune.lab.page.charts import styles
 from spikeprune.lab.study.seeds import QUANTITIES, at, differences, over_seeds
 from spikeprune.record.analysis import Spread
 
@@ -77,4 +78,11 @@ def test_the_page_shows_only_what_applies():
     none = "not applicable"
     table = [["run", "network", "a", "b"], ["x", "before", none, none], ["x", "after", "0.5", none]]
     assert _told_cells(table) == [["run", "network", "a"], ["x", "after", "0.5"]]
-    assert _measured(["survival: 3 regrown", f"loss gap: {none}"]) == ["survival: 3 regrown"]
+    assert _measured(["survival: 3 regrown", f"loss gap: {none}"]) == ["Survival: 3 regrown."]
+
+
+def test_a_part_keeps_its_colour_in_all_figures_of_the_page():
+    parts = [(f"{name} (n = 3)", None) for name in ("criticality", "magnitude", "random", "gradient")]
+    style = _styles(parts)
+    assert style["random (n = 3)"] == styles(["random"])["random"]  # as on the page of a comparison
+    assert len(set(style.values())) == 4

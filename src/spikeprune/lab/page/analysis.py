@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from spikeprune.lab.page.charts import Series, legend, plot
+from spikeprune.lab.page.charts import Series, legend, plot, styles
 from spikeprune.lab.page.kit import Section, render
+from spikeprune.lab.page.words import sentence
 from spikeprune.lab.study.seeds import QUANTITIES, at
 from spikeprune.lab.study.tables import p_value
 from spikeprune.record.analysis import (
@@ -136,7 +137,7 @@ def page(found: AnalysisRecord) -> str:
     notes = [
         f"Features: {found.features}; the first {found.images:,} images of each split, not augmented.",
         found.criticality.limits,
-        *(f"{name.replace('_', ' ')}: {meaning}." for name, meaning in found.criticality.states.items()),
+        *(sentence(f"{name.replace('_', ' ')}: {meaning}") for name, meaning in found.criticality.states.items()),
     ]
     sections = [replace(section, tables=tuple(map(_told_cells, section.tables))) for section in sections]
     if pooled is None:
@@ -157,8 +158,8 @@ def _title(part: Mechanism, run: str) -> str:
 
 
 def _measured(told: Sequence[str]) -> list[str]:
-    """The lines that hold a result. The terminal also prints those where nothing applies."""
-    return [line for line in told if not line.endswith(NONE)]
+    """The lines that hold a result, as sentences. The terminal also prints those where nothing applies."""
+    return [sentence(line) for line in told if not line.endswith(NONE)]
 
 
 def _told_cells(table: Sequence[Sequence[str]]) -> list[Sequence[str]]:
@@ -169,32 +170,38 @@ def _told_cells(table: Sequence[Sequence[str]]) -> list[Sequence[str]]:
 
 
 def _difference_section(pooled: PooledArm) -> Section:
-    """Each quantity of all arms in one row, with what this arm has more than each of the others."""
+    """Each quantity of all arms in one table, and in another what this arm has more than each of the others."""
     arms = _arms(pooled)
-    heads = ["quantity", *(f"{arm.arm} (n = {len(arm.seeds)})" for arm in arms)]
-    heads += [text for arm in arms[1:] for text in (f"less {arm.arm}", "p (t)")]
-    rows = []
+    values = [["quantity", *(f"{arm.arm} (n = {len(arm.seeds)})" for arm in arms)]]
+    apart = [["quantity", *(text for arm in arms[1:] for text in (f"less {arm.arm}", "p (t)"))]]
     for name, path in QUANTITIES.items():
-        row = [name, *(_told(at(arm, path), ".4g") for arm in arms)]
+        values.append([name, *(_told(at(arm, path), ".4g") for arm in arms)])
+        apart.append([name])
         for arm in arms[1:]:
             d = None if arm.difference is None else arm.difference[name]
             half = "" if d is None or d.half is None else f" ± {d.half:.3g}"
-            row += [NONE if d is None else f"{d.mean:+.3g}{half}", p_value(None if d is None else d.p)]
-        rows.append(row)
+            apart[-1] += [NONE if d is None else f"{d.mean:+.3g}{half}", p_value(None if d is None else d.p)]
     say = (
-        f"Of each arm mean ± standard deviation. {pooled.arm} less another: paired by seed, mean ± half of the 95 % "
-        "t interval, and paired t-test, not corrected for the number of tests."
+        f"Of each arm mean ± standard deviation. Below that {pooled.arm} less each of the others: paired by seed, mean "
+        "± half of the 95 % t interval, and paired t-test, not corrected for the number of tests."
     )
-    return Section("Side by side", (say,), ([heads, *rows],))
+    return Section("Side by side", (say,), (values, apart))
 
 
-def _figure(parts: list[tuple[str, Mechanism]], points: Any, axes: tuple[str, str], caption: str) -> tuple[str, str]:
+def _styles(parts: list[tuple[str, Mechanism]]) -> dict[str, int]:
+    """The colour of each part, the same in all figures of the page, whichever parts a figure shows."""
+    return styles([name for name, _ in parts])
+
+
+def _figure(
+    parts: list[tuple[str, Mechanism]], points: Any, axes: tuple[str, str], caption: str, style: dict[str, int]
+) -> tuple[str, str]:
     """An SVG of a series for each part, and its caption, which tells n and what the bars are."""
     series = []
     for name, part in parts:
         mine = [(float(x), y) for x, y in points(part) if y is not None]
         at = tuple((x, float(_mean(y) or 0.0)) for x, y in mine)
-        series.append(Series(name, at, tuple(_spread(y) for _, y in mine)))
+        series.append(Series(name, at, tuple(_spread(y) for _, y in mine), style=style[name]))
     counts = [
         f"n = {len(part.seeds)} ({name.partition(' (n')[0]})" for name, part in parts if isinstance(part, PooledArm)
     ]
@@ -249,12 +256,12 @@ def _survival_section(parts: list[tuple[str, Mechanism]]) -> Section:
         return [(n, e.survived_share) for n, e in enumerate(_updates(part), 1)]
 
     caption = "Share of the weights regrown by a mask update that the next magnitude cut keeps."
-    figure = _figure(grown, points, ("mask update", "share that outlived the next cut"), caption)
+    figure = _figure(grown, points, ("mask update", "share that outlived the next cut"), caption, _styles(parts))
     names = [name for name, _ in grown]
     title = "Potential structures: what growth rescued, and what of it survived"
     if not rows:
-        return Section(title, (f"{NONE}: nothing was regrown",))
-    return Section(title, tables=([heads, *rows],), figures=(figure,), legend=legend(names),
+        return Section(title, (sentence(f"{NONE}: nothing was regrown"),))
+    return Section(title, tables=([heads, *rows],), figures=(figure,), legend=legend(names, _styles(parts)),
         conclusion=_ranked(
             grown, lambda part: part.survival.survived_share, "The share of regrown weights that outlived the next cut",
             ".1%",
@@ -278,11 +285,13 @@ def _consistency_section(parts: list[tuple[str, Mechanism]]) -> Section:
     caption = (
         "Cosine of a class's mean feature on training and on test images, the mean of all classes taken off, by layer."
     )
-    figure = _figure(parts, points, ("neuron layer, in the order of execution", "centred cosine"), caption)
+    figure = _figure(
+        parts, points, ("neuron layer, in the order of execution", "centred cosine"), caption, _styles(parts)
+    )
     said = _ranked(parts, lambda part: part.consistency.mean_cosine_centred, "The mean centred cosine", ".4f",
                    "At 1 a class looks alike in training and test.")  # fmt: skip
     names = [name for name, _ in parts]
-    return Section("Feature consistency", (say,), ([heads, *rows],), (figure,), legend(names), said)
+    return Section("Feature consistency", (say,), ([heads, *rows],), (figure,), legend(names, _styles(parts)), said)
 
 
 def _importance_section(parts: list[tuple[str, Mechanism]]) -> Section:
@@ -292,7 +301,7 @@ def _importance_section(parts: list[tuple[str, Mechanism]]) -> Section:
         parts, lambda part: part.importance.regrown if part.importance else None,
         "The mean size of regrown weights at the end", ".4f", "It is a share of the layer's largest weight.",
     )  # fmt: skip
-    return Section("Importance after recovery", tuple(said), conclusion=conclusion)
+    return Section("Importance after recovery", tuple(map(sentence, said)), conclusion=conclusion)
 
 
 def _overfitting_section(parts: list[tuple[str, Mechanism]]) -> Section:
@@ -303,12 +312,12 @@ def _overfitting_section(parts: list[tuple[str, Mechanism]]) -> Section:
         "Mean cross-entropy per image on validation less that on training images, both in eval mode, after each epoch."
     )
     if all(y is None for _, part in parts for _, y in points(part)):
-        return Section("Overfitting in recovery", (f"{NONE}: the runs held out no images (data.validation)",))
-    figure = _figure(parts, points, ("epoch", "validation less train loss"), caption)
+        return Section("Overfitting in recovery", (sentence(f"{NONE}: the runs held out no images (data.validation)"),))
+    figure = _figure(parts, points, ("epoch", "validation less train loss"), caption, _styles(parts))
     said = _ranked(parts, lambda part: part.overfitting.final_gap, "The loss gap at the end", "+.4f",
                    "Above 0 the network fits training images better than those held out.")  # fmt: skip
     names = [name for name, _ in parts]
-    return Section("Overfitting in recovery", figures=(figure,), legend=legend(names), conclusion=said)
+    return Section("Overfitting in recovery", figures=(figure,), legend=legend(names, _styles(parts)), conclusion=said)
 
 
 def _criticality_section(parts: list[tuple[str, Mechanism]]) -> Section:

@@ -57,7 +57,7 @@ def styles(names: Sequence[str]) -> dict[str, int]:
     """Name -> number of its colour and mark, the same whatever other names stand beside it, as far as that can be."""
     found: dict[str, int] = {}
     for name in dict.fromkeys(names):
-        usual = _USUAL.get(name.partition(",")[0].strip())
+        usual = _USUAL.get(name.partition(",")[0].partition(" (n")[0].strip())
         if usual is not None and usual not in found.values():
             found[name] = usual
     free = (number for number in range(len(names) + MARKS) if number not in set(found.values()))

@@ -46,8 +46,10 @@ def comparison_page(
     ]
     if factors:
         sections.append(Section("The paper's factors of cost", tuple(claims.explanation())))
-    runs = sum(len(row.seeds) for row in comparison.rows)
-    over = f"Comparison of {runs} runs: " + "; ".join(f"{model} on {dataset}" for dataset, model in networks)
+    runs = len({run for row in comparison.rows for run in row.runs})  # a dense network may stand in another run
+    over = f"Comparison of {runs} run{'s' * (runs != 1)}: " + "; ".join(
+        f"{model} on {dataset}" for dataset, model in networks
+    )
     return render(title, lead, sections, tables.notes(comparison), over=over, made=[*_made(comparison), *made])
 
 

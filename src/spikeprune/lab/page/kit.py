@@ -9,6 +9,7 @@ from typing import final
 
 from spikeprune.lab.page.charts import COLOURS
 from spikeprune.lab.page.contents import with_contents
+from spikeprune.lab.page.words import bound
 
 
 @final
@@ -45,6 +46,7 @@ def render(
 
     loader = PackageLoader("spikeprune.lab.page")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["bound"] = bound
     template = environment.get_template("page.html.j2")
     return with_contents(
         template.render(

@@ -45,7 +45,8 @@ def live_page(folder: RunFolder, refresh: int) -> str:
     if not epochs:
         return render("No epoch has ended yet", ["The first numbers come with it."], [], [], over=over, refresh=refresh)
     last = epochs[-1]
-    title = f"{last.phase.capitalize()}, epoch {last.epoch} of {recipe.epochs}: {_accuracy(last):.2%}"
+    phase = "dense" if recipe.method == "dense" else last.phase
+    title = f"{phase.capitalize()}, epoch {last.epoch} of {recipe.epochs}: {_accuracy(last):.2%}"
     lead = [f"Training loss {last.train_loss:.3f}, sparsity {last.sparsity:.4f}, learning rate {last.lr:.3g}."]
     return render(title, lead, [_curves(epochs)], [], over=over, refresh=refresh)
 

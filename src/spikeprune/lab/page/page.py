@@ -93,8 +93,8 @@ def render(run: ShownRun) -> str:
     page = template.render(
         raster=raster,
         raster_said=raster_said,
-        notes=run_notes(run.record, statistics, masks),
-        beside_energy=energy_note(statistics if run.pruning else None, masks),
+        notes=list(map(words.bound, run_notes(run.record, statistics, masks))),
+        beside_energy=words.bound(energy_note(statistics if run.pruning else None, masks)),
         run=run,
         record=run.record,
         first=_first_words(run),
@@ -134,7 +134,7 @@ def _chosen(run: ShownRun) -> str:
         return f"The network is that of the last epoch, {best}: the run held no images out to choose by."
     return (
         f"The network is that of epoch {best}, the best on the validation split ({words.percent(run.accuracy(found))}) "
-        f"of the {len(at_end)} epochs at the final sparsity."
+        f"of the {len(at_end)} epoch{'s' * (len(at_end) != 1)} at the final sparsity."
     )
 
 

@@ -1,10 +1,35 @@
 """Numbers as a person reads them. Every factor stands beside what was divided by what."""
 
 import math
+import re
 
-from spikeprune.record.text import duration, short, three
+from spikeprune.record import text as plain
 
-__all__ = ["duration", "short"]
+_TIED = re.compile(
+    r"(?<=\d) (?=(?:%|[kMGTP]?B|[kMGTP]|[pnµm]J|ms|s|min|h|points?)(?![\w%]))"  # 24.6 kB, 90 %
+    r"|(?<=\d)(?=%)"  # 90%: terminals print no space, pages do
+    r"|(?<=\S) (?=±)|(?<=±) (?=\d)|(?<=\bn) (?==)|(?<=\bn[ \u00a0]=) (?=\d)"
+)
+
+
+def bound(text: str) -> str:
+    """The text with a space that does not break between each number and its unit, and around ±."""
+    return _TIED.sub("\N{NO-BREAK SPACE}", text)
+
+
+def sentence(text: str) -> str:
+    """The text with a capital letter in front and a full stop behind."""
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '?', '!')) else '.'}"
+
+
+def short(value: float, unit: str = "") -> str:
+    """4.78 M, 116 kB; the space does not break."""
+    return bound(plain.short(value, unit))
+
+
+def duration(seconds: float) -> str:
+    """41 s, 12 min, 3.4 h; the space does not break."""
+    return bound(plain.duration(seconds))
 
 
 def whole(value: float) -> str:
@@ -21,8 +46,8 @@ def energy(picojoule: float) -> str:
     """51.8 nJ."""
     for size, unit in ((1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ")):
         if abs(picojoule) >= 0.9995 * size:
-            return f"{three(picojoule / size)} {unit}"
-    return f"{three(picojoule)} pJ"
+            return bound(f"{plain.three(picojoule / size)} {unit}")
+    return bound(f"{plain.three(picojoule)} pJ")
 
 
 def times(dense: float, pruned: float) -> str:
