@@ -7,6 +7,7 @@ import logging
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -39,6 +40,8 @@ from spikeprune.lab.train.progress import ProgressBar, epoch_line
 from spikeprune.record.bench import BenchInputs, BenchRecord, EngineTime, TimedThreads
 from spikeprune.record.epoch import Epoch
 from spikeprune.record.statistics import LayerOperations, NetworkStatistics, NeuronStatistics
+
+ROOT = Path(__file__).parents[2]
 
 
 def counted() -> "sp.Counts":
@@ -166,6 +169,7 @@ def test_an_epoch_is_told_as_it_ends():
     assert epoch_line(line, 16) == (
         "pruned epoch 3/16  loss 0.412  accuracy 87.30% (validation 85.10%)  sparsity 0.6125"
     )
+    assert epoch_line(line, 16, "dense").startswith("dense epoch 3/16  loss")
     heard: list[tuple[Epoch, int]] = []
     with ProgressBar(10, on_epoch=lambda line, epochs: heard.append((line, epochs))) as bar:
         bar.epoch(line, 16)
@@ -296,6 +300,19 @@ def test_a_dry_run_says_where_its_quotas_come_from(capsys):
     assert "note: Nearly cut through: " in said
 
 
+def test_a_dry_run_says_when_regrown_weights_would_die(capsys):
+    def said(*words: str) -> str:
+        assert cli.main(["run", "digits", "--dry-run", *words]) == 0
+        return capsys.readouterr().out
+
+    # 21 steps an epoch, a mask update an epoch; 0.1 / (2 * 0.1 * 5e-4) = 1,000 steps
+    assert "Mask updates are 21 steps apart, and a weight turns over in 1,000 steps" in said()
+    for words in (["--lr", "1", "--optim.weight-decay", "0.005"], ["--method", "magnitude"], ["--regrow", "0"],
+                  ["--grace", "true"], ["--optim.weight-decay", "0"]):  # fmt: skip
+        assert "turns over" not in said(*words), words
+    assert "turns over" not in said(*demo.TRAINING[1:])
+
+
 def test_a_gpu_that_torch_cannot_use_is_told(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device.unusable_gpu([str(tmp_path)]) == ""
@@ -330,6 +347,18 @@ def test_the_demo_says_which_method_is_ahead():
     assert "level; one standard error" in demo.verdict(record(342 / 355), record(342 / 355))[0]
 
 
+@pytest.mark.parametrize("name", ["digits", "fashion", "cifar10", "cifar100"])
+def test_recipes_readme_and_demo_say_what_the_study_advises(name):
+    study = (ROOT / "docs/study.md").read_text()
+    assert "`magnitude` where a dense network can be trained, or criticality with its decaying share" in study
+    recipe, text = load(name), (ROOT / f"src/spikeprune/recipes/{name}.yaml").read_text()
+    assert (recipe.method, recipe.regrow_schedule) == ("criticality", "decay")
+    assert "advises --method magnitude from dense, or criticality with its decaying share" in text
+    assert "the [study](docs/study.md) advises `sp.Magnitude()`" in (ROOT / "README.md").read_text()
+    record = SimpleNamespace(accuracy=0.9, data=SimpleNamespace(counts={"test": 10}), rounds=[])
+    assert "advises magnitude where a dense network can be trained" in demo.verdict(record, record)[-1]
+
+
 def test_the_shell_completes_commands_and_keys(capsys):
     assert cli.main(["completion", "bash"]) == 0
     script = capsys.readouterr().out
@@ -348,6 +377,18 @@ def test_the_shell_completes_commands_and_keys(capsys):
     assert "bashcompinit" in capsys.readouterr().out
     assert cli.main(["completion", "fish"]) == 2
     assert "no shell named 'fish'; known: bash, zsh" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from spikeprune.cli.main import main; assert main(['completion', 'bash']) == 0",
+        "import spikeprune as sp; sp.methods(); from spikeprune.lab.recipe import load; load('digits')",
+    ],
+)
+def test_the_name_methods_is_a_function_and_a_package_whatever_comes_first(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)  # nothing is imported yet
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_script_of_a_job_array_takes_options_of_the_scheduler(tmp_path, capsys):
@@ -401,6 +442,31 @@ def test_a_run_records_and_shows_the_time_steps_that_ran(tmp_path, monkeypatch, 
     assert "On a neuromorphic chip neurons and packets cost energy too" in page
     assert cli.main(["run", "digits", *words]) == 0  # the same command finds it
     assert capsys.readouterr().out.splitlines()[-1] == said[-1]
+
+
+def test_a_run_that_ends_in_a_silent_network_says_so_in_terminal_and_report(tmp_path, monkeypatch, capsys):
+    (tmp_path / "net_that_falls_silent.py").write_text(
+        "from spikingjelly.activation_based import layer, neuron\n"
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, classes):\n"
+        "        super().__init__()\n"
+        "        sizes = [64, *[32] * 6]\n"
+        "        parts = [part for a, b in zip(sizes, sizes[1:]) for part in (nn.Linear(a, b), neuron.LIFNode())]\n"
+        "        self.body, self.head = nn.Sequential(*parts), nn.Linear(32, classes)\n"
+        "    def forward(self, x):\n"
+        "        return self.head(self.body(x.flatten(1)))\n"
+        "build = Net\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["--model", "net_that_falls_silent:build", "--epochs", "1", "--data.limit", "200", "--baseline", "false"]
+    words += ["--precision", "fp32", "--data.test_limit", "50", "--T", "2", "--out", str(tmp_path / "runs")]
+    assert cli.main(["run", "digits", *words]) == 0
+    said = capsys.readouterr().out
+    page = RunFolder.existing(said.splitlines()[-1]).report.read_text()
+    for text in (said, page):
+        assert "of 6 neuron layers never fire on this data" in text
+        assert "is that of guessing among 10 classes" in text
 
 
 def test_dir_shows_public_names_only():

@@ -55,8 +55,9 @@ def verdict(grown: "RunRecord", cut: "RunRecord") -> list[str]:
         f"criticality {grown.accuracy:.2%} ({ours} of {images}), magnitude {cut.accuracy:.2%} ({theirs} of {images}): "
         f"{ahead}{apart}; one standard error is {error:.1f} points, one seed.",
         f"{survived:,} of {regrown:,} regrown weights outlived the next cut.",
-        "The study (docs/study.md) advises magnitude, or criticality at no loss, where a dense network can be trained; "
-        "where training is never dense, criticality per synapse beat random growth by 2 to 3 points.",
+        "The study (docs/study.md) advises magnitude where a dense network can be trained, or criticality with its "
+        "decaying share, which was level there. Where training is never dense, criticality per synapse beat random "
+        "growth by 2 to 3 points.",
     ]
 
 

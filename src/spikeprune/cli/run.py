@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
         print(text, flush=True)
 
     def hear(line: "Epoch", epochs: int) -> None:
-        say(epoch_line(line, epochs))
+        say(epoch_line(line, epochs, recipe.method))
         if listener is not None:
             listener(line, epochs)
 

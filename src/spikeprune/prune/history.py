@@ -74,8 +74,8 @@ class History:
             self._warned = True
             _log.warning(
                 "spikeprune: %d of %d weights regrown at step %d outlived the next cut, so the score hardly matters; "
-                "space mask updates further apart, raise the learning rate, or pass grace=True "
-                "(docs/guide/training.md, 'When regrown weights die')",
+                "space mask updates further apart, raise the learning rate, or set grace (grace=True, --grace true): "
+                "docs/guide/training.md, 'When regrown weights die'",
                 last.survived, last.regrown, last.step,
             )  # fmt: skip
 

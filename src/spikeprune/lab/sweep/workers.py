@@ -174,7 +174,7 @@ def _carry_out(recipe: Recipe, progress: Callable[[str], None] | None = None) ->
 
     def hear(line: Epoch, epochs: int) -> None:
         if progress is not None:
-            progress(epoch_line(line, epochs))
+            progress(epoch_line(line, epochs, recipe.method))
 
     try:
         run(recipe, hear, progress)

@@ -1,5 +1,6 @@
 """A preview of a run without training: the mask updates and the quotas as plain lines."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from spikeprune.core.allocate import kept
 from spikeprune.lab.recipe import Recipe
 from spikeprune.lab.recipe.job import DataFacts, Job, resolve
 from spikeprune.lab.recipe.squeeze_settings import SQUEEZE
+from spikeprune.lab.recipe.timetable import turnover_of
 from spikeprune.lab.train.network import build, connect, load_weights
 from spikeprune.lab.train.notes import starved_of
 from spikeprune.lab.train.parts import load_data, make_pruner
@@ -55,7 +57,28 @@ def preview(recipe: Recipe) -> list[str]:
         quota = pruner.quota(events[-1].target)
         lines += [f"quota {name}: {kept} of {total[name]}" for name, kept in quota.items()]
         lines += _quota_notes(recipe, quota, {name: tuple(mask.shape) for name, mask in pruner.masks.items()})
-    return lines + _rule_notes(recipe)
+    return lines + _spacing_notes(job) + _rule_notes(recipe)
+
+
+_LIVES = 0.5  # mask updates that are closer than this share of a turnover cut nearly all that was regrown
+
+
+def _spacing_notes(job: Job) -> list[str]:
+    """Whether mask updates come too fast for regrown weights to live (docs/guide/training.md)."""
+    steps, turnover = job.timetable.schedule.steps(), turnover_of(job.recipe)
+    if not job.method.regrows or len(steps) < 2 or turnover is None:
+        return []
+    regrowth, every = job.method.regrowth(), min(after - before for before, after in itertools.pairwise(steps))
+    if regrowth.grace or regrowth.start_value != "zero" or regrowth.share.value(1, len(steps)) == 0:
+        return []
+    if every >= _LIVES * turnover:
+        return []
+    return [
+        f"note: Mask updates are {every:,} steps apart, and a weight turns over in {turnover:,.0f} steps at this "
+        "learning rate and weight decay. Few regrown weights will outlive the next cut, so any rule of regrowth would "
+        "give nearly the same network. More epochs, fewer mask updates, a higher --lr or --optim.weight-decay give "
+        "them time (docs/guide/training.md, 'When regrown weights die')."
+    ]
 
 
 def _rule_notes(recipe: Recipe) -> list[str]:
