@@ -8,7 +8,7 @@ from spikeprune.record import text as plain
 _TIED = re.compile(
     r"(?<=\d) (?=(?:%|[kMGTP]?B|[kMGTP]|[pnµm]J|ms|s|min|h|points?)(?![\w%]))"  # 24.6 kB, 90 %
     r"|(?<=\d)(?=%)"  # 90%: terminals print no space, pages do
-    r"|(?<=\S) (?=±)|(?<=±) (?=\d)|(?<=\bn) (?==)|(?<=\bn[ \u00a0]=) (?=\d)"
+    r"|(?<=\S) (?=± )|(?<=±) (?=\d)|(?<=\bn) (?==)|(?<=\bn[ \u00a0]=) (?=\d)"
 )
 
 
