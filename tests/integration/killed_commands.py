@@ -5,12 +5,11 @@ must be the same bit for bit. A kill is SIGKILL, SIGTERM or Ctrl-C at a moment (
 """
 
 import contextlib
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ from typing import ClassVar
 import killed_runs
 from killing import child
 
-from spikeprune.cli import report, shrink, squeeze
+from spikeprune.cli import report, shrink, squeeze, sweep
 from spikeprune.lab.recipe import load
+from spikeprune.lab.sweep import workers
 from spikeprune.lab.train import checkpointed, measure
 from spikeprune.lab.train import run as running
 
@@ -123,24 +123,21 @@ class Reported(OnARun):
 
 
 class Swept(Work):
-    """Two worker processes; the parent alone is killed."""
+    """Two worker processes, which are forked here to spare them the imports; the parent alone is killed."""
 
     def prepare(self) -> None:
         self.out.mkdir()
         (self.out.parent / "tiny.yaml").write_text(SWEEP)
 
-    def start(self, kill_at: int | float | None = None, by: int = signal.SIGKILL) -> int:
-        words = ["-m", "spikeprune", "sweep", str(self.out.parent / "tiny.yaml"), "--workers", "2", "--out"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen([sys.executable, *words, str(self.out)], **quiet)
-        if kill_at is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(kill_at)
-            process.send_signal(by)
-        return process.wait(600)
+    def act(self) -> None:
+        forked = multiprocessing.get_context("fork")
+        workers.multiprocessing.get_context = lambda _: forked
+        words = [str(self.out.parent / "tiny.yaml"), "--workers", "2", "--out", str(self.out)]
+        if sweep.main(words) != 0:
+            raise RuntimeError("a run of the sweep failed")
 
     def moment(self, draw: random.Random) -> int | float:
-        return draw.uniform(3.0, 20.0)
+        return draw.uniform(0.2, 8.0)
 
 
 KINDS: dict[str, Callable[..., Work]] = {

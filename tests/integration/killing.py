@@ -8,6 +8,7 @@ import itertools
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,21 +20,26 @@ def child(work: Callable[[], int], kill_at: int | float | None, by: int = signal
     """The exit status of `work` in a child, or -SIGKILL if the child came to moment `kill_at`.
 
     Args:
-        kill_at: a moment, or with a point the seconds after which the child is killed outright.
+        kill_at: a moment, or with a point the seconds after which the child gets the signal.
         by: the signal that the child gets at its moment.
     """
     pid = os.fork()
     if pid == 0:
         try:
-            if isinstance(kill_at, float):
-                signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process at once, as SIGKILL does
-                signal.setitimer(signal.ITIMER_REAL, kill_at)
-            elif kill_at is not None:
+            if isinstance(kill_at, int):
                 _arm(kill_at, by)
             os._exit(work())
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             os._exit(1)
+    if isinstance(kill_at, float):
+        until = time.monotonic() + kill_at
+        while time.monotonic() < until:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.01)
+        os.kill(pid, by)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
