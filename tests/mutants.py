@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -269,8 +270,8 @@ def _broken(file: str, old: str, new: str, test: str) -> tuple[str, str]:
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         lines = [line.removeprefix("E").strip() for line in out.read_text().splitlines()]
     if status == 1:
-        error = next((line for line in lines if "Error" in line and not line.startswith("FAILED")), "")
-        return "failed", (error.rpartition(".py:")[2].partition(": ")[2] or error)[:110]
+        error = next((line for line in lines if re.search(r"\.py:\d+: ", line)), "")
+        return "failed", re.split(r"\.py:\d+: ", error)[-1][:110]
     whole = status == 0 and not any("SKIPPED" in line for line in lines)  # a kernel that is not built skips its tests
     return ("passed", "") if whole else ("not run", " ".join(lines)[-300:])
 

@@ -9,6 +9,7 @@ cases     100,000 changed recipes, records, statistics, plans, masks and states:
 steps     20,000 steps with 1,000 mask updates: memory must not grow
 
 Parts may run at once, each in a process of its own: `python tests/torture.py compiled & python tests/torture.py kills`.
+They write many small files and wait for the disk: TMPDIR=/dev/shm spares them that.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def kills(progress: Progress, count: int) -> bool:
     return not any(key.startswith("WRONG") for key in progress.found)
 
 
-def compiled(progress: Progress, count: int, size: int = 2000) -> bool:
+def compiled(progress: Progress, count: int, size: int = 5000) -> bool:
     import fuzz_compiled
 
     corpus = BUILD / "corpus"

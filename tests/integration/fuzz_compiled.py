@@ -3,8 +3,9 @@
     python tests/integration/fuzz_compiled.py --inputs 1000000 [--seed 0] [--batch 2000] [--keep FOLDER]
 
 A changed file that reaches lines of the reader and validator that no file before it reached, or an error text that
-none had, is changed further (`Corpus`). Every batch runs in a process of its own with a limit on memory and time, so
-that a signal is counted and not fatal; the file that caused it is kept as `killed-SEED.snn`.
+none had, is changed further (`Corpus`). Lines are traced for every eighth file, texts of errors for each. Every batch
+runs in a process of its own with a limit on memory, and a limit of 10 s of processor time for each file, so that a
+signal or a hang is counted and not fatal; the file that caused it is kept as `killed-SEED.snn`.
 """
 
 import argparse
@@ -35,6 +36,7 @@ VALUES = (
 )  # fmt: skip
 
 
+TRACED, LONGEST = 8, 10.0  # every how many files the lines are traced; seconds for one file
 WATCHED = tuple(str(Path(sp.__file__).parent / "runtime" / part) for part in ("compile", "steps"))
 
 
@@ -53,6 +55,7 @@ class Corpus:
 
     def __init__(self, folder):
         self.ran, self.refused, self.seen, self.folder = [], [], set(), folder
+        self.tried, self._known = 0, {}
         for path in sorted(folder.glob("*.snn")):
             if not path.name.startswith("killed"):
                 self.add(path.read_bytes(), not path.name.startswith("refused"))
@@ -60,6 +63,7 @@ class Corpus:
             self.seen |= set(json.loads((folder / "seen.json").read_text()))
 
     def draw(self, rng):
+        """(header as JSON, network as JSON, data) of one file."""
         return rng.choice(self.refused if self.refused and rng.random() < 0.3 else self.ran)
 
     def add(self, content, ran):
@@ -68,57 +72,82 @@ class Corpus:
             body = content[len(MAGIC) + 32 :]
             size = int.from_bytes(body[:8], "little")
             header = json.loads(body[8 : 8 + size])
-            if isinstance(json.loads(header["__metadata__"]["network"]), dict):
-                (self.ran if ran else self.refused).append((header, body[8 + size :]))
+            network = header["__metadata__"].pop("network")
+            if isinstance(json.loads(network), dict):
+                (self.ran if ran else self.refused).append((json.dumps(header), network, body[8 + size :]))
                 return True
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass
         return False
 
     def attempt(self, content, path):
         """`attempt`, with what it reaches noted; a file that reaches something new stays."""
-        outcome, reached = traced(content, path)
+        self.tried += 1
+        if self.tried % TRACED == 1:
+            (outcome, said), lines = traced(content, path)
+        else:
+            (outcome, said), lines = attempt(content, path), set()
+        reached = {self._name(line) for line in lines}
+        reached.add(re.sub(r"[0-9]+|'.*?'|\[.*?\]", "_", said)[:80])
         if reached - self.seen:
             self.seen |= reached
             if self.add(content, outcome == "ran"):
                 (self.folder / f"{outcome[:7]}-{hashlib.sha256(content).hexdigest()[:16]}.snn").write_bytes(content)
         return outcome
 
+    def _name(self, line):
+        if line not in self._known:
+            self._known[line] = f"{line[0].co_filename[-24:]}:{line[1]}"
+        return self._known[line]
+
     def write(self):
         (self.folder / "seen.json").write_text(json.dumps(sorted(self.seen)))
 
 
+_watched = {}  # code -> whether its lines are noted
+
+
 def traced(content, path):
-    """What a file does, and what it reaches on its way."""
+    """What a file does, and the lines that it reaches on its way, as (code, number)."""
     reached = set()
 
     def line(frame, event, _):
-        reached.add(f"{frame.f_code.co_filename[-24:]}:{frame.f_lineno}")
+        reached.add((frame.f_code, frame.f_lineno))
         return line
 
     def call(frame, event, _):
-        return line if frame.f_code.co_filename.startswith(WATCHED) else None
+        code = frame.f_code
+        if code not in _watched:
+            _watched[code] = code.co_filename.startswith(WATCHED)
+        return line if _watched[code] else None
 
     before = sys.gettrace()
     sys.settrace(call)
     try:
-        outcome, said = attempt(content, path)
+        return attempt(content, path), reached
     finally:
         sys.settrace(before)
-    return outcome, reached | {re.sub(r"[0-9]+|'.*?'|\[.*?\]", "_", said)[:80]}
 
 
 def places(tree, path=()):
     """The path of every value in a JSON tree."""
+    found = []
+    _places(tree, path, found)
+    return found
+
+
+def _places(tree, path, found):
     children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, child in children:
-        yield (*path, key)
-        yield from places(child, (*path, key))
+        here = (*path, key)
+        found.append(here)
+        if isinstance(child, (dict, list)):
+            _places(child, here, found)
 
 
 def mutate(tree, rng):
     """One value replaced, removed, doubled, or swapped with another; also inside a text that holds a program."""
-    path = rng.choice(list(places(tree)))
+    path = rng.choice(places(tree))
     parent = tree
     for key in path[:-1]:
         parent = parent[key]
@@ -133,7 +162,7 @@ def mutate(tree, rng):
         parent[path[-1]] = copy.deepcopy(rng.choice(VALUES))
     elif kind < 0.7:  # a value of the same tree in another place
         other = tree
-        for key in rng.choice(list(places(tree))):
+        for key in rng.choice(places(tree)):
             other = other[key]
         parent[path[-1]] = copy.deepcopy(other)
     elif kind < 0.8:
@@ -145,22 +174,23 @@ def mutate(tree, rng):
         parent[path[-1]], parent[other] = parent[other], parent[path[-1]]
 
 
-def changed(header, data, rng):
-    """A whole file with one to three changes and a checksum that fits."""
-    header, data = copy.deepcopy(header), bytearray(data)
-    network = json.loads(header["__metadata__"]["network"])
+def changed(header, network, data, rng):
+    """A whole file with one to three changes and a checksum that fits; `header` and `network` are JSON."""
+    header, data = json.loads(header), bytearray(data)
+    tree = None  # the network is read where it is changed
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         way = rng.random()
         if way < 0.75:
-            mutate(network, rng)
+            tree = json.loads(network) if tree is None else tree
+            if tree:
+                mutate(tree, rng)
         elif way < 0.9:
-            mutate(header, rng)
+            if header:
+                mutate(header, rng)
         elif data:
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        if not isinstance(network, dict):
-            break
     if isinstance(header.get("__metadata__"), dict):
-        header["__metadata__"]["network"] = json.dumps(network)
+        header["__metadata__"]["network"] = network if tree is None else json.dumps(tree)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     body = bytearray(len(text).to_bytes(8, "little") + text + data)
@@ -207,8 +237,10 @@ def batch(corpus, seed, size, folder):
     path = folder / f"changed-{seed}.snn"
     found = Counter()
     for _ in range(size):
-        header, data = corpus.draw(rng)
-        found[corpus.attempt(changed(header, data, rng), path)] += 1
+        content = changed(*corpus.draw(rng), rng)
+        signal.setitimer(signal.ITIMER_PROF, LONGEST)  # SIGPROF ends a hang
+        found[corpus.attempt(content, path)] += 1
+    signal.setitimer(signal.ITIMER_PROF, 0)
     path.unlink()
     return found
 
@@ -230,12 +262,14 @@ def separately(folder, seed, size, scratch):
 
 
 def begin(folder):
-    """Good files of every kind, as the first of a corpus."""
+    """Good files of every kind, as the first of a corpus, and a call of each."""
     from compiled_nets import good_files
 
     folder.mkdir(parents=True, exist_ok=True)
     if not any(folder.glob("*.snn")):
         good_files(folder)
+    for name in ("good", "loop"):  # so that what torch imports at a first call is there before the batches are forked
+        _call(load(folder / f"{name}.snn"))
 
 
 def apart(function, size, what="a batch", gib=8):

@@ -32,11 +32,12 @@ from spikeprune.shrink.plan import ChannelPlan
 
 FINISHED = Path(__file__).parents[1] / "fixtures" / "0.1.0" / "finished" / "tiny-7ecc3f540e"
 Read = Callable[[Any, Path], object]
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def _recipe(tree: Any, folder: Path) -> object:
     path = folder / "changed.yaml"
-    path.write_text(yaml.safe_dump(tree, allow_unicode=True))
+    path.write_text(yaml.dump(tree, Dumper=_DUMPER, allow_unicode=True))
     return load(str(path))
 
 
@@ -126,6 +127,7 @@ def _good_plan() -> Any:
     return json.loads(_small(_shrunk()[0])[1].to_json())
 
 
+@functools.cache
 def kinds() -> dict[str, tuple[Any, Read]]:
     """Kind of file -> a good one as a tree, and how it is read."""
     lines = (FINISHED / "metrics.jsonl").read_text().splitlines()

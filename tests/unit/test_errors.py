@@ -7,6 +7,7 @@ from torch import nn
 import spikeprune as sp
 from nets import batch, conv_net, mlp, sgd, train
 from spikeprune.core.errors import InvalidValue, MissingEvidence, UnknownName, UserError, unknown
+from spikeprune.data.formats.files import MissingFile
 
 SCHEDULE = sp.OneShot(0.5)
 
@@ -130,3 +131,16 @@ def test_unknown_names():
     assert str(error) == "no dataset named 'cifr10'; did you mean 'cifar10'? (see docs)"
     assert isinstance(error, UnknownName)
     assert str(unknown("thing", "zzz", ["a", "b"])) == "no thing named 'zzz'; known: a, b"
+
+
+@pytest.mark.parametrize("kind", [InvalidValue, UnknownName, MissingEvidence, MissingFile])
+def test_a_long_name_in_a_message_loses_its_middle(kind):
+    """A file names its tensors as it likes; `path` is of a length that happens."""
+    path = "/data/" + "x" * 190
+    assert str(kind(f"cannot read {path!r}; try another")) == f"cannot read {path!r}; try another"
+    for name in ("x" * 5000, "x y " * 2000, "x" * 150 + " " + "y" * 190 + " " + "z" * 190):
+        said = str(kind(f"the plan cuts {name!r} in dimension 0; build the model of the original size"))
+        assert said.startswith("the plan cuts 'x"), said
+        assert said.endswith("build the model of the original size"), said
+        assert " ... " in said
+        assert len(said) <= 400

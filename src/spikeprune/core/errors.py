@@ -5,11 +5,28 @@ went wrong on its own, such as a loss that is not a number (exit status 1).
 """
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_LONG_WORD, _LONGEST = re.compile(r"\S{201,}"), 400
+
+
+def _without_middle(text: str, length: int) -> str:
+    """The beginning and the end of a text, in that length together."""
+    end = length // 2 - 5
+    return f"{text[: length - 5 - end]} ... {text[-end:]}"
 
 
 class UserError(Exception):
-    """A mistake in the input. The message is one or two lines and names the next thing to try."""
+    """A mistake in the input. The message is one or two lines and names the next thing to try.
+
+    A message may quote a name from a file that somebody else wrote, and such a name can be of any length. So a word of
+    more than 200 characters and a message of more than 400 lose their middle.
+    """
+
+    def __init__(self, message: object = "", *rest: object) -> None:
+        text = _LONG_WORD.sub(lambda word: _without_middle(word[0], 120), str(message))
+        super().__init__(_without_middle(text, _LONGEST) if len(text) > _LONGEST else text, *rest)
 
 
 class InvalidValue(UserError, ValueError):
