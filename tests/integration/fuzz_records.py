@@ -166,6 +166,8 @@ def cases(kind: str, seed: int, size: int, folder: Path) -> Counter[str]:
     found: Counter[str] = Counter()
     for _ in range(size):
         tree = copy.deepcopy(good)
+        if kind == "recipe":  # a recipe may leave keys out, and a short one is read in a fifth of the time
+            tree = {key: tree[key] for key in rng.sample(list(tree), 12)}
         for _ in range(rng.choice((1, 1, 1, 2, 4))):
             try:
                 mutate(tree, rng)
