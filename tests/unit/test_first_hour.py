@@ -3,6 +3,7 @@
 import functools
 import inspect
 import itertools
+import json
 import logging
 import re
 import subprocess
@@ -37,6 +38,7 @@ from spikeprune.lab.train.folder import RunFolder, folder_of
 from spikeprune.lab.train.network import connect
 from spikeprune.lab.train.notes import chance_note, energy_note, starved_notes
 from spikeprune.lab.train.progress import ProgressBar, epoch_line
+from spikeprune.record.base import Impossible
 from spikeprune.record.bench import BenchInputs, BenchRecord, EngineTime, TimedThreads
 from spikeprune.record.epoch import Epoch
 from spikeprune.record.statistics import LayerOperations, NetworkStatistics, NeuronStatistics
@@ -262,6 +264,9 @@ def test_terminal_and_report_show_one_speedup():
         repeats=3, same_class={}, accuracy=None, int16_flipped=0.0, not_shrunk=None, timings=(timing,),
     )  # fmt: skip
     assert any(line.endswith("2.17x over dense") for line in bench.table(result))
+    assert BenchRecord.read(json.loads(json.dumps(result))) == result
+    with pytest.raises(Impossible, match="timings holds no times"):
+        BenchRecord.read({**json.loads(json.dumps(result)), "timings": []})
 
 
 def test_an_accuracy_at_chance_is_called_so():

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 import spikeprune as sp
 from nets import conv_net, sgd, train
@@ -24,17 +25,20 @@ from spikeprune.lab.recipe import load
 from spikeprune.lab.recipe.squeeze_settings import SqueezeOptions
 from spikeprune.lab.study.compare import from_dict
 from spikeprune.lab.sweep.sweep import read_sweep
-from spikeprune.lab.train import hub
+from spikeprune.lab.train import hub, network
 from spikeprune.lab.train.folder import RunFolder
 from spikeprune.lab.train.run import run
 from spikeprune.lab.train.together import Together
 from spikeprune.methods.deep_r import DeepR
+from spikeprune.model.site import ProbeSite
+from spikeprune.model.weights import Use
 from spikeprune.record.base import Impossible
 from spikeprune.record.checkpoint import check_kinds
 from spikeprune.record.packed import FORMAT, read_packed
 from spikeprune.record.round import Round
-from spikeprune.record.run import DataRecord
+from spikeprune.record.run import ChannelsRecord, DataRecord
 from spikeprune.record.tensors import as_safetensors
+from spikeprune.shrink.plan import ChannelPlan
 from spikeprune.zoo.registry import build
 
 FINISHED = next(iter(sorted((Path(__file__).parents[1] / "fixtures" / "0.1.0" / "finished").iterdir())))
@@ -45,6 +49,11 @@ DATA = {"name": "digits", "counts": {"train": 3, "validation": 0}, "checksum": "
 class _OfAnotherCodec:
     def __reduce__(self):
         return codecs.encode, ("x", "utf8")
+
+
+def _site(layer, inner):
+    use = Use("0.weight", 0, -1, True) if inner else None
+    return ProbeSite("0.weight", layer.weight, layer, nn.Tanh(), None, use, inner)
 
 
 REFUSED = {
@@ -78,6 +87,26 @@ REFUSED = {
         lambda: build("mlp", size=8)(torch.zeros(2, 3, 8, 8)),
         r"this network takes \[N, 1, 8, 8\].*got \[2, 3, 8, 8\]",
     ),
+    "model": (
+        lambda: network.build("json:loads", 10, 2, (1, 8, 8), 0),
+        "--model json:loads failed: TypeError: .*; see --debug",
+    ),
+    "no module": (
+        lambda: network.build("builtins:dict", 10, 2, (1, 8, 8), 0),
+        "--model builtins:dict must return a torch.nn.Module, got dict",
+    ),
+    "gate": (
+        lambda: ChannelPlan((), {"front": (0,)}).apply(nn.Linear(2, 2)),
+        "the plan sets the gate 'front', which this model lacks; build the original model",
+    ),
+    "synapse of another layer": (
+        lambda: _site(nn.Bilinear(2, 2, 2), inner=False).per_synapse(torch.relu),
+        r"the synapse unit knows Conv and Linear layers, not Bilinear \('0.weight'\); pass exclude",
+    ),
+    "synapse inside": (
+        lambda: _site(nn.Bilinear(2, 2, 2), inner=True).per_synapse(torch.relu),
+        "'0.weight' is multiplied with inside of Tanh, where its single synapses cannot be watched",
+    ),
 }  # fmt: skip
 
 
@@ -97,6 +126,10 @@ def test_it_is_refused_in_one_line(name):
         (lambda: Round.read({**ROUND, "survived": 2}, "rounds[0]"), r"rounds\[0\]\.survived is 2, of 1 regrown"),
         (lambda: DataRecord.read(DATA, "data"), r"data\.counts\.test is missing"),
         (lambda: DataRecord.read({"name": "digits"}, "data"), r"data\.counts is missing"),
+        (
+            lambda: ChannelsRecord.read({"before": 9, "after": 3, "groups": {"a": [9, 3, 1]}, "layers": {}}, "small"),
+            r"small\.groups\.a has 3 entries, must have 2",
+        ),
     ],
 )
 def test_an_impossible_record_is_named(read, words):
