@@ -42,6 +42,49 @@ def test_a_replaced_parameter_is_seen_at_the_next_step_at_attach_and_at_finish(r
         assert 20 <= len(str(caught.value)) <= 300
 
 
+@pytest.mark.parametrize("replace", [assign, load, head])
+def test_the_sparsity_of_a_replaced_parameter_is_not_told(replace):
+    model = conv_net()
+    optimizer = sgd(model)
+    pruner = attached(model, optimizer)
+    train(model, optimizer, 4)
+    assert pruner.sparsity == pytest.approx(1 - 76 / 768)
+    replace(model)
+    for ask in (lambda: pruner.sparsity, lambda: pruner.density):
+        with pytest.raises(InvalidValue, match="no longer the parameter that the Pruner holds"):
+            ask()
+    assert "sparsity 0.9010" in repr(pruner)
+
+
+def test_the_sparsity_is_told_after_finish_whatever_becomes_of_the_model():
+    model = conv_net()
+    optimizer = sgd(model)
+    pruner = attached(model, optimizer)
+    train(model, optimizer, 4)
+    pruner.finish()
+    assign(model)
+    assert pruner.alive == 76
+    assert pruner.density == 76 / 768
+
+
+@pytest.mark.parametrize(("given", "told"), [({}, True), ({"masks": "zeros"}, False)])
+def test_zeros_that_nobody_holds_are_told_when_training_begins(given, told, caplog):
+    """76 of 768 weights are left; a Pruner that begins dense would let training fill the others without a word."""
+    model = conv_net()
+    sp.prune(model, "magnitude", 0.9)
+    sp.Pruner(model, "magnitude", sp.Constant(0.95, end=8, every=4), **given).attach(sgd(model))
+    assert ("692 of 768 weights that are alive for the Pruner are exactly 0" in caplog.text) == told
+    if told:
+        assert "masks='zeros' and sp.hold(model) keep them" in caplog.text
+
+
+def test_a_dense_network_begins_without_a_word(caplog):
+    model = conv_net()
+    attached(model, sgd(model))
+    sp.prune(conv_net(), "magnitude", 0.9)
+    assert not caplog.text
+
+
 def test_infinite_gradients_of_dead_weights_leave_everything_finite():
     model = conv_net()
     optimizer = sgd(model)

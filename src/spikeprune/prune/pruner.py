@@ -98,13 +98,13 @@ class Pruner:
 
     @property
     def sparsity(self) -> float:
-        """Share of the prunable weights (or channels) that is dead."""
+        """Share of the prunable weights (or channels) that is dead. Raises: as `density`."""
         return 1.0 - self.density
 
     @property
     def density(self) -> float:
-        """Share of the prunable weights (or channels) that is alive."""
-        return self.alive / self.prunable if self.prunable else 1.0
+        """Share of the prunable weights (or channels) that is alive. Raises: InvalidValue if a parameter was replaced."""
+        return self._steps.density()
 
     @property
     def alive(self) -> int:
@@ -174,7 +174,7 @@ class Pruner:
         return (
             f"Pruner({name_of(self.method)}, {self.schedule!r}, step {self._steps.done}, "
             f"{self.alive} of {self.prunable} {'channels' if self.choices.by_channel else 'weights'} alive, "
-            f"sparsity {self.sparsity:.4f}{', ' if (left := self._steps.missing) else ''}{left})"
+            f"sparsity {1 - self._steps.density(checked=False):.4f}{', ' if (left := self._steps.missing) else ''}{left})"
         )
 
     def attach(self, *optimizers: torch.optim.Optimizer) -> "Pruner":

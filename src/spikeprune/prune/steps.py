@@ -35,6 +35,7 @@ class Steps:
         done: completed steps.
         began: the sparsity of given masks, that the schedule runs from; None without them.
         joined: the step at which a state of another schedule or network was taken up; None if there was none.
+        over: whether the Pruner is finished, so that the model may become another one.
         followers: averaged copies that keep to the masks.
         seconds: time spent here.
         full_gradients: of the last step: how many gradients of all weights, dead ones too, the method needed in it.
@@ -50,6 +51,7 @@ class Steps:
         self.began: float | None = None
         self.joined: int | None = None
         self.done = 0
+        self.over = False
         self.seconds = 0.0
         self.full_gradients = 0
         self.followers: list[Follower] = []
@@ -131,6 +133,9 @@ class Steps:
         if self.rewind is not None:
             self.rewind.keep(self.done)  # again: since the Pruner was made, weights may have been loaded
         self.hold_state()
+        if self.done == 0 and (told := self.guard.unheld(self.upkeep.masks)):
+            _log.warning("%s", told)
+        self.over = False
         self.prepare()
 
     @property
@@ -143,6 +148,15 @@ class Steps:
             self._attachment.remove()
         self._attachment = None
         self.updater.observer.remove()
+
+    def density(self, *, checked: bool = True) -> float:
+        """Share of the prunable weights (or channels) that is alive.
+
+        Raises: InvalidValue if the model has other parameters by now, unless the Pruner is finished or not `checked`.
+        """
+        if checked and not self.over:
+            self.guard.check()
+        return count(self.space.alive) / self.space.total if self.space.total else 1.0
 
     @property
     def missing(self) -> str:
@@ -158,6 +172,7 @@ class Steps:
         self.guard.check()
         self.guard.check_zeros(self.upkeep.masks)
         self.detach()
+        self.over = True
         self.upkeep.hold()
         while self.followers:
             self.followers.pop().finish()

@@ -3,11 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import final
 
+import torch
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import count
 from spikeprune.core.schedule import MaskUpdate
+
+_MOSTLY = 0.5  # zeros among the alive weights from here on are those of a sparse network
 
 
 @final
@@ -85,6 +88,19 @@ class Guard:
     def written(self) -> bool:
         """Whether somebody else has written into a weight. Writes through `.data` do not show."""
         return any(self._parameters[name]._version != version for name, version in self._versions.items())
+
+    def unheld(self, masks: Mapping[str, Tensor]) -> str:
+        """What to tell of zeros that no mask holds, in words; empty if fewer than half of the alive weights are 0."""
+        alive = {
+            n: masks[n] if n in masks else torch.ones_like(p, dtype=torch.bool) for n, p in self._parameters.items()
+        }
+        total, zeros = count(alive), count({n: (p == 0) & alive[n] for n, p in self._parameters.items()})
+        if not total or zeros / total < _MOSTLY:
+            return ""
+        return (
+            f"{zeros} of {total} weights that are alive for the Pruner are exactly 0, and training fills them again; "
+            "a Pruner with masks='zeros' and sp.hold(model) keep them"
+        )
 
     def check_zeros(self, masks: Mapping[str, Tensor]) -> None:
         """Raises: InvalidValue if a dead weight is not 0."""
