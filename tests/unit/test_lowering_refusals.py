@@ -41,7 +41,7 @@ REFUSED = {
     "transposed": (_Net(layer.ConvTranspose2d(2, 2, 3)), r"'inner\.0' \(ConvTranspose2d\): only nn\.Conv2d"),
     "circular": (_Net(conv(3, padding=1, padding_mode="circular")), "padding_mode='circular' is not supported"),
     "even": (_Net(conv(2, padding="same")), "padding='same' with an even kernel is not supported"),
-    "maximum": (_Net(layer.SeqToANNContainer(nn.AdaptiveMaxPool2d(2))), "only 2-d max, average and adaptive average pooling"),
+    "maximum": (_Net(layer.SeqToANNContainer(nn.AdaptiveMaxPool2d(2))), "only 2-d max, average and adaptive"),
     "dilated": (_Net(layer.MaxPool2d(2, dilation=2)), "max pooling with dilation or indices is not supported"),
     "neuron": (_Net(neuron.QIFNode()), r"'inner\.0' \(QIFNode\): only plain IF, LIF and PLIF neurons"),
     "norm": (_Net(layer.GroupNorm(1, 2)), r"'inner\.0' \(GroupNorm\): "),

@@ -103,7 +103,7 @@ class Pruner:
 
     @property
     def density(self) -> float:
-        """Share of the prunable weights (or channels) that is alive. Raises: InvalidValue if a parameter was replaced."""
+        """Share of the prunable weights (or channels) that is alive. Raises: InvalidValue if one was replaced."""
         return self._steps.density()
 
     @property
@@ -173,8 +173,8 @@ class Pruner:
     def __repr__(self) -> str:
         return (
             f"Pruner({name_of(self.method)}, {self.schedule!r}, step {self._steps.done}, "
-            f"{self.alive} of {self.prunable} {'channels' if self.choices.by_channel else 'weights'} alive, "
-            f"sparsity {1 - self._steps.density(checked=False):.4f}{', ' if (left := self._steps.missing) else ''}{left})"
+            f"{self.alive} of {self.prunable} {'channels' if self.choices.by_channel else 'weights'} alive, sparsity "
+            f"{1 - self._steps.density(checked=False):.4f}{', ' if (left := self._steps.missing) else ''}{left})"
         )
 
     def attach(self, *optimizers: torch.optim.Optimizer) -> "Pruner":
