@@ -57,6 +57,7 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", REFUSED)
 def test_it_is_refused_by_name(name):
     model, words = REFUSED[name]

@@ -92,8 +92,12 @@ REFUSED = {
         "--model json:loads failed: TypeError: .*; see --debug",
     ),
     "no module": (
+        lambda: network.build("argparse:Namespace", 10, 2, (1, 8, 8), 0),
+        "--model argparse:Namespace must return a torch.nn.Module, got Namespace",
+    ),
+    "no signature": (
         lambda: network.build("builtins:dict", 10, 2, (1, 8, 8), 0),
-        "--model builtins:dict must return a torch.nn.Module, got dict",
+        "--model builtins:dict failed: ValueError: no signature found for builtin type .*; see --debug",
     ),
     "gate": (
         lambda: ChannelPlan((), {"front": (0,)}).apply(nn.Linear(2, 2)),

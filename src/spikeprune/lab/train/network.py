@@ -132,10 +132,10 @@ def build(name: str, classes: int, T: int, shape: tuple[int, ...], seed: int) ->
     function = resolve_object(name)
     if not callable(function):
         raise InvalidValue(f"--model {name} must be a function that returns a network, got {type(function).__name__}")
-    parameters = inspect.signature(function).parameters.values()
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        keywords = {key: value for key, value in keywords.items() if key in {p.name for p in parameters}}
     try:
+        parameters = inspect.signature(function).parameters.values()  # a ValueError for some built-in types
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            keywords = {key: value for key, value in keywords.items() if key in {p.name for p in parameters}}
         model = function(**keywords)
     except UserError:
         raise
