@@ -232,7 +232,9 @@ def named(table: Path | None) -> int:
         print(f"{noticed}: {file}: {old} -> {new or 'nothing'}", flush=True)
     if table is not None:
         found = [(entry, said["\n".join((*entry, _digest(entry[3])))]) for entry in NAMED]
-        table.write_text(_table([(*entry, end[1] if end[0] == "failed" else "NOT NOTICED") for entry, end in found]))
+        table.write_text(
+            _table([(*entry, (end[1] or "failed") if end[0] == "failed" else "NOT NOTICED") for entry, end in found])
+        )
     return kept
 
 
