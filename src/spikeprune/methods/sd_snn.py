@@ -35,7 +35,7 @@ class SdSnn(Method):
     exact count may split one.
 
     Args:
-        patience: the authors take 18, of 600 mask updates.
+        patience: mask updates on end until a range moves or a kernel returns; the authors take 18, of 600 in all.
     Raises: InvalidValue for a patience below 1.
     Source: Han et al. 2022, arXiv:2211.12219, and their code (BrainCog, commit 3998fd5), whose masks these equal layer
         by layer at their counts, a step an epoch (tests/authors/sd_snn.py). Their published loop moves the ranges of
