@@ -33,8 +33,8 @@ HEAD = """# What squeeze keeps
   of the neuron have made up for a cut, as OBC and SparseGPT do. *SBC* (arXiv:2506.03996) does the same with the
   Hessian of membrane potentials without reset.
 - *polished* is the default with `images=5000, polish=2` (digits: all 1,442 images): at the end all remaining weights
-  follow the dense network's outputs together, still without labels (decisions 23 and 26); *4 passes* is `polish=4`. The rivals are
-  not polished.
+  follow the dense network's outputs together, still without labels (decisions 23 and 26). *4 passes* is
+  `polish=4`. The rivals are not polished.
 - *agreement* is the share of neuron outputs that are as in the dense network, on the calibration images.
 - CPU seconds are of one thread, with other work on the same machine.
 """

@@ -127,7 +127,7 @@ def test_several_runs_are_averaged_and_paired_by_seed(runs, capsys):
     expected = [accuracies["grown"] - accuracies["plain"], accuracies["grown 1"] - accuracies["plain 1"]]
     assert difference["each"] == pytest.approx(expected)
     assert arm["importance_of_difference"]["only_this"]["n"] == 2
-    page = (runs["grown 1"] / "analysis.html").read_text()
+    page = (runs["grown 1"] / "analysis.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
     assert "n = 2 (criticality), n = 2 (magnitude); bars: standard deviation" in page
     assert not re.search(r"\bnan\b|\binf\b|\bNone\b", page + printed)
 

@@ -70,11 +70,11 @@ CURVES: dict[str, Callable[[], Curve]] = {
 }
 
 
-def curve_named(name: str) -> Curve:
+def curve_named(name: object) -> Curve:
     """The curve of that name.
 
     Raises: UnknownName with the nearest name.
     """
-    if name not in CURVES:
-        raise unknown("surrogate curve", name, CURVES)
+    if not isinstance(name, str) or name not in CURVES:
+        raise unknown("surrogate curve", str(name), CURVES)
     return CURVES[name]()

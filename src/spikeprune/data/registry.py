@@ -177,7 +177,7 @@ class KnownDataset:
                 f"{self.name} is registered with samples of shape {said[0]}{_over_time(said[1])}, but its reader gave "
                 f"{came[0]}{_over_time(came[1])}; correct its facts or its reader"
             )
-        if len(source.classes) != self.facts.classes:
+        if len(source.classes) > self.facts.classes:  # fewer are those of a folder that holds a part of the dataset
             raise InvalidValue(
                 f"{self.name} is registered with {self.facts.classes} classes, but its reader named "
                 f"{len(source.classes)}; correct its facts or its reader"

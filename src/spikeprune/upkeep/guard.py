@@ -90,7 +90,7 @@ class Guard:
         return any(self._parameters[name]._version != version for name, version in self._versions.items())
 
     def unheld(self, masks: Mapping[str, Tensor]) -> str:
-        """What to tell of zeros that no mask holds, in words; empty if fewer than half of the alive weights are 0."""
+        """A warning of zeros that no mask holds; empty if fewer than half of the alive weights are 0."""
         alive = {
             n: masks[n] if n in masks else torch.ones_like(p, dtype=torch.bool) for n, p in self._parameters.items()
         }
