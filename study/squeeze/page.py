@@ -35,8 +35,6 @@ HEAD = """# What squeeze keeps
 - *polished* is the default with `images=5000, polish=2` (digits: all 1,442 images): at the end all remaining weights
   follow the dense network's outputs together, still without labels (decisions 23 and 26). *4 passes* is
   `polish=4`. The rivals are not polished.
-- The polished rows of "Training after the squeeze" are older than decision 26: there BatchNorm kept its running
-  statistics.
 - *agreement* is the share of neuron outputs that are as in the dense network, on the calibration images.
 - CPU seconds are of one thread, with other work on the same machine.
 """
