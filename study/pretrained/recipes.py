@@ -103,35 +103,27 @@ DIGITS = Recipe(
     half=True,
 )
 
+# Two epochs, of which the first makes a quarter of the way: the learning rate followed the clock, see `_recorded`.
+FASHION = Recipe(
+    "fashion-conv-small",
+    T=2,
+    size=28,
+    in_channels=1,
+    data="fashion-mnist",
+    validation=1 / 60,
+    batch=64,
+    lr=0.1,
+    weight_decay=2e-4,
+    progress=(0.0, 0.25, 1.0),
+    half=True,
+)
+
 RECIPES = {
     "digits": DIGITS,
     "digits-wide": replace(DIGITS, model="digits-conv-wide"),  # not in the package: for study/squeeze
-    # Two epochs, of which the first makes a quarter of the way: the learning rate followed the clock, see `_recorded`.
-    "fashion-small": Recipe(
-        "fashion-conv-small",
-        T=2,
-        size=28,
-        in_channels=1,
-        data="fashion-mnist",
-        validation=1 / 60,
-        batch=64,
-        lr=0.1,
-        weight_decay=2e-4,
-        progress=(0.0, 0.25, 1.0),
-        half=True,
-    ),
-    "fashion-transformer": Recipe(
-        "fashion-transformer",
-        T=2,
-        size=28,
-        in_channels=1,
-        data="fashion-mnist",
-        validation=1 / 60,
-        batch=64,
-        lr=0.05,
-        weight_decay=2e-4,
-        progress=tuple(epoch / 4 for epoch in range(5)),
-        half=True,
+    "fashion-small": FASHION,
+    "fashion-transformer": replace(
+        FASHION, model="fashion-transformer", lr=0.05, progress=tuple(epoch / 4 for epoch in range(5))
     ),
     "cifar10-vgg": _cifar10("cifar10-vgg", "vgg16-quarter"),
     "cifar10-resnet": _cifar10("cifar10-resnet", "resnet19-slim"),

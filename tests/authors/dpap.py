@@ -188,7 +188,7 @@ def _their_modules(checkout: Path) -> tuple[Any, dict[str, Any]]:
         stub = types.ModuleType(name)
         vars(stub).update(content)
         sys.modules[name] = stub
-    sys.modules["braincog.base.node.node"].LIFNode = None  # type: ignore[attr-defined]
+    sys.modules["braincog.base.node.node"].LIFNode = None
     import mask_model
 
     mask_model.convlayer, mask_model.fclayer = [-1, 0, 1], [2, 3]

@@ -91,11 +91,11 @@ def theirs(checkout: Path) -> dict[str, Any]:
     import prun_and_generation
 
     torch.set_default_dtype(torch.float64)
-    torch.FloatTensor = torch.DoubleTensor  # type: ignore[misc]
+    torch.FloatTensor = torch.DoubleTensor
     patience, found, kept = SETTING["patience"], list[dict[str, Any]](), dict[int, list[int]]()
     for layer, name in _LAYERS.items():
         model = Net()
-        model.convlayer = sorted({layer, _LAST})  # type: ignore[assignment]
+        model.convlayer = sorted({layer, _LAST})
         optimizer = torch.optim.SGD(model.parameters(), SETTING["lr"])
         mask = prun_and_generation.Mask(model, patience)
         pruned: Tensor = model.get_parameter(name)

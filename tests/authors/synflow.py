@@ -66,7 +66,7 @@ def ours() -> dict[str, Any]:
 def theirs(checkout: Path) -> dict[str, Any]:
     """Their masks."""
     sys.path.insert(0, str(checkout))
-    sys.modules["tqdm"] = SimpleNamespace(tqdm=lambda it: it)  # type: ignore[assignment]
+    sys.modules["tqdm"] = SimpleNamespace(tqdm=lambda it: it)
     from Layers import layers
     from prune import prune_loop
     from Pruners.pruners import SynFlow

@@ -152,7 +152,7 @@ def mutate(tree, rng):
     for key in path[:-1]:
         parent = parent[key]
     if isinstance(parent[path[-1]], str) and parent[path[-1]].startswith("{"):
-        inner = json.loads(parent[path[-1]])
+        inner = _program(parent[path[-1]])
         if inner and rng.random() < 0.95:
             mutate(inner, rng)
             parent[path[-1]] = json.dumps(inner)
@@ -172,6 +172,14 @@ def mutate(tree, rng):
     else:
         other = rng.choice(sorted(parent))
         parent[path[-1]], parent[other] = parent[other], parent[path[-1]]
+
+
+def _program(text):
+    """The JSON object in a text; None for a text that a changed byte of an earlier file has spoilt."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None
 
 
 def changed(header, network, data, rng):

@@ -225,3 +225,5 @@ def test_a_cell_of_a_compiled_file_is_checked_in_every_part():
     assert layer.options["ranks"] == tuple(len(shape) for shape in inputs)
     with pytest.raises(UserError, match="its program is missing"):
         layer.op.check(layer, [*inputs, (3,)])
+    with pytest.raises(UserError, match="its program is missing"):
+        layer.op.check(dataclasses.replace(layer, options=layer.options | {"program": 3}), inputs)

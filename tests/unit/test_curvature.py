@@ -176,6 +176,21 @@ def test_a_fused_network_must_be_unfused_first():
     assert_same(*found)
 
 
+@pytest.mark.parametrize("away", [lambda y, target: y.sum() * 0, lambda y, target: y.detach().sum()])
+def test_a_loss_without_a_gradient_is_refused(away):
+    with pytest.raises(InvalidValue, match="gradient of the loss is 0 for every prunable weight of Linear"):
+        sp.prune(line(), sp.Grasp(), 0.5, data=DATA, loss=away)
+
+
+def test_a_batch_without_a_gradient_adds_nothing():
+    def loss(y, target):
+        return half_square(y, target) if target is not None else y.detach().sum()
+
+    masks = {"weight": torch.ones(1, 2, dtype=torch.bool)}
+    found = curvature(line(), None, masks, [*DATA, DATA[0][0]], loss, 1.0, lambda value: value)
+    assert found["weight"].tolist() == products()
+
+
 def test_what_it_lacks_is_named():
     with pytest.raises(MissingEvidence, match="grasp needs gradients; pass loss="):
         sp.prune(line(), "grasp", 0.5, data=DATA)

@@ -132,7 +132,7 @@ def test_a_reader_is_held_against_its_facts() -> None:
     more = Source(source.train, source.test, ("a", "b", "c"))
     with pytest.raises(InvalidValue, match="toy is registered with 2 classes, but its reader named 3"):
         known(Facts((1, 3, 3), 2, 2, 2)).check(more)
-    source.classes = 2  # type: ignore[assignment]  # the constructor's types are checked in tests alone
+    source.classes = 2  # after the constructor, whose types are checked in tests alone
     with pytest.raises(InvalidValue, match="names of its classes as a tuple of texts, got 2; tuple"):
         known(None).check(source)
     with pytest.raises(InvalidValue, match="registered without facts"):

@@ -56,7 +56,7 @@ def verdict(grown: "RunRecord", cut: "RunRecord") -> list[str]:
         f"{ahead}{apart}; one standard error is {error:.1f} points, one seed.",
         f"{survived:,} of {regrown:,} regrown weights outlived the next cut.",
         "The study (docs/study.md) advises magnitude where a dense network can be trained, or criticality with its "
-        "decaying share, which was level there. Where training is never dense, criticality per synapse beat random "
+        "decaying share, of which no harm was seen. Where training is never dense, criticality per synapse beat random "
         "growth by 2 to 3 points.",
     ]
 

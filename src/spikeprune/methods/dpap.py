@@ -12,7 +12,7 @@ from spikeprune.core.evidence import Evidence, Scores, over_outputs
 from spikeprune.core.statistic import Statistic
 from spikeprune.methods.base import Memory, Method, Observation, Site, is_number
 from spikeprune.methods.registry import register
-from spikeprune.methods.shared.quantile import quantile
+from spikeprune.methods.shared.quantile import quantile, scaled
 
 _START, _KEPT = 10.0, 0.999  # of the survival: where it starts, and what an update leaves of it
 _FILTERS, _LINEAR = (0.65, 5.0, 12), (1.5, 2.0, 13)  # bar, reward, period
@@ -98,28 +98,14 @@ def _activities(name: str, weight: Tensor, found: Tensor | None) -> dict[str, Te
             f"{found.shape[0]} outputs; pass exclude=[{name!r}]"
         )
     bcm, trace = found[:, :-1], found[:, -1]
-    activities = {"neuron": _normed(bcm.sum(1)) * _normed(trace)}
+    activities = {"neuron": scaled(bcm.sum(1)) * scaled(trace)}
     return activities | {"synapse": bcm} if bcm.shape == weight.shape else activities
 
 
 def _survival(before: Tensor | None, activity: Tensor, rule: tuple[float, float, int], number: int) -> Tensor:
     """The survival after mask update `number`, from 1."""
     bar, reward, period = rule
-    change = _scaled(activity) * 2 - bar
+    high = scaled(activity, quantile(activity, 0.75)).clamp(0, 1)
+    change = high * 2 - bar
     change = (change + reward * (change > 0)) * math.exp(-((number - 1) // period))
     return (_START if before is None else before) * _KEPT + change
-
-
-def _normed(x: Tensor) -> Tensor:
-    """(x - min) / (max - min); 0.5 where all are alike."""
-    return _over(x, x.max())
-
-
-def _scaled(x: Tensor) -> Tensor:
-    """(x - min) / (75 % quantile - min), cut to [0, 1]; 0.5 where the two are alike."""
-    return _over(x, quantile(x, 0.75)).clamp(0, 1)
-
-
-def _over(x: Tensor, top: Tensor) -> Tensor:
-    low = x.min()
-    return torch.full_like(x, 0.5) if bool(top == low) else (x - low) / (top - low)

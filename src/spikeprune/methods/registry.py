@@ -41,6 +41,10 @@ class RecipeHints:
 
 _HINTS: dict[str, RecipeHints] = {}
 _NO_HINTS = RecipeHints()
+# For methods that prune once, before training: the cut stands in the first step.
+IN_THE_FIRST_STEP = RecipeHints(
+    {"prune.schedule": "oneshot", "prune.begin": "0it", "prune.every": "1it", "prune.events": 1}
+)
 
 
 def register(name: str, *, source: str, recipe: RecipeHints = _NO_HINTS) -> Callable[[_Class], _Class]:

@@ -10,7 +10,7 @@ from spikeprune.core.errors import InvalidValue
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.methods.base import Memory, Method, Training, is_number, magnitude
 from spikeprune.methods.registry import register
-from spikeprune.methods.shared.quantile import quantile
+from spikeprune.methods.shared.quantile import quantile, scaled
 
 _SHRINK = 0.75  # of a range, once its weight has faded for long
 _MOST = 99.0  # per cent: the highest bar of growth
@@ -136,7 +136,7 @@ class SdSnn(Method):
             return magnitude(evidence)
         scores: dict[str, Tensor] = {}
         for name, open_ in memory["open"].items():
-            wide = (_scaled(memory["high"][name] - memory["low"][name]) * open_).flatten(1).mean(1)
+            wide = (scaled(memory["high"][name] - memory["low"][name]) * open_).flatten(1).mean(1)
             wide = wide.view(-1, *[1] * (open_.dim() - 1)).expand_as(open_)
             scores[name] = torch.where(open_, wide + memory["once cut"][name].to(wide), -1)
         return scores
@@ -154,9 +154,3 @@ def _begin(training: Training) -> None:
     for kind in numbers:
         memory[kind] = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     memory["age"] = {name: torch.zeros((), dtype=torch.int64) for name in weights}
-
-
-def _scaled(x: Tensor) -> Tensor:
-    """(x - min) / (max - min) of a layer; 0.5 where all are alike."""
-    low, high = x.min(), x.max()
-    return torch.full_like(x, 0.5) if bool(low == high) else (x - low) / (high - low)

@@ -5,20 +5,13 @@ from typing import ClassVar, final
 
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.methods.base import Method
-from spikeprune.methods.registry import RecipeHints, register
+from spikeprune.methods.registry import IN_THE_FIRST_STEP, register
 
 
 @register(
     "snip",
     source="Lee et al. 2019, arXiv:1810.02340",
-    recipe=RecipeHints(
-        {
-            "prune.schedule": "oneshot",
-            "prune.begin": "0it",
-            "prune.every": "1it",
-            "prune.events": 1,
-        }
-    ),
+    recipe=IN_THE_FIRST_STEP,
 )
 @final
 @dataclass(frozen=True)

@@ -6,20 +6,13 @@ from typing import ClassVar, final
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.evidence import Evidence, Scores
 from spikeprune.methods.base import Method, is_number
-from spikeprune.methods.registry import RecipeHints, register
+from spikeprune.methods.registry import IN_THE_FIRST_STEP, register
 
 
 @register(
     "synflow",
     source="Tanaka et al. 2020, arXiv:2006.05467",
-    recipe=RecipeHints(
-        {
-            "prune.schedule": "oneshot",
-            "prune.begin": "0it",
-            "prune.every": "1it",
-            "prune.events": 1,
-        }
-    ),
+    recipe=IN_THE_FIRST_STEP,
 )
 @final
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The arguments of a call of a module or a function, and hooks that see them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -46,3 +46,15 @@ def on_result(module: nn.Module, see: Callable[[nn.Module, Arguments, Any], None
         see(called, Arguments(positional, named), result)
 
     return module.register_forward_hook(OwnHook(hook), with_kwargs=True)
+
+
+def tensors(values: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists and mappings."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (tuple, list)):
+        for value in values:  # pyright: ignore[reportUnknownVariableType]
+            yield from tensors(value)
+    elif isinstance(values, Mapping):
+        for value in values.values():  # pyright: ignore[reportUnknownVariableType]
+            yield from tensors(value)

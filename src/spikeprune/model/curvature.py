@@ -30,7 +30,7 @@ def curvature(
         batches: (input, target) pairs.
         softening: what outputs are divided by before the loss.
         reduce: sums a tensor over ranks.
-    Raises: InvalidValue if the gradient of this model cannot be differentiated.
+    Raises: InvalidValue if all gradients are 0, or the gradient of this model cannot be differentiated.
     """
     weights = {n: p for n, p in model.named_parameters() if n in masks}
     gradient = {n: torch.zeros_like(p) for n, p in weights.items()}
@@ -40,11 +40,17 @@ def curvature(
         for name, value in found.items():
             gradient[name] += value.detach() * masks[name]
     gradient = {n: reduce(g) for n, g in gradient.items()}
+    if not any(bool(g.any()) for g in gradient.values()):
+        raise InvalidValue(
+            f"the gradient of the loss is 0 for every prunable weight of {type(model).__name__}, so its curvature "
+            "ranks none; check the loss and the data, or take 'magnitude'"
+        )
     for batch in batches:
         found = _gradients(model, adapter, weights, batch, loss, softening, again=True)
-        along = sum((gradient[n] * value).sum() for n, value in found.items())
-        for name, value in _differentiated(model, along, weights).items():
-            product[name] += value
+        if found:
+            along = sum((gradient[n] * value).sum() for n, value in found.items())
+            for name, value in _differentiated(model, along, weights).items():
+                product[name] += value
     return {n: reduce(value) for n, value in product.items()}
 
 
@@ -62,6 +68,8 @@ def _gradients(
     x, target = batch if isinstance(batch, (tuple, list)) else (batch, None)
     with undisturbed(model, adapter), torch.enable_grad():
         value, of = loss(_divided(model(x), softening), target), list(weights.values())
+        if not value.requires_grad:
+            return {}
         # A weight that the loss does not depend on has None.
         found = cast(
             "Sequence[Tensor | None]", torch.autograd.grad(value, of, create_graph=again, allow_unused=True)
@@ -81,7 +89,7 @@ def _differentiated(model: nn.Module, along: Any, weights: Mapping[str, nn.Param
     try:
         torch.autograd.backward(along)
         return {n: p.grad for n, p in weights.items() if p.grad is not None}
-    except (RuntimeError, TypeError, NotImplementedError) as error:
+    except RuntimeError as error:
         raise InvalidValue(
             f"the gradient of {type(model).__name__} cannot be differentiated once more: "
             f"{(str(error) or type(error).__name__).splitlines()[0][:110]}; a fused model needs sp.unfuse first, "
@@ -95,8 +103,8 @@ def _differentiated(model: nn.Module, along: Any, weights: Mapping[str, nn.Param
 def _divided(outputs: Any, softening: float) -> Any:
     if isinstance(outputs, Tensor):
         return outputs / softening if softening != 1 else outputs
-    if isinstance(outputs, (tuple, list)) and type(outputs) in (tuple, list):  # pyright: ignore[reportUnknownArgumentType]
-        return type(outputs)(_divided(value, softening) for value in outputs)  # pyright: ignore
+    if isinstance(outputs, (tuple, list)) and type(outputs) in (tuple, list):
+        return type(outputs)(_divided(value, softening) for value in outputs)
     if softening == 1:
         return outputs
     raise InvalidValue(

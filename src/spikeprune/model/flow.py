@@ -5,7 +5,7 @@ place of them and an input of ones. The flow of a weight is dR / d|w|. Neurons h
 """
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.model.adapter import Adapter
-from spikeprune.model.arguments import Arguments
+from spikeprune.model.arguments import Arguments, tensors
 from spikeprune.model.examples import evaluating, opened, undisturbed
 from spikeprune.model.hooks import OwnHook
 from spikeprune.model.trace import Graph
@@ -67,7 +67,7 @@ def flow(
         values = {n: _wide(v.detach().abs()) for n, v in (*model.named_parameters(), *model.named_buffers())}
         for name, mask in masks.items():
             values[name] = (values[name] * mask).requires_grad_()
-        total = sum(value.sum() for value in _tensors(_called(model, values, wide)))
+        total = sum(z.sum() for z in tensors(_called(model, values, wide)) if z.is_floating_point())
         amount = float(total.detach()) if isinstance(total, Tensor) and total.requires_grad else 0.0
         if not isinstance(total, Tensor) or amount == 0 or not math.isfinite(amount):
             raise InvalidValue(
@@ -82,7 +82,7 @@ def flow(
 def _called(model: nn.Module, values: Mapping[str, Tensor], given: Arguments) -> Any:
     try:
         return torch.func.functional_call(model, dict(values), given.positional, dict(given.named))
-    except (RuntimeError, TypeError, NotImplementedError) as error:
+    except RuntimeError as error:
         raise InvalidValue(
             f"{type(model).__name__} cannot run on ones in float64, as its flow needs: "
             f"{(str(error) or type(error).__name__).splitlines()[0][:120]}; take 'snip' or 'magnitude'"
@@ -96,24 +96,13 @@ def _wide(value: Any) -> Any:
     return value.to(torch.float32 if value.device.type == "mps" else torch.float64)
 
 
-def _tensors(outputs: Any) -> Iterator[Tensor]:
-    if isinstance(outputs, Tensor):
-        if outputs.is_floating_point():
-            yield outputs
-    elif isinstance(outputs, (tuple, list)):
-        for value in outputs:  # pyright: ignore[reportUnknownVariableType]
-            yield from _tensors(value)
-    elif isinstance(outputs, Mapping):
-        yield from _tensors(list(outputs.values()))  # pyright: ignore[reportUnknownArgumentType]
-
-
 @contextmanager
 def _handing_on(model: nn.Module, adapter: Adapter) -> Generator[None]:
     """Neurons return their input in place of spikes, and of potentials where they return those too."""
 
     def hook(neuron: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], result: Any) -> Any:
         x = Arguments(positional, named).values[0]
-        if not any(value.shape == x.shape for value in _tensors(result)):
+        if not any(value.shape == x.shape for value in tensors(result) if value.is_floating_point()):
             raise InvalidValue(
                 f"{type(neuron).__name__} returns nothing of its input's shape {list(x.shape)}, so it cannot hand on "
                 "what it gets; take 'snip' or 'magnitude'"
@@ -136,7 +125,7 @@ def _in_place_of(result: Any, x: Tensor) -> Any:
     if isinstance(result, Tensor):
         return x if result.shape == x.shape and result.is_floating_point() else result
     if isinstance(result, (tuple, list)):
-        values = [_in_place_of(value, x) for value in result]  # pyright: ignore[reportUnknownVariableType]
-        made: Any = type(result)  # pyright: ignore[reportUnknownVariableType]
+        values = [_in_place_of(value, x) for value in result]
+        made: Any = type(result)
         return made(*values) if hasattr(result, "_fields") else made(values)  # a named tuple takes them one by one
     return result

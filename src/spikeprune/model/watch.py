@@ -1,6 +1,6 @@
 """Watches a forward between the leaf modules: functions, writes into tensors, spike functions, weights in use."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from spikeprune.model.arguments import NONE, Arguments
+from spikeprune.model.arguments import NONE, Arguments, tensors
 from spikeprune.model.derived import Derived
 from spikeprune.model.discover import SpikeCall, SpikeNeuron, fires
 from spikeprune.model.operations import (
@@ -302,18 +302,6 @@ def _written(short: str, args: tuple[Any, ...]) -> Tensor | None:
     """The tensor that a function has written into. None if it made a new one."""
     in_place = short in WRITES or (short.endswith("_") and not short.endswith("__"))
     return args[0] if in_place and args and isinstance(args[0], Tensor) else None
-
-
-def tensors(values: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists and dicts."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (tuple, list)):
-        for value in values:  # pyright: ignore[reportUnknownVariableType]
-            yield from tensors(value)
-    elif isinstance(values, dict):
-        for value in values.values():  # pyright: ignore[reportUnknownVariableType]
-            yield from tensors(value)
 
 
 def without_tensors(value: Any) -> Any:

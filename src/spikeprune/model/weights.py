@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[r
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from spikeprune.model.arguments import Arguments
+from spikeprune.model.arguments import Arguments, tensors
 from spikeprune.model.operations import multiplied, short_name
 
 
@@ -193,7 +193,7 @@ class Multiplication:
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """Multiplies `x` with `weight` as the call did, without added terms such as a bias."""
         known = (self.x, self.weight)
-        added = [t for t in _tensors(self.given.values) if all(t is not k for k in known)]
+        added = [t for t in tensors(self.given.values) if all(t is not k for k in known)]
         others = {id(t): torch.zeros_like(t, dtype=x.dtype) for t in added}
         others |= {id(self.x): x, id(self.weight): weight}
         return self.function(*_exchanged(self.given.positional, others), **_exchanged(dict(self.given.named), others))
@@ -204,13 +204,6 @@ class Multiplication:
             return self.x.numel() / self.weight.shape[0]
         with torch.no_grad():
             return self.run(self.x, self.weight).numel() / self.weight.shape[self.outputs]
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
-    return [t for v in values for t in _tensors(v)]  # pyright: ignore
 
 
 def _exchanged(value: Any, others: Mapping[int, Tensor]) -> Any:

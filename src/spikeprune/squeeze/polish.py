@@ -36,6 +36,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.mask import pack, unpack
 from spikeprune.model.adapter import Adapter
+from spikeprune.model.arguments import tensors
 from spikeprune.model.examples import undisturbed
 from spikeprune.squeeze.network import snapshot
 from spikeprune.squeeze.statistics import evaluating, measure_again, normalizing_by_batch, norms
@@ -116,7 +117,7 @@ class Polisher:
         try:
             mode = normalizing_by_batch if by_batch else evaluating
             with mode(self.model), undisturbed(self.model, self.adapter):
-                return spikes, list(_tensors(self.model(x)))
+                return spikes, [z for z in tensors(self.model(x)) if z.is_floating_point()]
         finally:
             for handle in handles:
                 handle.remove()
@@ -251,19 +252,6 @@ def _differentiable(parameters: Sequence[nn.Parameter]) -> Any:
     finally:
         for p, flag in zip(parameters, before, strict=True):
             p.requires_grad_(flag)
-
-
-def _tensors(output: Any) -> Iterable[Tensor]:
-    """The floating-point tensors of an output, in order."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, (tuple, list)):
-        for part in output:
-            yield from _tensors(part)
-    elif isinstance(output, dict):
-        for part in output.values():
-            yield from _tensors(part)
 
 
 def _difference(z: Tensor, dense: Tensor) -> Tensor:

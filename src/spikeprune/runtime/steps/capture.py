@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spikeprune.core.errors import InvalidValue
+from spikeprune.model.arguments import tensors
 
 # Functions that move values and make none.
 _MOVES = {
@@ -119,7 +120,7 @@ class Capture(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        found = list(_tensors((args, kwargs)))
+        found = list(tensors((args, kwargs)))
         name = f"{func._schema.name.partition('::')[2]}.{func._overloadname}"
         base = name.partition(".")[0]
         live = [t for t in found if t.untyped_storage()._cdata in self.codes]
@@ -199,17 +200,6 @@ def _shares(one: Tensor, two: Tensor) -> bool:
 def _loses(source: Tensor, keywords: dict[str, Any]) -> bool:
     dtype = keywords.get("dtype")
     return dtype is not None and source.dtype.is_floating_point and not dtype.is_floating_point
-
-
-def _tensors(value: Any) -> Generator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
 
 
 @contextmanager
