@@ -96,7 +96,7 @@ class _Alias(importlib.abc.Loader):
 
 
 class MovedFinder(importlib.abc.MetaPathFinder):
-    """Finds modules at paths of version 0.1."""
+    """Import hook: an import of a module's path in version 0.1 gives the module at its new path."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -109,6 +109,6 @@ class MovedFinder(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    """Adds the finder once."""
+    """Puts a `MovedFinder` first in `sys.meta_path`, unless there is one already."""
     if not any(isinstance(finder, MovedFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, MovedFinder())

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that reports a wrong command line as one line of ours.
+    """An ArgumentParser that raises InvalidValue with a message of one line for a wrong command line.
 
     Args:
         examples: command lines without the word `spikeprune`, for the end of `--help`.
@@ -76,9 +76,9 @@ def print_json(value: Any) -> None:
 
 
 def take(words: list[str], option: str, command: str) -> str | None:
-    """The value of an option that is no key of a recipe, taken out of the words; None without it.
+    """Removes an option that is no recipe key, and its value, from `words`; returns the value, or None without it.
 
-    Raises: InvalidValue if no value stands after it.
+    Raises: InvalidValue if the option has no value.
     """
     for at, word in enumerate(words):
         if word.startswith(f"{option}="):

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class Framework(TypedDict):
-    """An installed framework: what works with it, and what is missing ("" if nothing is missing)."""
+    """An installed framework: its version, the functions that work with it, and those that do not ("" for none)."""
 
     version: str
     works: str
@@ -106,7 +106,7 @@ def examine() -> Findings:
 
 
 def _frameworks() -> dict[str, Framework]:
-    """Installed framework -> what works with it and, if anything is, what is missing."""
+    """Installed framework -> its version, the functions that work with it, and those that do not."""
     found: dict[str, Framework] = {}
     if (there := version("spikingjelly")) is not None:
         if importlib.util.find_spec("spikingjelly.activation_based") is not None:

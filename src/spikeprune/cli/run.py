@@ -101,7 +101,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _listener(spec: str | None) -> "OnEpoch | None":
-    """The function that --on-epoch names. Raises: InvalidValue if there is none."""
+    """The function that --on-epoch names; None without the option.
+
+    Raises: UserError if it cannot be found, or cannot be called.
+    """
     if spec is None:
         return None
     from spikeprune.host.objects import resolve_object

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _other_data(record: "RunRecord") -> list[str]:
-    """A warning where a network that comes trained was squeezed with data that it was not trained on."""
+    """One warning if a pretrained network was squeezed with other data than it was trained on; else an empty list."""
     from spikeprune.zoo.pretrained import card, file_of, names
 
     weights = record.settings.extra.get("weights")
@@ -85,7 +85,7 @@ def _other_data(record: "RunRecord") -> list[str]:
 
 
 def summary(record: "RunRecord") -> list[str]:
-    """A squeeze in a few lines."""
+    """The result of a squeeze run as a few lines: accuracy, operations, agreement of spikes, and seconds."""
     entry, dense, pruned = record.squeeze, record.dense, record.pruned
     assert entry is not None
     images = f"{record.data.counts['test']:,} test images"
@@ -136,7 +136,10 @@ def _recipe_key(key: str) -> str:
 
 
 def _pairs(words: Sequence[str]) -> dict[str, str]:
-    """`--key value` and `--key=value` as a mapping. Raises: UserError for other words and unknown keys."""
+    """`--key value` and `--key=value` as a mapping.
+
+    Raises: UserError for a word of another form, a key that `squeeze` does not know, or a key without a value.
+    """
     pairs: dict[str, str] = {}
     rest = list(words)
     known = [*_keys(), "network"]

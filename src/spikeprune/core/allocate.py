@@ -119,7 +119,7 @@ def round_to(
 
 
 def floors(weights: Mapping[str, Tensor], floor: float) -> dict[str, int]:
-    """The least to keep in each layer: a count if `floor` >= 1 or 0, a share of the layer if in between.
+    """The smallest number of weights that each layer keeps. A `floor` between 0 and 1 is a share of the layer.
 
     Raises: InvalidValue for a negative floor.
     """

@@ -64,9 +64,9 @@ class Evidence:
         return self.grads
 
     def flows(self) -> Mapping[str, Tensor]:
-        """The flow through each weight.
+        """Name -> the flow through each weight: dR / d|w|, where R sums the outputs of the network with weights |w|.
 
-        Raises: MissingEvidence if there is none.
+        Raises: MissingEvidence if the flow was not measured.
         """
         if not self.flow:
             raise MissingEvidence("this method needs the flow through the network, so its input's shape; pass data=")

@@ -121,7 +121,7 @@ def check_fit(masks: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> 
 
 
 def disobeying(masks: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, int]:
-    """Name -> how many values are not 0 where their mask is False; names without any are left out."""
+    """Name -> number of values that are not 0 although their mask is False. Names without such values are left out."""
     found = {
         name: int(torch.count_nonzero(values[name].detach()[~mask.to(values[name].device)]))
         for name, mask in masks.items()

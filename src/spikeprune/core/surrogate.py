@@ -24,8 +24,8 @@ class Curve:
 def atan(alpha: float = 2.0) -> Curve:
     """value = atan(pi alpha u / 2) / pi + 1/2;  derivative = (alpha / 2) / (1 + (pi alpha u / 2)^2).
 
-    Source: Fang et al. 2021, arXiv:2007.05785; alpha = 2 in the structured half of arXiv:2311.16141's code, up to a
-    constant factor.
+    Source: Fang et al. 2021, arXiv:2007.05785; the structured code of arXiv:2311.16141 takes alpha = 2, with a constant
+    factor before the derivative.
     """
     k = math.pi / 2 * alpha
     return Curve(lambda u: torch.atan(k * u) / math.pi + 0.5, lambda u: (alpha / 2) / (1 + (k * u) ** 2))

@@ -340,7 +340,10 @@ def _run(
 
 
 def _batch_size(x: Any, target: Any, seen: set[int], output: Any, time: str | None, plain: bool) -> int:
-    """N of a batch: as told, as the target has it, or as it reached the neurons."""
+    """The number of samples N of a batch: from the order of axes `time`, else from the target or the neurons' input.
+
+    Raises: UserError if none of them shows N.
+    """
     if time is not None and isinstance(x, Tensor) and x.dim():
         sizes = x.shape[:2]
         return sizes[1] if samples_axis(time) else sizes[0]

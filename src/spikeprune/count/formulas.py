@@ -67,7 +67,7 @@ def energy_pj(accumulates: float, multiply_accumulates: float) -> float:
 
 
 def stored_bytes(values: Tensor, alive: Tensor | None = None) -> int:
-    """Bytes of a parameter on disk: all its values, or a mask of one bit a value and the values that are alive."""
+    """Bytes of a parameter on disk. With `alive`: a mask of one bit a value, and the alive values only."""
     if alive is None:
         return values.numel() * values.element_size()
     return (values.numel() + 7) // 8 + int(alive.sum()) * values.element_size()

@@ -65,7 +65,8 @@ def _below(counts: "Counts") -> list[str]:
 def chip_note(events: Mapping[str, float]) -> str:
     """A note on what the energy figure leaves out, and on layers where cutting more weights saves no energy on a chip.
 
-    A chip updates each neuron at every time step and routes each spike as a packet. Synapses cost less than that where
+    A chip updates each neuron at every time step and routes each spike as a packet. The synaptic events of a layer cost
+    less than these updates where
 
         alive fan-in * input spike rate < 2.2 synaptic events per neuron and step
 

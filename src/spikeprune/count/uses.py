@@ -16,7 +16,7 @@ from spikeprune.model.weights import Multiplication, Use
 
 @final
 class UsedWeight:
-    """Running counts of one weight that is used by a function call; `Figures` explains the fields."""
+    """Running counts of one weight that functions such as `F.linear` use; `Figures` explains the fields."""
 
     def __init__(self, parameter: nn.Parameter, mask: Tensor | None) -> None:
         self.parameter = parameter
@@ -77,7 +77,7 @@ class Uses:
 
     @property
     def empty(self) -> bool:
-        """Whether a hook on the modules sees all that there is to see."""
+        """Whether the forward counted nothing outside of modules, so that hooks on modules see all of it."""
         return not (self.weights or self.values or self.products or self.unread)
 
     def began(self) -> None:

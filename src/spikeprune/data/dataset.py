@@ -72,7 +72,7 @@ class Dataset:
         checksum: SHA-256 over all decoded inputs and labels, before any limit; the same for every packing of the files.
         published: whether the files' md5 sums are the published ones; None where no published sum applies.
         notes: what a reader of the results has to know, such as absent images.
-    Raises: InvalidValue for labels that are no class.
+    Raises: InvalidValue for labels that are no class, or if the splits differ in the shape or type of their samples.
     """
 
     name: str

@@ -27,14 +27,14 @@ def load(
     Args:
         name: one of `names()`, or the user's `package.module:loaders` (see `read_user`).
         root: the folder that holds the dataset's files or folder; without it the environment's SPIKEPRUNE_DATA.
-        T: number of frames that event recordings are gathered into; images are repeated by the model instead.
+        T: number of frames into which the events of a recording are binned. Images stay single: the model repeats them.
         limit: training samples to take, the held-out ones included; None for all.
         seed: of the draw of `limit` samples and of the validation split, both stratified by class.
         validation: share of the training samples held out, in [0, 1).
         download: let torchvision fetch what is missing.
         test_limit: test samples to take, stratified by class, the same for all seeds; None for all.
     Raises: UnknownName for an unknown dataset; MissingFile (a UserError) for a file that is not there; InvalidValue
-        for a damaged file or a value outside what is allowed; MissingDependency.
+        for a damaged file or a value out of its range; MissingDependency if a package that reads the data is missing.
     """
     if T < 1:
         raise InvalidValue(f"T must be at least 1 time step, got {T}; the paper's networks use 5")

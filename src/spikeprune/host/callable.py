@@ -27,8 +27,8 @@ class _CallablePackage(ModuleType):
 def answer_calls(package: str, answer: str) -> None:
     """Lets `package(...)` call the function at `answer`, "module:function".
 
-    `sp.shrink` is a public function and `spikeprune.shrink` the package that holds it; importing the package binds
-    that very name, so the package itself must be able to answer.
+    `sp.shrink` is a public function, and `spikeprune.shrink` is the package that holds it. Importing the package binds
+    the name `shrink` of `spikeprune` to the package, so a call of the package has to run the function.
     """
     module = sys.modules[package]
     module.__class__ = _CallablePackage

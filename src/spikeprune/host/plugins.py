@@ -22,6 +22,8 @@ def import_siblings(package: str, skip: Collection[str] = ()) -> None:
 def import_folders(variable: str, kind: str) -> None:
     """Imports the Python files of the folders that the environment's `variable` names, separated as in PATH.
 
+    Files that begin with an underscore are left out.
+
     Args:
         kind: what the files register, for the messages: "method" or "dataset".
     Raises: UserError if a folder is missing, or a file cannot be imported.

@@ -23,7 +23,9 @@ class Norse(Adapter):
     name = "norse"
 
     def is_neuron(self, module: nn.Module) -> bool:
-        """A cell or module whose step function has the threshold in it; leaky integrators fire no spikes.
+        """True for a Norse cell or module whose step function comes from a file that uses Norse's `threshold`.
+
+        Leaky integrators have none, as they fire no spikes.
 
         Recurrent cells and those that call another file's step are found by their spike function instead.
         """

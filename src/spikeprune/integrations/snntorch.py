@@ -37,7 +37,7 @@ class SnnTorch(Adapter):
                 module.__dict__.pop("reset", None)  # the last step's reset signal hangs on the old graph
 
     def begins(self, neuron: Any, args: tuple[Any, ...]) -> bool:
-        """True if the membrane potential that the call would start from is missing or 0 everywhere."""
+        """True if the call starts from a membrane potential of 0: none in the input's shape, or 0 everywhere."""
         given = [value for value in args[1:] if isinstance(value, Tensor)]
         state = given[-1] if given else neuron.mem
         return state.shape != args[0].shape or not bool(state.any())

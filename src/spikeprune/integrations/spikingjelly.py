@@ -83,11 +83,11 @@ class SpikingJelly(Adapter):
         )
 
     def _shown(self, neuron: Any, x: Tensor, more: tuple[Any, ...]) -> Iterator[Tensor] | None:
-        """The arguments of the surrogate while the neuron's own forward runs.
+        """The surrogate's argument of each step, read while the neuron's own forward runs; its state is put back.
 
-        None if the surrogate is not called once in each step.
-
-        A subclass may change the charge, the threshold, the reset or the whole step, so nothing is taken for granted.
+        None if the forward fails, or calls the surrogate otherwise than once a step. A subclass may change the charge,
+        the threshold, the reset or the whole step, so the equation of its class is not trusted.
+        Args: more: further arguments of the forward.
         """
         saved = dict(neuron._memories)
         spy = _Spy(neuron.surrogate_function, every=True)
@@ -111,7 +111,11 @@ class SpikingJelly(Adapter):
         return iter(spy.calls) if fits else None
 
     def _whole(self, neuron: Any, x: Tensor) -> Iterator[Tensor]:
-        """The whole sequence in the neuron's own forward; its state is put back."""
+        """Runs the neuron's own forward on the whole sequence; yields the surrogate's argument of each step.
+
+        The neuron's state is put back. Raises: InvalidValue if the forward fails, or calls the surrogate otherwise than
+        once in all or once a step.
+        """
         saved = dict(getattr(neuron, "_memories", {}))
         spy = _Spy(neuron.surrogate_function, every=True)
         with torch.no_grad():
@@ -261,9 +265,9 @@ def _is_strict(function: Any) -> bool:
 
 @torch.no_grad()
 def _integrated(p: NeuronParams, v: Any, sequence: Tensor) -> Iterator[Tensor]:
-    """v_pre - v_threshold of a plain neuron, step by step, in a third of the passes over memory that running it takes.
+    """u = v_pre - v_threshold of a plain neuron, step by step. It reads memory a third as often as the neuron would.
 
-    u = decay * w + gain * x + shift,   w = v - v_threshold
+    u = decay * w + gain * x + shift,   w = v - v_threshold of the step before
     """
     shift = p.v_rest * (1 - p.decay) - p.v_threshold * (1 - p.decay)
     w = v - p.v_threshold
@@ -293,7 +297,7 @@ _CONVOLUTIONS = (layer.Conv1d, layer.Conv2d, layer.Conv3d)
 
 
 class SpikingJellyFusing(Fusing):
-    """IF, LIF and PLIF in multi-step mode, and the step-mode layers between them."""
+    """Tells `sp.fuse` of SpikingJelly's IF, LIF and PLIF in multi-step mode, and of the layers between them."""
 
     def carried(self, neuron: Any, N: int, shape: tuple[int, ...]) -> Tensor | float:
         v = neuron.v

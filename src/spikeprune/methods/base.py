@@ -234,8 +234,9 @@ class Method(abc.ABC):
         """How many of a layer's weights the cut leaves, if `within_layers`.
 
         Args:
-            kept: of the layer after this mask update, regrown included.
-            alive: before it.
+            kept: number of the layer's weights that are alive after this mask update, with those it regrows.
+            alive: number of the layer's weights that are alive before it.
+            share: share of `kept` that is regrown.
         """
         return kept - int(share * kept)
 
@@ -247,19 +248,19 @@ class Method(abc.ABC):
         return None
 
     def before_update(self, training: Training) -> None:
-        """Before the optimizer's update of a step, if `sees_gradients`: may change gradients."""
+        """Called before the optimizer's update of a step if `sees_gradients`; it may change gradients."""
         return
 
     def after_update(self, training: Training) -> Mapping[str, Tensor] | None:
-        """After the update, if `acts`: may change weights. Returns the masks that follow from them, if they do."""
+        """Called after the update if `acts`; it may change weights. Returns new masks, or None to leave them."""
         return None
 
     def at_event(self, training: Training) -> bool:
-        """At a mask update: whether it cuts. If not, it leaves the masks alone and only appears in the record."""
+        """Called at a mask update: whether it cuts. If not, the masks stay and only the record shows the update."""
         return True
 
     def remember(self, evidence: Evidence) -> Memory | None:
-        """The memory from this mask update on, asked before `score`; None leaves `evidence.memory` as it is."""
+        """Returns the method's memory from this mask update on; called before `score`. None leaves it as it is."""
         return None
 
     def statistic(self, layer: Site) -> Statistic:

@@ -62,6 +62,9 @@ def predicted(mask: Tensor) -> Tensor:
 
 
 def _over(links: Tensor) -> Tensor:
-    """1 / max(deg(j) - common(i, j), 1) where rows i and j share a neighbour, else 0: [rows, rows]."""
+    """Weight of row j in the score of row i, [rows, rows]: 1 / max(deg(j) - common(i, j), 1), or 0 if common is 0.
+
+    deg(j) is the number of links of row j; common(i, j) is the number of columns that both rows have links to.
+    """
     common = links @ links.T
     return (common > 0) / (links.sum(1) - common).clamp_min(1)

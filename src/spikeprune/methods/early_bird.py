@@ -30,8 +30,8 @@ class EarlyBird(Method):
         window: number of masks that are compared, the newest included.
         patience: share of the run after which the search ends in any case.
     Source: You et al. 2020, arXiv:1909.11957 (channels there), in the form of Kim et al. 2022, arXiv:2207.01382, and
-        their code, whose search ends at the same look (tests/authors/early_bird.py). Not taken over: their count of
-        weights to cut, which is of the weights that are not 0; twice the learning rate in the search; and their
+        their code, whose search ends at the same comparison (tests/authors/early_bird.py). Not taken over: their count
+        of weights to cut, which is of the weights that are not 0; twice the learning rate in the search; and their
         schedule stepping twice an epoch when the ticket is trained, which brings its learning rate back up.
 
     Examples:

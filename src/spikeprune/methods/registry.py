@@ -111,9 +111,9 @@ def source_of(name: str) -> str:
 
 
 def hints_of(method: Method | str) -> RecipeHints:
-    """The `RecipeHints` of a method. They are empty for a method that is not registered.
+    """The `RecipeHints` of a method; empty ones for an object whose class is not registered.
 
-    Raises: UnknownName for a name that is no method's.
+    Raises: UnknownName for a name that is not registered.
     """
     if isinstance(method, str):
         method_class(method)

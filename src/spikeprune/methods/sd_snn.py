@@ -20,19 +20,19 @@ _MOST = 99.0  # per cent: the highest bar of growth
 @final
 @dataclass(frozen=True)
 class SdSnn(Method):
-    """Let ranges of weights stretch and shrink, cut filters of narrow ranges, regrow kernels that keep pushing.
+    """Let ranges of weights stretch and shrink, cut filters of narrow ranges, regrow kernels that would grow most.
 
         w stays in [low, high], which start at -max w and max w of the layer. At each mask update, for each weight:
         at or beyond the end `patience` times on end: the end moves out by how far w was beyond it, on average
         |w| smaller than last time, `patience` times on end: low and high shrink to 0.75 of themselves
         score = mean over the filter of u(high - low) of its alive weights,   u(x) = (x - min) / range of the layer
 
-    A dead kernel (in a Linear layer, a dead weight) returns once the sum of what the optimizer would make of it since
-    the last mask update was among the highest of its layer more than `patience` times on end. "Among the highest" is
-    above the 65 % quantile, 60 % in a Linear layer, plus 1.1^k % at the k-th mask update of growth, from k = 0. What
-    has returned is cut last. The ends hold from mask update `patience` + 2 on; filters are cut and kernels return from
-    2 `patience` + 2 on, and if the last mask update comes earlier, |w| decides it. All weights of a filter tie, so an
-    exact count may split one.
+    A dead kernel (in a Linear layer, a dead weight) keeps the sum of the updates that the optimizer would have made to
+    it since the last mask update. It returns once this sum was among the highest of its layer more than `patience`
+    mask updates on end. "Among the highest" is above the 65 % quantile, 60 % in a Linear layer, plus 1.1^k % at the
+    k-th mask update of growth, from k = 0. What has returned is cut last. The ends hold from mask update `patience` + 2
+    on; filters are cut and kernels return from 2 `patience` + 2 on. If the last mask update comes earlier, it cuts the
+    smallest |w|. All weights of a filter tie, so an exact count may split one.
 
     Args:
         patience: mask updates on end until a range moves or a kernel returns; the authors take 18, of 600 in all.

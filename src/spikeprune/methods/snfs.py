@@ -33,8 +33,8 @@ class Snfs(Method):
         score = |w|,  regrow_score = |m|,  layer l gets mean(|m| of its alive weights) / (sum of these means) of all
 
     m is the momentum buffer of SGD, or the ratio of Adam's moments. The method needs m of dead weights too, so their
-    gradients flow into the optimizer's state (`momentum` "warm"). Dead weights are exactly 0; their momentum is not.
-    Where an optimizer has no momentum (yet), m is the gradient of the mask update's step.
+    gradients flow into the optimizer's state (`Regrowth(momentum="warm")`). Dead weights are exactly 0; their momentum
+    is not. Where an optimizer has no momentum (yet), m is the gradient of the mask update's step.
 
     Args:
         regrow: share of each layer's weights that the first mask update drops; it falls to 0 as a cosine. The authors

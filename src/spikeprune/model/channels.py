@@ -316,7 +316,10 @@ class ChannelMap:
         return self._united(node, inputs)
 
     def _write(self, node: Node, inputs: Sequence[Tensor | None]) -> Tensor | None:
-        """The layout of a tensor after a write: the channels of the value, which must agree with earlier writes."""
+        """The layout of a tensor after a write in place, `x[...] = value` or `x.copy_(value)`: the channels of `value`.
+
+        They are united with the channels that the tensor had before. None, with a refusal, if they are not known.
+        """
         value = inputs[-1]
         index = node.arguments[0][1] if node.name == "__setitem__" else slice(None)
         if node.name not in ("__setitem__", "copy_") or value is None or _holds_none(index):

@@ -50,9 +50,10 @@ def evaluating(model: nn.Module) -> Generator[None]:
 def opened(
     model: nn.Module, adapter: Adapter, stand_in: Callable[[Tensor], Tensor] | None = None
 ) -> Generator[None]:  # fmt: skip
-    """Neurons that run in a kernel of their framework run in PyTorch's own functions, which a tracer can follow.
+    """Inside this context, plain neurons run in PyTorch functions and not in a kernel of their framework.
 
-    Args: stand_in: runs in place of these functions, if given.
+    A tracer can follow PyTorch functions only.
+    Args: stand_in: a function that replaces the forward of these neurons, if given.
     """
     replaced: list[tuple[nn.Module, Any]] = []
     missing = object()

@@ -48,7 +48,7 @@ def refuse_flow(graph: Graph, parameters: Mapping[str, nn.Parameter]) -> None:
 def flow(
     model: nn.Module, adapter: Adapter | None, masks: Mapping[str, Tensor], ones: Arguments
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Name -> dR / d|w| of each weight that has a mask, where the masks are 0 as well, in float64.
+    """Name -> dR / d|w| of each weight that has a mask, also of its dead entries, in float64.
 
     Args:
         masks: parameter name -> bool; the others are not weights here.

@@ -295,7 +295,7 @@ class Observer:
                 self._model(*given.positional, **given.named)
 
     def flow(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weight name -> its flow, where `masks` are 0 as well.
+        """Weight name -> the flow through each of its entries, dead ones too (see `model/flow.py`).
 
         Raises: MissingEvidence if no forward was seen; InvalidValue if nothing flows.
         """

@@ -15,7 +15,7 @@ Names = Sequence[str] | str | None
 def prunable(
     model: nn.Module, include: Names = None, exclude: Names = None, pattern: tuple[int, int] | None = None
 ) -> dict[str, nn.Parameter]:
-    """Name -> parameter of what may be pruned: every Conv and Linear weight that is trained, less what is excluded.
+    """Name -> parameter, of all that may be pruned: every Conv and Linear weight that is trained and not excluded.
 
     Shared parameters, and views of one memory such as tied transposed weights, appear once, under their first name.
     Layers that an n:m pattern does not divide stay dense.
@@ -23,8 +23,8 @@ def prunable(
     Args:
         include, exclude: names or patterns (`*`) of parameters or of their modules.
         pattern: (n, m), if the layers must be divisible by m.
-    Raises: InvalidValue if nothing is left, or a name matches nothing, or naming a layer whose weight is computed so
-        that zeros do not stay.
+    Raises: InvalidValue if nothing is left, if a name matches nothing, or if a layer computes its weight in a way that
+        does not keep zeros; the message names it.
     """
     check_there(model)
     layers = layer_modules(model)

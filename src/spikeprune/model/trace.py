@@ -55,15 +55,15 @@ class Node:
 
 @dataclass
 class Graph:
-    """The nodes of one forward in execution order, and the indices of what the model returned.
+    """The nodes of one forward in execution order, and the indices of the nodes that made the model's outputs.
 
-    `constants`: node index -> tensors that its function read beside the traced ones, such as a mask or a gate's index;
-    only where the Tracer was told to keep them.
+    `constants`: node index -> further tensors that its function read, which do not come from the model's input, such as
+    a mask or a gate's index; empty unless the Tracer was told to keep them.
     `spikes`: name -> neuron that is no module but was found by its spike function.
     `inner`: weight -> the neuron module that multiplies with it inside, and how.
-    `renamed`: names of found neurons that are the same as another one, for later forwards.
-    `unread`: weight -> function that combines it with values of the forward, though not by a product that is known.
-    `mapped`: a function that multiplies inside of `torch.vmap`, where tensors cannot be followed.
+    `renamed`: name of a found neuron -> name of the neuron that it is the same as, for later forwards.
+    `unread`: weight -> function that combines it with values of the forward in a way that is no known product.
+    `mapped`: name of a function that multiplies inside of `torch.vmap`, where tensors cannot be followed; else None.
     """
 
     nodes: list[Node] = field(default_factory=list[Node])

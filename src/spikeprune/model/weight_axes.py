@@ -109,7 +109,8 @@ def _einsum_source(equation: Any, axis: int) -> int | None:
 def keeps_channels(node: Node, layout: Tensor) -> Tensor | None:
     """The layout after a function that mixes values along one dimension. None if it may mix channels.
 
-    Padding, and a product with a matrix that does not come from the input, as parallel neurons mix time steps.
+    Two kinds of functions are known: padding, and a product with a matrix that does not come from the input. Parallel
+    neurons mix time steps by such a product.
     """
     positional, named = node.arguments
     if node.name == "pad":

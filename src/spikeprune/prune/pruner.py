@@ -141,7 +141,7 @@ class Pruner:
 
     @property
     def seconds(self) -> float:
-        """Time spent in steps, by the clock."""
+        """Wall-clock time that the Pruner has spent, in seconds."""
         return self._steps.seconds
 
     @property
@@ -157,7 +157,8 @@ class Pruner:
         """Traces a forward pass on an example now, in place of the first one in training. The model is not changed.
 
         Args: example: an input as the model takes it; random numbers of the right shape will do.
-        Raises: InvalidValue if the model cannot run on it, or its parts cannot be told apart.
+        Raises: InvalidValue if the model cannot run on it, or if the trace does not show the channels or neurons that
+            the method or pattern needs.
         """
         self._observer.trace(example)
         return self

@@ -33,12 +33,12 @@ class Steps:
 
     Attributes:
         done: completed steps.
-        began: the sparsity of given masks, that the schedule runs from; None without them.
-        joined: the step at which a state of another schedule or network was taken up; None if there was none.
-        over: whether the Pruner is finished, so that the model may become another one.
-        followers: averaged copies that keep to the masks.
-        seconds: time spent here.
-        full_gradients: of the last step: how many gradients of all weights, dead ones too, the method needed in it.
+        began: the sparsity of the masks that the user gave, where the schedule starts; None without such masks.
+        joined: the step of a loaded state that came from another schedule or network; None if there was none.
+        over: whether the Pruner is finished, so that the model may be changed freely.
+        followers: averaged copies of the model that keep to the masks.
+        seconds: wall-clock time spent in this class.
+        full_gradients: number of gradients of all weights, dead ones too, that the method needed in the last step.
     """
 
     def __init__(
@@ -206,7 +206,11 @@ class Steps:
         self.hold_grads()
 
     def after_step(self, optimizer: torch.optim.Optimizer, *, closure: bool, last: bool) -> None:
-        """After an update; the step is complete with the `last` of several optimizers."""
+        """Called after an optimizer's update. A step is complete when the last of several optimizers has updated.
+
+        An update that the optimizer skipped (found_inf) counts for nothing.
+        Args: closure: whether the update ran with a closure. last: whether no other optimizer follows in this step.
+        """
         found = getattr(optimizer, "found_inf", None)  # a fused optimizer has it, and skips the step inside its kernel
         if isinstance(found, Tensor) and bool(found > 0):
             self.updater.gradients.forget()

@@ -57,7 +57,7 @@ class Survival(Record):
 @final
 @recorded
 class ClassConsistency(Record):
-    """How alike a class's features are: lists over classes, and the means of what exists in them."""
+    """How alike a class's features are: for each figure a list over classes, and the mean over those that have it."""
 
     variance_train: tuple[Measured | None, ...] | None
     variance_test: tuple[Measured | None, ...] | None
@@ -89,7 +89,7 @@ class LayerConsistency(Record):
 @final
 @recorded
 class Consistency(Record):
-    """The consistency of all layers, and means over them."""
+    """How alike a class's features are in each neuron layer (`LayerConsistency`), and the means over the layers."""
 
     layers: tuple[LayerConsistency, ...] | None
     mean_variance_train: Measured | None
@@ -221,7 +221,7 @@ class Mechanism(Record):
 @final
 @recorded
 class AgainstRun(Mechanism):
-    """A run that another one is set against."""
+    """The effects of regrowth in a run that the analysed run is compared with."""
 
     run: str
     method: str
@@ -232,7 +232,7 @@ class AgainstRun(Mechanism):
 @final
 @recorded
 class SeedDifference(Record):
-    """One quantity of an arm less that of another, paired by seed: 95 % t interval and p of the paired t-test."""
+    """The difference of one quantity between two arms, paired by seed, with its 95 % t interval and the test's p."""
 
     seeds: tuple[Count, ...]
     each: tuple[Number, ...]

@@ -195,7 +195,7 @@ def _fields(cls: type[Record]) -> dict[str, tuple[Read, bool]]:
 
 
 def _reader(kind: object) -> Read:
-    """How a value of an annotation is read."""
+    """The function that reads and checks a value of the annotated type `kind`."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _bounded(_reader(parts[0]), parts[1])

@@ -108,7 +108,7 @@ class BenchRecord(Record):
 
     @classmethod
     def read(cls, values: object, key: str = "") -> Self:
-        """Reads the record and checks that it has times."""
+        """Reads the record; checks its version of the format and that it has times."""
         found = super().read(values, key)
         schema.check(found.schema, "schema")
         if not any(timing.rows for timing in found.timings):

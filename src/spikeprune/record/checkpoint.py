@@ -185,7 +185,7 @@ class SqueezeState(TypedDict):
 
 
 class LastCheckpoint(TypedDict):
-    """`checkpoint/last.pt`: a run can go on from it. `metrics` is the length of metrics.jsonl in bytes."""
+    """`checkpoint/last.pt`: a run resumes from it. `metrics` is the length of metrics.jsonl in bytes at that time."""
 
     hash: str
     checksum: str
@@ -197,7 +197,7 @@ class LastCheckpoint(TypedDict):
 
 
 class BestCheckpoint(TypedDict):
-    """`checkpoint/best.pt`: the weights of the chosen epoch."""
+    """`checkpoint/best.pt`: the weights of the epoch of the best validation score after the last mask update."""
 
     phase: str
     epoch: int

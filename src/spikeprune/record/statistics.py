@@ -57,7 +57,7 @@ class NetworkStatistics(Record):
 @final
 @recorded
 class StatisticsRecord(Record):
-    """The whole of statistics.json. `dense` is None where no dense network was trained beside."""
+    """The whole of statistics.json. `dense` is None if the run trained no dense network."""
 
     schema: Count
     quantiles: tuple[Number, ...]

@@ -119,7 +119,7 @@ def onnx_model(network: LoweredNetwork, example: Tensor, any_batch: bool = True)
     """The network as an ONNX file's content.
 
     Args:
-        any_batch: leaves the batch size open; the example's alone lets engines optimise for it.
+        any_batch: whether the batch size is left open. A fixed one, the example's, lets engines optimise for it.
     """
     # The older exporter needs `onnx` alone and writes shapes out; it warns of its age, and of the loop over T.
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

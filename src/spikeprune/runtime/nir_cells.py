@@ -21,9 +21,9 @@ STEPS = 6
 
 
 def export_cell(layer: LoweredLayer, cell: Cell, graph: NirGraph) -> None:
-    """Adds the layer's nodes.
+    """Adds NIR nodes for a layer that runs a cell.
 
-    Raises: InvalidValue, naming the module, where NIR cannot say it.
+    Raises: InvalidValue, which names the module, if NIR has no nodes that compute it.
     """
     import nir
 

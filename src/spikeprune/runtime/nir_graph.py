@@ -145,7 +145,10 @@ class NirGraph:
         return moved and all(value in self.binary for value in layer.inputs)
 
     def _structured(self, layer: LoweredLayer, shapes: list[tuple[int, ...]], found: Matrices) -> bool:
-        """Adds a mean of maps, or a mixture of channels as in a concatenation, without giving up the axes."""
+        """Adds a mean over maps, or a mixture of channels as in a concatenation, as nodes that keep the axes of a map.
+
+        Returns: False if the layer is neither of them; then nothing is added.
+        """
         import nir
 
         if any(value in self.flat for value in layer.inputs):
@@ -200,11 +203,15 @@ class NirGraph:
         self.sources[layer.output] = [name]
 
     def refuse(self, layer: LoweredLayer, why: str) -> InvalidValue:
-        """The error for a layer that NIR cannot say."""
+        """The error for a layer that NIR has no nodes for."""
         return InvalidValue(f"cannot export {layer.name!r} to NIR: {why}")
 
     def channel_matrix(self, layer: LoweredLayer, weight: Any, bias: Any) -> None:
-        """A matrix over channels: NIR has no selection, and its Scale has no shift."""
+        """Adds a node that multiplies the channels with a matrix and adds a bias, as Conv1d, Conv2d or Affine.
+
+        It stands for a selection or a shift of channels: NIR has no selection, and its Scale has no shift.
+        Raises: InvalidValue for maps of more than two axes.
+        """
         import nir
 
         if len(layer.shape) == 2:

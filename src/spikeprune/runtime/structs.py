@@ -62,7 +62,7 @@ WEIGHT = np.dtype([("value", np.float32), ("column", np.int32)])
 
 
 class FuseStruct(ctypes.Structure):
-    """FuseSpec of fuse.h."""
+    """The C struct `FuseSpec` of fuse.h."""
 
     _fields_ = (
         [(name, _i64) for name in ("T", "N", "C", "P", "W")]

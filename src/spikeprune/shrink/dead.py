@@ -174,7 +174,7 @@ class Constants:
                 self.nonzero_columns[weight, 1] = fired.flatten() if known is None else known | fired.flatten()
 
     def _excited(self, node: Node, source: Tensor) -> Tensor:
-        """The places where a neuron's own recurrent weights, or their bias, may add to its input."""
+        """True for the channels whose input a neuron's own recurrent weights, or their bias, may change."""
         excited = torch.zeros_like(source, dtype=torch.bool)
         for weight, (neuron, _) in self.table.graph.inner.items():
             if neuron != node.name or (weight, 1) not in self.table.dims:
@@ -187,7 +187,7 @@ class Constants:
         return excited
 
     def _found(self, node: Node, u: Tensor) -> Tensor:
-        """A neuron that was found by its spike function: silent where the function gives 0 at a known u."""
+        """Output of a neuron that was found by its spike function: 0 where that gives 0 at a known u, else unknown."""
         neuron = self.table.graph.spikes.get(node.name)
         if neuron is not None and neuron.ends is not None:
             return self._straight(node, neuron.ends, u)

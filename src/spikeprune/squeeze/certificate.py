@@ -92,7 +92,10 @@ def certify(
     adapter: Adapter | None,
     tolerance: float = TOLERANCE,
 ) -> Certificate:
-    """The certificate of a network as it is now; the model is left alone."""
+    """Makes the certificate of a network: hashes of its tensors and masks, and its spikes on the input `example`.
+
+    The model is not changed. `tolerance` is the share of spikes that rounded weights may flip.
+    """
     return Certificate(
         tensors={name: digest(value) for name, value in model.state_dict().items()},
         masks={name: digest(mask) for name, mask in masks.items()},

@@ -83,7 +83,10 @@ def _fed(model: nn.Module, adapter: Adapter | None, inputs: Iterable[Tensor]) ->
 
 
 def _reads(model: nn.Module, name: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
-    """False for the weights of an input channel that fell silent, as one value for each, shaped to fit the weight."""
+    """Mask of a weight that is False for each input channel that was removed between the masks `before` and `after`.
+
+    It holds one value for each input channel and is broadcast over the weight.
+    """
     weight = model.get_parameter(name)
     if name not in before or weight.ndim < 2:
         return torch.ones((), dtype=torch.bool, device=weight.device)

@@ -122,7 +122,8 @@ class LayerProblem:
         """The weights on the mask that reproduce the dense outputs best, in the parameter's shape.
 
         Args:
-            weight: the present ones, where an iteration may start.
+            weight: the present weights; an iterative solution starts from them.
+            iterations: the most steps of an iterative solution.
         """
         if self.rows is None or self.rows.silent:
             return torch.where(mask, weight, torch.zeros_like(weight))

@@ -68,9 +68,9 @@ class Polish:
     Attributes:
         epochs: passes over the batches.
         rate: largest size of a step, as a share of the root mean square of a layer's remaining weights; it falls to 0
-            in a straight line. Scales and shifts of BatchNorm take a fifth of it, since they are near 1. With
-            BatchNorm a third of it is taken.
-        share: weight of the spikes beside the outputs.
+            in a straight line. Vectors (biases, and BatchNorm's scales and shifts) take steps of 0.2 rate. A network
+            with BatchNorm starts at a third of the rate; smaller rates are tried if the loss does not fall.
+        share: weight of the difference in spikes, relative to that in outputs.
     """
 
     epochs: int

@@ -18,7 +18,7 @@ class StepListener(Protocol):
     """Is told of the optimizers' steps."""
 
     def before_step(self, optimizer: torch.optim.Optimizer, *, closure: bool) -> None:
-        """A step begins."""
+        """An optimizer's step begins. `closure` tells whether it was called with a closure."""
         ...
 
     def gradients_computed(self) -> None:
@@ -54,10 +54,14 @@ class Attachment:
         parameters: Mapping[str, nn.Parameter],
         owner: Callable[[], object | None],
     ) -> None:
-        """`owner` returns the user's Pruner, or None if the user holds it no longer.
+        """Puts hooks on the optimizers and on those inside them.
 
-        Raises: InvalidValue if one of the optimizers takes no hooks or has another Pruner of the same parameters, or if
-            none of them holds some parameter.
+        Args:
+            listener: is told of each step.
+            parameters: the prunable ones.
+            owner: returns the user's Pruner, or None if the user holds it no longer.
+        Raises: InvalidValue if an optimizer takes no hooks or has another Pruner of the same parameters, or if one of
+            `parameters` is in none of the optimizers.
         """
         self.listener, self.parameters, self._owner = listener, parameters, owner
         self.given = tuple(hooked(optimizer) for optimizer in optimizers)
@@ -128,7 +132,7 @@ class Attachment:
         return None if closure is None else self._watched(closure, args, kwargs)
 
     def _watched(self, closure: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        """The arguments of a step with a closure that says when its gradients are there."""
+        """The arguments of a step. Its closure is wrapped: the listener is told when it has computed gradients."""
 
         def watched() -> Any:
             result = closure()
@@ -194,7 +198,7 @@ def _any_ended(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 
 @final
 class _WatchedStep:
-    """The `step` of a wrapper that takes no hooks: what it writes after the inner step is held too."""
+    """Replaces the `step` of a wrapper that takes no hooks. Zeros are held again after the wrapper's own writes."""
 
     def __init__(self, wrapper: Any, attachment: Attachment) -> None:
         self._own, self._attachment = wrapper.step, weakref.ref(attachment)
@@ -238,7 +242,7 @@ def hooked(optimizer: Any) -> torch.optim.Optimizer:
 
 
 def _takes_hooks(optimizer: Any) -> bool:
-    """A subclass that does not call Optimizer.__init__ may have the attributes, but its step calls no hook."""
+    """Whether the optimizer's `step` calls hooks. A subclass that skips `Optimizer.__init__` has no such step."""
     return isinstance(optimizer, torch.optim.Optimizer) and getattr(type(optimizer).step, "hooked", False)
 
 

@@ -53,7 +53,7 @@ class KeptCurvature:
     """The loss's Hessian times its gradient, from `observe` up to the mask update that reads it.
 
     Attributes:
-        before: parameter name -> the weights that it belongs to.
+        before: parameter name -> the weights that the product was computed at.
     """
 
     def __init__(self) -> None:

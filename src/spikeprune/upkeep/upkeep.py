@@ -130,7 +130,7 @@ def _is_like(value: object, parameter: Tensor) -> bool:
 
 
 def _copies(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each parameter with what an attribute of the optimizer keeps of it, such as a list of slow weights."""
+    """Pairs of a parameter and a tensor like it from a list that the optimizer holds, such as slow weights."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for value in vars(optimizer).values():
         if isinstance(value, (list, tuple)) and value is not optimizer.param_groups:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 @register("vgg16-weights", channels=3, min_size=32)
 def vgg16_weights(spec: Spec) -> "SpikingNet":
-    """VGG-16 as the paper's unstructured experiments use it."""
+    """VGG-16 as the weight pruning experiments of arXiv:2311.16141 use it."""
     from spikeprune.zoo.paper import WEIGHTS
     from spikeprune.zoo.vgg import vgg16
 
@@ -19,7 +19,7 @@ def vgg16_weights(spec: Spec) -> "SpikingNet":
 
 @register("vgg16-channels", channels=3, min_size=32)
 def vgg16_channels(spec: Spec) -> "SpikingNet":
-    """VGG-16 as the paper's structured experiments use it."""
+    """VGG-16 as the channel pruning experiments of arXiv:2311.16141 use it."""
     from spikeprune.zoo.paper import CHANNELS
     from spikeprune.zoo.vgg import vgg16
 
@@ -40,8 +40,8 @@ def resnet19_weights_authors(spec: Spec) -> "SpikingNet":
     """ResNet-19 exactly as the authors' unstructured code builds it: the second neuron of each block is bypassed.
 
     The second convolution of a block takes the BatchNorm's output, so 8 of the 17 neurons pass nothing on and 8 of
-    the convolutions multiply real numbers. If the public code (commit ee3170e) made the paper's ResNet-19 figures for
-    weights, they are of this network; it contains no other one that runs. `resnet19-weights` is the repaired one.
+    the convolutions multiply real numbers. This is the only ResNet-19 in the public code (commit ee3170e) that runs.
+    The paper's figures for weights are of this network if that code made them. `resnet19-weights` is the repaired one.
     """
     from spikeprune.zoo.paper import WEIGHTS_AUTHORS
     from spikeprune.zoo.resnet import resnet19
@@ -51,7 +51,7 @@ def resnet19_weights_authors(spec: Spec) -> "SpikingNet":
 
 @register("resnet19-channels", channels=3)
 def resnet19_channels(spec: Spec) -> "SpikingNet":
-    """ResNet-19 with channel gates, as the paper's structured experiments use it."""
+    """ResNet-19 with channel gates, as the channel pruning experiments of arXiv:2311.16141 use it."""
     from spikeprune.zoo.paper import CHANNELS
     from spikeprune.zoo.resnet import resnet19
 

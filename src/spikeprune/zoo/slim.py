@@ -35,10 +35,10 @@ SLIM = Variant(neuron=lambda _: lif(), norm=layer.BatchNorm2d, gates=False, repe
 
 
 def vgg16_quarter(spec: Spec) -> SpikingNet:
-    """conv 3x3 -> BN -> LIF, thirteen times, with 2x2 max pooling between; then global average and classifier.
+    """VGG-16 with a quarter of the channels: thirteen times conv 3x3 -> BN -> LIF, with 2x2 max pooling in between.
 
-    Max pooling keeps spikes binary, so every convolution behind the first needs only additions. At 32x32 the last
-    maps are 2x2. Convolutions start Kaiming-normal (fan out).
+    A global average and the classifier follow. Max pooling keeps spikes binary, so every convolution after the first
+    needs only additions. At 32x32 the last maps are 2x2. Convolutions start Kaiming-normal (fan out).
     """
     return _vgg(spec, VGG_PLAN)
 

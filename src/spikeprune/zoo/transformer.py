@@ -19,8 +19,8 @@ class SpikingAttention(nn.Module):
     A place of the map is a token, and each head has its own part of the channels. k^T v is taken first: that is the
     same number as (q k^T) v, and its cost grows with the number of tokens and not with their square.
 
-    Source: Zhou et al. 2023, arXiv:2209.15425 (spiking self-attention); here the stream itself holds membrane inputs,
-        as in Yao et al. 2023, arXiv:2307.01694.
+    Source: Zhou et al. 2023, arXiv:2209.15425 (spiking self-attention); here the residual stream x holds input
+        currents, as in Yao et al. 2023, arXiv:2307.01694.
     """
 
     def __init__(self, width: int, heads: int):
@@ -56,7 +56,10 @@ class AttentionBlock(nn.Module):
 
 
 def transformer(spec: Spec) -> SpikingNet:
-    """Three 3x3 convolutions and two poolings make the tokens; then the blocks, LIF, global average, classifier."""
+    """Spiking transformer: three 3x3 convolutions and two 2x2 poolings make the tokens, then attention blocks follow.
+
+    At the end there are a LIF layer, a global average and the classifier.
+    """
     stem = nn.Sequential(*_conv_bn(spec.channels, STEM, 3))
     body: list[nn.Module] = [lif(), layer.MaxPool2d(2, 2), *_conv_bn(STEM, WIDTH, 3)]
     body += [lif(), layer.MaxPool2d(2, 2), *_conv_bn(WIDTH, WIDTH, 3)]

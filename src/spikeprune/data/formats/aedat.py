@@ -33,7 +33,8 @@ class Events:
 def read_aedat2(content: bytes, path: Path) -> Events:
     """Events of eight bytes, big-endian: an address (y in bits 8 to 14, x in 1 to 7, polarity in 0), then the time.
 
-    CIFAR10-DVS turns both axes and the polarity round: it means column 127 - y, row 127 - x, polarity 1 - p.
+    CIFAR10-DVS flips both axes and the polarity, and so does this function: column = 127 - y, row = 127 - x,
+    polarity = 1 - p. Raises: InvalidValue for a length that is no multiple of eight bytes.
     """
     start = _after_comments(content, path)
     if (len(content) - start) % 8:

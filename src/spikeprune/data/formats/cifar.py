@@ -179,7 +179,10 @@ def load_plain_pickle(content: bytes) -> dict[Any, Any]:
 
 
 def _bytes_of_latin1(text: str, encoding: str) -> bytes:
-    """Python 3 writes bytes in a protocol-2 pickle as text to encode; no other codec is needed, or safe to offer."""
+    """Stands in for `codecs.encode` while a pickle is read: text to bytes, with latin-1 only.
+
+    Python 3 stores bytes in a pickle of protocol 2 as latin-1 text. Raises: InvalidValue for any other codec.
+    """
     if encoding != "latin1":
         raise InvalidValue(f"a pickled array is encoded as {encoding!r}, not latin1; fetch the file again")
     return text.encode("latin1")

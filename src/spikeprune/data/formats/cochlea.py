@@ -19,8 +19,9 @@ SECONDS = 1.4  # the longest recordings; later spikes fall into the last frame
 
 
 def read_cochlea(dataset: str, file: str, root: Path, T: int, folders: tuple[str, ...]) -> Split:
-    """Spike counts [T, N, 700, 1, 1] of `<file>.h5` or `<file>.h5.gz`; frame t holds the spikes of SECONDS * t / T on.
+    """Spike counts [T, N, 700, 1, 1] of `<file>.h5` or `<file>.h5.gz`.
 
+    Frame t counts the spikes from SECONDS * t / T to SECONDS * (t + 1) / T; the last one counts all later spikes too.
     The file has `labels` [N], and of each recording `spikes/times` in seconds and `spikes/units` from 0 to 699.
 
     Raises: MissingDependency without h5py; MissingFile; InvalidValue for a damaged file.

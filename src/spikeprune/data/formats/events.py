@@ -43,7 +43,10 @@ def gather(
 ) -> UInt8[np.ndarray, "T 2 side side"]:
     """Events per polarity and pixel in T frames of equally many events; the last frame takes the remainder.
 
-    With `clip` counts above 255 become 255: real cameras have hot pixels. Otherwise they are refused.
+    Args:
+        side: height and width of the frames in pixels.
+        clip: counts above 255 become 255 (real cameras have hot pixels); without it they raise.
+    Raises: InvalidValue for fewer than T events, and for an event outside the frame.
     """
     if len(x) < T or max(x.max(), y.max()) >= side:
         raise damaged(path, f"fewer than T = {T} events, or events outside {side}x{side} pixels")

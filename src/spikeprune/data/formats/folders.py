@@ -23,7 +23,12 @@ def by_class(tree: Tree, folder: str) -> dict[str, list[str]]:
 def labelled(
     files: Mapping[str, list[str]], classes: list[str], folder: Path, listed_in: str
 ) -> tuple[list[str], torch.Tensor]:
-    """File names and labels, class by class. Raises: InvalidValue for a class that is not in `classes`."""
+    """File names and labels, class by class.
+
+    Args:
+        listed_in: the file or folder that lists the classes, for the message.
+    Raises: InvalidValue for a class that is not in `classes`.
+    """
     label_of = {name: label for label, name in enumerate(classes)}
     if stray := sorted(set(files) - set(label_of)):
         raise InvalidValue(

@@ -26,7 +26,7 @@ def read_idx(request: Request, folders: Sequence[str]) -> Source:
 
     Args:
         folders: names of the dataset's folder, such as `FashionMNIST`.
-    Raises: MissingFile; InvalidValue for a damaged file, and for a file that another dataset has published.
+    Raises: MissingFile; InvalidValue for a damaged file, and for one whose md5 sum belongs to another dataset.
     """
     root = request.root
     inside = [place for folder in folders for place in (f"{folder}/raw", folder)]

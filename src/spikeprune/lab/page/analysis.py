@@ -43,7 +43,7 @@ def _own_lines(found: AnalysisRecord) -> list[str]:
 
 
 def _parts(found: AnalysisRecord) -> list[tuple[str, Mechanism]]:
-    """Name and numbers of this run or arm, then of each that it is set against."""
+    """Name and numbers of this run (or arm, with several seeds), then of each run or arm that it is compared with."""
     if found.seeds is None:
         return [("this run", found), *((f"{o.method} seed {o.seed}", o) for o in found.against)]
     return [(f"{arm.arm} (n = {len(arm.seeds)})", arm) for arm in _arms(found.seeds)]

@@ -154,7 +154,7 @@ def plot(
 
 
 def legend(names: Sequence[str], style: Mapping[str, int] | None = None) -> str:
-    """The names with their marks, in the order of the series or as `styles` gives them."""
+    """The names as an HTML list, each with its mark: the n-th mark, or that with the number in `style`."""
     items = (
         f'<li><svg viewBox="0 0 10 10">{_mark(n if style is None else style[name], 5, 5)}</svg>{html.escape(name)}</li>'
         for n, name in enumerate(names)

@@ -79,7 +79,10 @@ def _frames(run: ShownRun, name: str, weights: int) -> tuple[float, ...]:
 
 
 def histogram(run: ShownRun, masks: Mapping[str, Tensor]) -> Histogram | None:
-    """Alive weights of the pruned network beside those of the dense one; None where the files do not tell."""
+    """Histograms of the alive weights of the pruned network and of the dense one, if that was saved.
+
+    None if the pruned network was not saved, nothing was pruned, or it has fewer weights than bins.
+    """
     folder = RunFolder(run.path)
     if not folder.model.is_file() or not run.pruning:
         return None

@@ -34,9 +34,9 @@ class ShownRun:
 
     Attributes:
         validated: whether the run held out a validation split; else the training accuracy is shown.
-        layers: in the order of the model, as far as that is known.
+        layers: in the order of the model as far as the statistics tell it; the others follow by name.
         statistics, bench: None where the file is missing.
-        channels: layer -> output channels before and after; empty where nothing was cut out.
+        channels: layer -> output channels before and after; empty where no channel was removed.
     """
 
     path: Path
@@ -122,7 +122,10 @@ def _epochs(path: Path) -> tuple[Epoch, ...]:
 
 
 def _layers(path: Path, feeds: Mapping[str, str | None]) -> tuple[LayerSize, ...]:
-    """Sizes from the masks; the file has them in no particular order, the statistics in the model's."""
+    """The sizes of the layers, counted from a masks file, in the order of the model.
+
+    Args: feeds: layer -> the neuron that it feeds, in the order of the model, from statistics.json.
+    """
     order = {name: place for place, name in enumerate(feeds)}
     found = [
         (name.removesuffix(".weight"), mask.numel(), int(mask.count_nonzero()))

@@ -38,12 +38,12 @@ def whole(value: float) -> str:
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """97.46 %; the space does not break."""
+    """A share in percent, such as 97.46 %; the space does not break."""
     return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def energy(picojoule: float) -> str:
-    """51.8 nJ."""
+    """An energy with three digits and a fitting unit from pJ to mJ, such as 51.8 nJ; the space does not break."""
     for size, unit in ((1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ")):
         if abs(picojoule) >= 0.9995 * size:
             return bound(f"{plain.three(picojoule / size)} {unit}")

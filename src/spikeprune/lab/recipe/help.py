@@ -75,7 +75,7 @@ def _method_entry(key: str, users: list[str], meanings_of: Callable[[str], Mappi
 
 
 def option(key: str) -> str:
-    """A key as the command line spells it: `--regrow-schedule`; a recipe, and the command line too, take the key."""
+    """A key as `--help` spells it, with dashes: `regrow-schedule`. The command line takes `regrow_schedule` too."""
     return key.replace("_", "-")
 
 

@@ -34,14 +34,14 @@ class DataFacts:
 @final
 @dataclass(frozen=True)
 class Job:
-    """One run.
+    """All that is decided about a run before it starts.
 
     Args:
         recipe: the settings as they were given.
-        method: the one object of the recipe's method.
+        method: the method object, made once for the run.
         hash: of the settings that decide the result; the run folder's name has it.
-        facts: of the data.
-        timetable: phases, mask updates and epochs in steps.
+        facts: the sizes of the data.
+        timetable: when phases, mask updates and epochs happen, in steps.
         device: where it runs.
         precision: fp32, bf16 or fp16; never auto.
     """

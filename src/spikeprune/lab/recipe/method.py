@@ -46,9 +46,10 @@ def own_settings(recipe: Recipe) -> dict[str, Json]:
 
 
 def method_defaults(written: Mapping[str, Json], given: Mapping[str, str]) -> dict[str, Json]:
-    """The defaults of the chosen method.
+    """The settings that the chosen method declares for recipes, by key.
 
-    If the recipe was written for this method, the recipe's own values take precedence.
+    Keys that the recipe sets are left out if it was written for this method, so that its own values hold.
+    For an unknown method the result is empty.
     """
     from spikeprune.methods import names
     from spikeprune.methods.registry import hints_of

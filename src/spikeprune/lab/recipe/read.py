@@ -140,9 +140,9 @@ def _stretched(recipe: Recipe, factor: Fraction, fixed: set[str]) -> Recipe:
 
 
 def _scaled(text: str, factor: Fraction) -> str:
-    """The duration times `factor`; what counts steps stays a whole number of them, at least 1 unless it is 0.
+    """A duration such as `50it` or `3ep` times `factor`. Steps (`it`) are rounded to whole ones, at least 1 unless 0.
 
-    The time in which a weight turns over does not depend on the length of training, so it stays.
+    A `turnover` stays as it is: it does not depend on the length of training.
     """
     if text.strip().endswith("turnover"):
         return text

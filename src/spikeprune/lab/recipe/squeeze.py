@@ -19,7 +19,7 @@ def squeeze_settings(recipe: Recipe, masks: Mapping[str, Tensor] | None = None) 
     """The settings of `sp.squeeze` that a recipe asks for.
 
     Args:
-        masks: of the file that the recipe names, if it names one.
+        masks: the content of the masks file that the recipe names; None without one.
     Raises: InvalidValue or UnknownName for settings that do not go together.
     """
     options = recipe.squeeze

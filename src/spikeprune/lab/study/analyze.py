@@ -61,16 +61,16 @@ def analyze(
     root: str | None = None,
     code: Code = NO_CODE,
 ) -> AnalysisRecord:
-    """Analyse finished runs and write `analysis.json` into the folder of each.
+    """Analyse finished runs and write `analysis.json` into the folder of each of `runs`.
 
     Args:
         runs: one run, or several that differ in the seed alone.
-        against: other finished runs, such as those without regrowth at the same sparsity. One run is set against all
-            of them; several are paired with them by seed.
+        against: other finished runs, such as those without regrowth at the same sparsity. A single run is compared
+            with each of them; several runs are paired with them by seed.
         features: "rate", or "inverted-min-max" as in the authors' code.
-        images: of the training and of the test split, the first ones.
+        images: how many images of the training split, and of the test split, are used (the first ones).
         root: where the data lies now, if not where the run found it.
-        code: what the user says about the code that the folders name.
+        code: which user code the analysis may run, and what replaces the code that the folders name.
     Returns: the content of the first run's analysis.json; what does not exist is None. Its `seeds` are means and
         spreads over several runs, None for one.
     Raises: UserError if a folder is no finished run, or InvalidValue for what cannot be compared.

@@ -55,7 +55,10 @@ def imp_total_epochs(prunings: int) -> int:
 
 
 def imp_prunings(sparsity: float) -> int:
-    """The first number of rounds that reaches the sparsity, to a tenth of a percent: 8 rounds give 89.99 %."""
+    """The smallest number of pruning rounds that reaches the sparsity, less 0.05 percentage points.
+
+    Eight rounds reach 0.8999, which counts as 0.9.
+    """
     return next(k for k in range(1, 100) if imp_sparsity(k) >= sparsity - 0.0005)
 
 

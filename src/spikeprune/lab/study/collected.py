@@ -124,7 +124,10 @@ def _run(folder: RunFolder, labels: Mapping[str, tuple[str, float]]) -> Compared
 
 
 def _baselines(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
-    """The dense networks that were trained beside pruned ones; those of equal settings and seed are one network."""
+    """The dense networks that were trained in the same run as pruned ones, as runs of their own.
+
+    Networks of equal settings and seed count once, and not at all if a dense run of its own has them.
+    """
     there = {_key(run) for run in runs if run.record.settings.method == DENSE}
     found = {_key(dense): dense for run in reversed(runs) if (dense := _dense_beside(run)) is not None}
     return [dense for key, dense in reversed(found.items()) if key not in there]

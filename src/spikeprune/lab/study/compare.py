@@ -161,7 +161,8 @@ def compare(runs: Sequence[ComparedRun], reference: str | None = None, unfinishe
     stands in every block of its data set and model.
 
     Args:
-        reference: a label or a method; without one dense, if there is a dense row.
+        reference: a label or a method. Without it the dense row is the reference; if there is none, nothing is tested.
+        unfinished: number of runs that are not finished, to be reported.
     Raises: UnknownName for a reference that is no row.
     """
     rows = _groups(runs)

@@ -32,9 +32,9 @@ class Estimator:
         self._data: dict[str, Dataset] = {}
 
     def seconds(self, recipe: Recipe) -> float | None:
-        """Training, scoring every epoch, and the test split; the work of mask updates is left out.
+        """Estimated time of a run: training, scoring after every epoch and on the test split, without mask updates.
 
-        None where the run cannot be laid out, such as for data that is not there.
+        None if the run cannot be planned, such as for missing data.
         """
         key = (recipe.model, recipe.T, recipe.batch, recipe.data.name, recipe.precision, recipe.device, recipe.fuse)
         try:

@@ -37,8 +37,8 @@ class Task:
     """One run of a sweep.
 
     Attributes:
-        label: the arm that it belongs to: a method, or the name that the file gives to one with its settings.
-        target: the sparsity it is compared at; that of the run differs where an arm keeps only a share (`keep`).
+        label: the arm that it belongs to: a method, or the name in the file of a method with settings.
+        target: the sparsity at which it is compared; an arm with `keep` runs at a higher one.
         hash: of its settings.
     """
 
@@ -126,7 +126,7 @@ def read_sweep(source: str, overrides: Sequence[str] = ()) -> Sweep:
 
 
 def _whole_values(source: str) -> tuple[str, dict[str, Any]]:
-    """Name and values of a file with those of the file that it builds on."""
+    """Name of a sweep file and its values, merged with those of the recipe that it builds on."""
     name, values = _values(source)
     base_of = values.pop("recipe", None)
     if base_of is not None:
@@ -217,7 +217,7 @@ def _values(source: str) -> tuple[str, dict[str, Json]]:
 
 
 def _given(overrides: Sequence[str]) -> dict[str, Json]:
-    """The command line's keys; what is written with commas is a list."""
+    """Key -> value of the command line's `--key value`, as a list of one or several (`--seeds 0,1,2`)."""
     found: dict[str, Json] = {}
     rest = list(overrides)
     while rest:
@@ -239,7 +239,7 @@ def _given(overrides: Sequence[str]) -> dict[str, Json]:
 
 
 def _lists(value: Json, key: str) -> TypeGuard[list[Json]]:
-    """Whether a value stands for several, one for each run."""
+    """Whether a value is a list with one value for each run; a key that takes a list needs a list of lists."""
     return isinstance(value, list) and (key not in _LISTS or any(isinstance(entry, list) for entry in value))
 
 
@@ -259,7 +259,7 @@ def _arms(values: Mapping[str, Json]) -> dict[str, dict[str, Json]]:
 
 
 def _points(axes: Mapping[str, Sequence[Json]]) -> Iterator[dict[str, Json]]:
-    """All combinations of the lists; the seed changes last."""
+    """All combinations of the lists. The seed varies slowest: first all combinations of the first seed."""
     keys = sorted(axes, key=lambda key: key != "seed")
     for chosen in itertools.product(*(axes[key] for key in keys)):
         yield dict(zip(keys, chosen, strict=True))

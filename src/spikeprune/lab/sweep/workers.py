@@ -159,7 +159,10 @@ def _on_ray(tasks: Sequence[Task], threads: int) -> Iterator[RunEnd]:
 
 
 def _carry_out_there(recipe: Recipe, threads: int, folder: str, environment: Mapping[str, str]) -> str:
-    """`_carry_out` in a process that was started elsewhere, so that modules and data of the user's are found."""
+    """Runs `_carry_out` in a worker process that first takes the folder and environment of the main process.
+
+    So the user's modules and data are found.
+    """
     os.environ.update(environment)
     os.chdir(folder)
     torch.set_num_threads(threads)
@@ -170,7 +173,7 @@ _BUSY = "busy"
 
 
 def _carry_out(recipe: Recipe, progress: Callable[[str], None] | None = None) -> str:
-    """Empty if the run is finished, `_BUSY`, or why it failed."""
+    """Carries out one run. Returns "" if it is finished, `_BUSY` if another process runs it, else why it failed."""
 
     def hear(line: Epoch, epochs: int) -> None:
         if progress is not None:

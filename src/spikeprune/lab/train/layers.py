@@ -18,8 +18,8 @@ from spikeprune.record.statistics import QUANTILES, LayerOperations, NetworkStat
 def layer_statistics(network: TimedNetwork, inputs: Sequence[Tensor], counts: Counts) -> NetworkStatistics:
     """One network's part of `statistics.json`: the numbers of each layer.
 
-    A neuron channel's criticality is that of `Criticality()`: the surrogate's derivative at v_pre - v_threshold, mean
-    over T, max over space, mean over images; in eval mode.
+    Each channel of a neuron layer gets a criticality, as in `Criticality()`: the surrogate's derivative at
+    v_pre - v_threshold, mean over T, max over space, mean over images; in eval mode.
 
     Args:
         inputs: the batches that `counts` was made on, as the model takes them.

@@ -265,9 +265,10 @@ def _check_found(
 
 
 class _SpikeCounter:
-    """Counts how often each found neuron is called inside a `with`; a model of one time step is called several times.
+    """Counts the calls of neurons that are found by their spike function, inside a `with`.
 
-    `steps` and `most` are as those of `_CallCounter`.
+    The model may be called several times in it, once for each time step. `steps` and `most` both count the calls of
+    the neuron with the most calls, summed over these forwards.
     """
 
     def __init__(self, model: nn.Module):

@@ -40,7 +40,7 @@ def part_note(record: RunRecord) -> list[str]:
 
 
 def beyond_note(record: RunRecord) -> list[str]:
-    """Whether the authors' rule kept more, or fewer, than the last mask update was to keep."""
+    """One line if rule "authors" kept more or fewer weights than the last mask update's target; else an empty list."""
     last = record.rounds[-1] if record.rounds else None
     if last is None or not last.beyond:
         return []

@@ -25,14 +25,14 @@ _LATENCY_BATCH, _LATENCY_REPEATS = 32, 5
 @final
 @dataclass(frozen=True)
 class Pruned:
-    """The result of pruning, in whichever way it was done, as the record needs it.
+    """The result of pruning, as record.json takes it; the same for a Pruner and for the authors' channel rule.
 
     Args:
         masks, regrown: parameter name -> bool, of the network before it was shrunk.
         channels: group -> bool [C]; empty where single weights were pruned.
-        rounds: as the Pruner keeps them.
-        sparsity: achieved, of weights or channels.
-        seconds: that mask updates took.
+        rounds: one entry for each mask update, as `Pruner.rounds`.
+        sparsity: the one that was reached, of weights or channels.
+        seconds: time spent on pruning.
     """
 
     masks: dict[str, Tensor]

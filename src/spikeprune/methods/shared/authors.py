@@ -15,11 +15,11 @@ from spikeprune.core.mask import Outcome, count
 def authors_update(
     weights: Mapping[str, Tensor], regrow_scores: Scores, keep: int, share: float
 ) -> Outcome:  # fmt: skip
-    """The authors' unstructured rule, ties and counts included: it keeps slightly more or less than `keep`.
+    """The weight rule of the code of arXiv:2311.16141, with its ties: it keeps slightly more or less than `keep`.
 
         t0 = keep-th largest |w|;                 reference = |w| > t0        (final in layers that do not regrow)
-        K1 = keep - reference in the other layers;  G = int(share * K1)
-        t1 = (K1 - G)-th largest |w| of those;    survivors = |w| > t1
+        K1 = keep - (weights of `reference` in these layers);  G = int(share * K1)
+        t1 = (K1 - G)-th largest |w| of all other layers;      survivors = |w| > t1
         regrown = score >= the G-th largest of score * (dead)
 
     Source: read in the public code of arXiv:2311.16141 (commit ee3170e, core.py).
@@ -47,12 +47,13 @@ def authors_update(
 def authors_channels(
     scales: Mapping[str, Tensor], regrow_scores: Mapping[str, Tensor], percent: float, growth: float
 ) -> Outcome:
-    """The authors' structured rule, ties and off-by-one included.
+    """The channel rule of the code of arXiv:2311.16141, with its ties and its off-by-one count.
 
         i = int(N * percent);  G = int((N - i) * growth);  t = sorted |gamma|[i + G]
         survivors = |gamma| > t;  regrown = the G highest scores among the others, and all that tie with the last
 
-    It keeps N - i - 1 channels unless scores tie, and no layer is safe from losing all of its channels.
+    N is the number of channels. The rule keeps N - i - 1 of them unless scores tie, and it may remove all channels of a
+    layer.
 
     Args:
         scales: group name -> |gamma|, [C].

@@ -24,7 +24,7 @@ def meanings_of(name: str) -> dict[str, str]:
 
 
 def _meanings(text: str) -> dict[str, str]:
-    """Setting -> its sentence, from what stands at `Args:`; one sentence may be for several (`unit, curve: as ...`)."""
+    """Setting -> its text in an `Args:` section. An entry may describe several settings (`unit, curve: as ...`)."""
     entries = re.split(r"^ {1,4}(\w+(?:, \w+)*): ", text, flags=re.MULTILINE)[1:]
     pairs = zip(entries[::2], entries[1::2], strict=True)
     return {key: " ".join(said.split()) for keys, said in pairs for key in keys.split(", ")}

@@ -59,7 +59,10 @@ def rounds(sparsity: float, steps: int, rate: float) -> Geometric:
 
 
 def looks(sparsity: float, steps: int, per_epoch: int, patience: float) -> Constant:
-    """The schedule of a search for early tickets: a look after every epoch (ten looks at least), up to `patience`."""
+    """The schedule of a search for early tickets: the mask is compared after every epoch, and at least ten times.
+
+    Args: patience: share of the steps after which the search ends.
+    """
     end = max(1, int(steps * patience))
     every = max(1, min(per_epoch, end // 10))
     return Constant(sparsity, begin=0, end=end, every=every)

@@ -77,7 +77,7 @@ class Space(abc.ABC):
 
     @abc.abstractmethod
     def grads(self, grads: Tensors, values: Tensors) -> dict[str, Tensor]:
-        """Name -> gradients by these weights; `values` are those of the parameters that `grads` belong to."""
+        """Name -> gradients with respect to `weights(values)`; `grads` are those of the parameters at `values`."""
 
     @abc.abstractmethod
     def facts(self, grads: Tensors, before: Tensors) -> dict[str, dict[str, Tensor]] | None:
@@ -98,17 +98,17 @@ class Space(abc.ABC):
 
     @abc.abstractmethod
     def target(self, sparsity: float, rates: Tensors, observer: Observer) -> Target:
-        """How much is kept at a sparsity; `rates` are shares of non-zero inputs, as far as measured."""
+        """The number of units to keep at a sparsity. `rates`: measured share of non-zero inputs by parameter name."""
 
     @abc.abstractmethod
     def select(
         self, scores: Scores, regrow_scores: Scores, alive: Bools, target: Target, **rules: Unpack[Rules]
     ) -> Outcome:
-        """One mask update; `rules` as for `prune_and_regrow`."""
+        """Chooses the units that one mask update cuts and regrows. `rules` are explained at `prune_and_regrow`."""
 
     @abc.abstractmethod
     def authors(self, regrow_scores: Scores, sparsity: float, share: float) -> Outcome:
-        """One mask update by the authors' rule."""
+        """Chooses the units of one mask update by the rule of the code of arXiv:2311.16141 (`rule="authors"`)."""
 
     @abc.abstractmethod
     def masks(self, units: Bools) -> dict[str, Tensor]:

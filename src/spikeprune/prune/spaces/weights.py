@@ -127,7 +127,12 @@ class Weights(Space):
         return dict(units)
 
     def apply(self, outcome: Outcome, start_value: str, clean: bool) -> None:
-        """Clears what did not survive the cut, so that regrown weights start anew; sets the masks."""
+        """Zeroes the weights that the cut removed, gives regrown weights their value, and sets the masks.
+
+        Args:
+            start_value: the value of a regrown weight, as in `Regrowth`; "exchanged" is "kept" with `cut_forgets`.
+            clean: whether the optimizers' state of the zeroed weights is cleared too.
+        """
         before = self.alive
         for name, p in self.parts.parameters.items() if start_value == "last" else ():
             last = self._last.get(name, torch.zeros_like(p))

@@ -14,7 +14,7 @@ from spikeprune.runtime.structs import EXTERNAL, REAL, STATIC, WORDS
 
 
 class Builder:
-    """Turns a network and the choice of engines into a schedule."""
+    """Turns a network and the engine of each layer into an `EngineSchedule`: native and PyTorch calls in order."""
 
     def __init__(
         self,

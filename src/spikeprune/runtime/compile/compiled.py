@@ -177,8 +177,8 @@ def _regime(N: int) -> int:
 def compile(model: nn.Module, example: Tensor, precision: Precision = "fp32") -> CompiledSNN:
     """A fast inference version of a pruned spiking model: same spikes, same output, zeros cost nothing.
 
-    Folds BatchNorm, computes what is the same at every step once, keeps spikes packed in bits, and chooses for each
-    layer between sparse and dense kernels by a cost model measured on this machine.
+    Folds BatchNorm, runs a layer once if its result is the same at every step, keeps spikes packed in bits, and chooses
+    for each layer between sparse and dense kernels by a cost model measured on this machine.
 
     Args:
         model: multi-step, with neurons that an adapter knows; left as it was. Pruned weights are zeros.
@@ -188,7 +188,7 @@ def compile(model: nn.Module, example: Tensor, precision: Precision = "fp32") ->
 
     Returns: a callable without state; see `CompiledSNN`.
 
-    Raises: InvalidValue, naming the module, for a layer that cannot be compiled.
+    Raises: InvalidValue for an unknown precision, and for a layer that cannot be compiled, which it names.
 
     Examples:
         >>> fast = sp.compile(model.eval(), data[0][0])

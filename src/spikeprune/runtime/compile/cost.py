@@ -41,7 +41,7 @@ MARGIN = 1.15  # dense and event must look this much faster before they are take
 
 @dataclass
 class Rates:
-    """Nanoseconds on one thread."""
+    """The constants of the cost model (see the top of this file) on this machine: nanoseconds on one thread."""
 
     lanes: int  # floats in a vector; not a time
     gather: float  # one column of a tile
@@ -190,7 +190,7 @@ def rates(library: ctypes.CDLL) -> Rates:
 
 
 def dense_time(dense: DenseCall, images: int) -> float:
-    """Nanoseconds of PyTorch's dense layer on `images` images (steps included): from memory, or measured now."""
+    """Nanoseconds of PyTorch's dense layer on `images` images times steps: a stored measurement, or a new one."""
     key = f"{_machine()} {dense.key} {images}"
     with _lock:
         if key in _dense:
@@ -215,7 +215,7 @@ class Choice:
 
     @property
     def sparse(self) -> float:
-        """The best of the engines that skip zeros."""
+        """Time of the fastest engine that skips zeros, in nanoseconds."""
         return min(self.lookup, self.event, self.real)
 
 

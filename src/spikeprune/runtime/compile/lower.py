@@ -48,11 +48,11 @@ def _trace(model: nn.Module, example: Tensor, adapter: Adapter) -> _Recorded:
 
 
 def _check(network: LoweredNetwork, recorded: _Recorded, example: Tensor) -> None:
-    """Compares the lowered network with the model on the example: a subclass may compute what its base does not.
+    """Compares the lowered network with the model on the example: a module may compute something else than its class.
 
-    Also notes how busy the example's spikes are.
-
-    The first neuron that differs decides; behind it, differences only spread.
+    The first neuron layer whose spikes differ decides; in the layers behind it differences only spread. The network
+    also measures how many spikes the example causes, for the cost model.
+    Raises: InvalidValue if more spikes differ than rounding explains, or if the output differs.
     """
     with torch.no_grad():
         values = interpret(network, example.detach().float().cpu(), network.still)

@@ -61,7 +61,7 @@ class Layout:
     fixed: bool = False
 
     def inside(self, x: Tensor) -> Tensor:
-        """A sequence as the layers take it, [T, N, ...]."""
+        """Moves the axes of a model's input to [T, N, ...], the order in which the layers take it."""
         return x if self.input == (0, 1) else x.movedim(self.input, (0, 1))
 
     def said(self, shape: str) -> str:
@@ -100,7 +100,7 @@ class LoweredNetwork:
                 self.busy[layer.output] = busyness(values[layer.output])
 
     def readers(self) -> dict[int, list[int]]:
-        """Value -> places of the layers that read it."""
+        """Number of a value -> places (indices in `layers`) of the layers that read it."""
         table: dict[int, list[int]] = {0: []}
         for place, layer in enumerate(self.layers):
             table.setdefault(layer.output, [])

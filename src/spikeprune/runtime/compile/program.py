@@ -21,7 +21,10 @@ MAX_COLUMNS = 65535  # what fits in a pair's 16-bit places
 
 @dataclass
 class Sparse:
-    """Kept weights by output channel: row starts, column = input channel * taps + tap, value."""
+    """The non-zero weights of a layer in compressed rows (CSR), one row for each output channel.
+
+    starts: where each row begins. columns: input channel * taps + tap. values: the weights.
+    """
 
     starts: np.ndarray
     columns: np.ndarray

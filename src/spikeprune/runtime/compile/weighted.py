@@ -38,7 +38,10 @@ class DenseCall(NamedTuple):
 
 @dataclass
 class View:
-    """A layer with a weight, as the convolution [O, I / groups, kh, kw] that it is on the value `source`."""
+    """A layer with a weight, written as a convolution.
+
+    source: number of the value that it reads. weight: [O, I / groups, kh, kw].
+    """
 
     source: int
     weight: Tensor

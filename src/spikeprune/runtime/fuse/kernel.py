@@ -121,7 +121,7 @@ def fire(
 
 
 class _Fused(torch.autograd.Function):
-    """The C++ kernel."""
+    """`fire` by the C++ kernel, with its backward pass."""
 
     @staticmethod
     def forward(

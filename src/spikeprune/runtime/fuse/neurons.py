@@ -22,10 +22,15 @@ _TORCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def surrogate_of(
     adapter: Adapter, neuron: nn.Module, steepness: float | None, smooth: bool = False
 ) -> tuple[str, float, bool] | str:
-    """(name, steepness, strict) of the neuron's surrogate, or why it cannot be told.
+    """(name, steepness, strict) of the neuron's surrogate, or the reason why it cannot be fused.
 
-    A surrogate is known by what it computes, not by its class: its derivative agrees with one of ours, or its name is
-    "own" and its derivative is asked of the function itself.
+    A surrogate is recognised by its values, not by its class. If its derivative equals that of a curve in `SURROGATES`,
+    it gets that name; otherwise its name is "own", and the function itself is asked for its derivative.
+
+    Args:
+        steepness: of the surrogate, if the framework tells it; None finds it from the derivative at 0.
+        smooth: whether the neuron returns the surrogate's value instead of spikes.
+    Returns: strict: whether the neuron fires only above its threshold, and not at it.
     """
     function = adapter.surrogate(neuron)
     called = f"surrogate {type(function).__name__}"

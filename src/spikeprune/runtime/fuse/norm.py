@@ -65,13 +65,16 @@ class Bridge:
         return self._norm
 
     def repeated(self, T: int) -> "Bridge":
-        """The bridge of a result that is the same at all T steps and is held once."""
+        """A bridge of this BatchNorm call whose one result stands for all T steps; it is stored once (`is_static`)."""
         if T == self.T:
             return self
         return replace(self, T=T, is_static=T > 1, _norm=self.norm, _tensor=None)
 
     def tensor(self) -> Tensor:
-        """The result of the BatchNorm, [T * N, C, *space]. It is in the autograd graph if the BatchNorm ran in one."""
+        """The result of the BatchNorm, [T * N, C, *space].
+
+        It is part of the autograd graph if the BatchNorm was called with gradients enabled.
+        """
         if self._tensor is None:
             self.state.shared = self.state.shared or self.graph
             # A reader under no_grad may be followed by one that needs the gradient.
@@ -179,7 +182,7 @@ class Pending:
         return self.tensor().view(*shape)
 
     def expand(self, *sizes: Any) -> Any:
-        """Repeats one step over T."""
+        """`Tensor.expand`. Repeating the one step of a sequence over T stays fused; anything else makes the tensor."""
         wanted = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
         made = self.bridge
         if self.sequence() is not None and self.shape[0] == 1 and made.T == 1 and wanted[1:] == tuple(self.shape[1:]):

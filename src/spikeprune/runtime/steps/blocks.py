@@ -22,7 +22,10 @@ _ROWS = {"convolution", "native_batch_norm", "_native_batch_norm_legit_no_traini
 
 @dataclass
 class StepRows:
-    """Which elements of a tensor belong to one time step: `index` [N, M] into the flattened tensor."""
+    """The elements of a tensor that belong to one time step.
+
+    index: [N, M], the positions of each sample's M elements in the flattened tensor. shape: of one sample's elements.
+    """
 
     index: Tensor
     shape: tuple[int, ...]
@@ -301,7 +304,10 @@ class Origins:
         return not torch.equal(time.amax(dims), time.amin(dims)) or bool((time.amin(dims) < 0).any())
 
     def _time_reduction(self, call: CapturedCall, base: str, own: StepRows) -> StepFunction:
-        """A reduction over time, and perhaps over other axes of the block too."""
+        """The step function of a reduction over time (sum, mean, ...) that may reduce axes within a step as well.
+
+        Raises: InvalidValue if it reduces over samples too.
+        """
         x = call.inputs[0]
         rows = self.rows(x, call)
         dims, _ = _reduced(call)

@@ -189,7 +189,7 @@ class LayerMaker:
             self.of[self.value[key]] = key
 
     def _prompt(self, cell: Cell, inputs: list[int], name: str) -> tuple[Cell, list[int]]:
-        """Moves a delay of one step out of a cell: a layer before it delays the input, and the cell reads it in time.
+        """Moves a delay of one step out of a cell: a new layer before it delays the input, and the cell no longer does.
 
         Only a cell whose one input is read a step late everywhere is changed; another is returned as it is.
         """

@@ -222,7 +222,7 @@ def _named(model: nn.Module, capture: Capture) -> Generator[None]:
 
 
 def captured(model: nn.Module, x: Tensor) -> tuple[list[CapturedCall], Tensor, Tensor]:
-    """The calls of `model(x)`, the codes of what it returns, and the output.
+    """The calls that `model(x)` makes, the codes of its output (see `Capture`), and the output.
 
     Raises: InvalidValue for a model that returns something else than one tensor that depends on x.
     """

@@ -63,7 +63,7 @@ def normal_form(cell: Cell, shape: tuple[int, ...]) -> Normal | None:
 
 
 def _usual(step: StepFunction) -> bool:
-    """Whether a Heaviside step returns 0 at 0. True for all other steps."""
+    """False for a Heaviside step that does not return 0 at 0; True for all other steps."""
     if step.base != "heaviside":
         return True
     item = step.template[1]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @register
 class Add(Operation):
-    """Runs inside the kernel before it where that makes one of the two values."""
+    """The sum of two values of one shape. It runs inside the kernel that makes one of them, where there is one."""
 
     name = "add"
     reads = ("add",)

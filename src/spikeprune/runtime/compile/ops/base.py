@@ -216,7 +216,10 @@ def check_tensor(layer: LoweredLayer, name: str, *shape: int | None, dtype: torc
 
 
 def check_pair(value: Option, layer: LoweredLayer, name: str, least: int) -> tuple[int, int]:
-    """A setting of two whole numbers, checked."""
+    """A setting of two whole numbers.
+
+    Raises: InvalidValue, which names the layer, for another kind of value, or a number below `least` or too large.
+    """
     fits = isinstance(value, tuple) and len(value) == 2
     if not fits or not all(type(v) is int and least <= v <= LARGEST for v in value):  # pyright: ignore
         raise wrong(layer, f"its {name} is {str(value)[:40]}")
@@ -224,7 +227,7 @@ def check_pair(value: Option, layer: LoweredLayer, name: str, least: int) -> tup
 
 
 def check_flag(value: Option, layer: LoweredLayer, name: str) -> bool:
-    """A setting that is true or false, checked."""
+    """A setting that is true or false. Raises: InvalidValue, which names the layer, for another kind of value."""
     if type(value) is not bool:
         raise wrong(layer, f"its {name} is {str(value)[:40]}, neither true nor false")
     return value

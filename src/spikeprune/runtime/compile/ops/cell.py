@@ -75,7 +75,7 @@ class FunctionOperation(_Program):
 
 
 def cell_of(layer: LoweredLayer) -> Cell:
-    """The layer's cell."""
+    """The cell that a layer runs at each time step, read from its stored program."""
     program = layer.options["program"]
     assert isinstance(program, str)
     return read(program, layer.tensors)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @register
 class Flatten(Operation):
-    """Costs nothing where the next layer reads the map itself."""
+    """A reshape to one axis of features. It costs nothing if the next layer can read the map as it is."""
 
     name = "flatten"
     reads = ("reshape",)

@@ -25,7 +25,10 @@ _SETTINGS = {"mode", "kernel", "stride", "padding", "ceil", "divisor", "count_pa
 
 @register
 class Pool(Operation):
-    """Max pooling of packed spikes is a bitwise or; averages over up to 15 positions stay packed as two planes."""
+    """Max and average pooling. Max pooling of packed spikes is a bitwise or.
+
+    An average over up to 15 positions of packed spikes stays packed too, as two planes of bits for its sum.
+    """
 
     name = "pool"
     reads = ("pool",)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @register
 class Select(Operation):
-    """Folded into the layer before it wherever that is possible."""
+    """A selection of channels by a gate or `index_select`. It becomes part of the layer before it where it can."""
 
     name = "select"
     reads = ("select", "other")
