@@ -222,6 +222,9 @@ def test_a_cell_of_a_compiled_file_is_checked_in_every_part():
     refused("an index of its program is out of range", with_region(index=places + 10**6))
     refused("an index of its program is out of range", with_region(index=places - 1))
     refused("an index of its program is out of range", with_region(index=places.float()))
+    # A step without inputs gives its constants, whose size is not that of the samples.
+    linear = next(j for j, step in enumerate(good.steps) if step.name == "linear")
+    refused("a step of its program gives another shape", with_step(linear, inputs=[], template=[]))
     assert layer.options["ranks"] == tuple(len(shape) for shape in inputs)
     with pytest.raises(UserError, match="its program is missing"):
         layer.op.check(layer, [*inputs, (3,)])

@@ -107,9 +107,9 @@ def _checked(layer: LoweredLayer, cell: Cell, inputs: list[Shape]) -> Shape:
     flat = Cell(
         [_on_meta(step) for step in cell.steps], cell.output, {k: v.to("meta") for k, v in cell.initial.items()}
     )
-    now = next(run_cell(flat, [[torch.empty((2, *shape), device="meta")] for shape in inputs], everything=True))
-    for j, step in enumerate(cell.steps):
-        if tuple(now["s", j].shape[1:]) != tuple(step.shape):
+    for n in (2, 3):  # two numbers of samples: a step of constants alone has a size of its own
+        now = next(run_cell(flat, [[torch.empty((n, *shape), device="meta")] for shape in inputs], everything=True))
+        if any(tuple(now["s", j].shape) != (n, *step.shape) for j, step in enumerate(cell.steps)):
             raise base.wrong(layer, "a step of its program gives another shape than it says")
     return tuple(cell.steps[cell.output].shape)
 
