@@ -1,10 +1,12 @@
 """A compiled network gives the spikes of the model it was made from, on every engine and instruction set."""
 
 import itertools
+import signal
 import threading
 
 import pytest
 import torch
+from forked import Forked
 from torch import nn
 
 from spikeprune.core.errors import InvalidValue, UserError
@@ -362,6 +364,27 @@ def test_more_threads_give_the_same_bits():
             assert all(torch.equal(spikes, one[name]) for name, spikes in compiled.trace(x).items())
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_compiled_network_runs_in_a_fork_of_a_process_with_threads():
+    """PyTorch's own operations wait there for ever, for threads that were not forked."""
+    x = torch.rand(9, 2, 11, 9)
+    compiled = compile(prepare(NETWORKS["vgg"]()), x)
+
+    def serve():
+        signal.alarm(30)
+        compiled._schedules.clear()  # so that dense kernels are timed in the fork, too
+        return not torch.equal(compiled(x), expected)
+
+    def parent():
+        nonlocal expected
+        torch.set_num_threads(2)
+        torch.rand(400, 400) @ torch.rand(400, 400)
+        expected = compiled(x)
+        return Forked(serve).wait().status
+
+    expected = x
+    assert Forked(parent).wait().status == 0
 
 
 def test_plan_names_every_layer():

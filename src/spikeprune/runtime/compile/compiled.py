@@ -22,6 +22,7 @@ from spikeprune.runtime.compile.schedule import EngineSchedule
 from spikeprune.runtime.compile.weighted import quantize
 
 Precision = Literal["fp32", "int16"]
+_HOME = os.getpid()
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,10 @@ class CompiledSNN:
         raise InvalidValue(f"this compiled model takes {' or '.join(forms)}, got {given}")
 
     def _schedule(self, still: bool, T: int, N: int, watch: bool = False) -> EngineSchedule:
+        if (
+            os.getpid() != _HOME
+        ):  # PyTorch's threads do not come along into a fork, and a second one would wait for them
+            torch.set_num_threads(1)
         regime = _regime(N)
         key = (still, T, watch, regime)
         with self._lock:
