@@ -126,7 +126,7 @@ def _notes(folder: "RunFolder", record: "RunRecord") -> list[str]:
 
 
 def summary(record: "RunRecord") -> list[str]:
-    """A finished run in a few lines."""
+    """The result of a finished run as a few lines."""
     from spikeprune.core.pattern import unit_of
 
     if record.squeeze is not None:

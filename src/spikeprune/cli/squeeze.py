@@ -162,7 +162,7 @@ def _pairs(words: Sequence[str]) -> dict[str, str]:
 
 
 def _base(run: str | None, given: dict[str, str], trust: bool) -> tuple[str, dict[str, Json]]:
-    """Name and flat values of the recipe that the keys are applied to; takes out of `given` what is no key of it."""
+    """Name and flat values of the recipe that the keys change. Removes from `given` what is no recipe key."""
     from spikeprune.zoo.pretrained import names
 
     network = given.pop("network", _NETWORKS[0])
@@ -197,7 +197,7 @@ def _settings() -> dict[str, Json]:
 
 
 def _of_card(name: str) -> tuple[str, dict[str, Json]]:
-    """A network that comes trained: its card says all."""
+    """Recipe name and values for a pretrained network, taken from its card."""
     from spikeprune.zoo.pretrained import card, file_of
 
     found = card(name)
@@ -221,7 +221,7 @@ def _refuse_misspelt(run: str) -> None:
 
 
 def _of_run(run: str, network: str, given: Mapping[str, str], trust: bool) -> tuple[str, dict[str, Json]]:
-    """The network of a finished run, with the run's own settings."""
+    """Recipe name and values for the network of a finished run, with the run's own settings."""
     from spikeprune.lab.recipe import read_values
     from spikeprune.lab.train.code import Code, recipe_of
     from spikeprune.lab.train.folder import RunFolder

@@ -14,11 +14,11 @@ Scores = Mapping[str, Tensor]  # parameter name -> scores of the parameter's sha
 
 @dataclass(frozen=True)
 class Evidence:
-    """Read-only facts of one prune-and-regrow round.
+    """Read-only facts that a method may use in one mask update.
 
     Attributes:
         weights: parameter name -> weights (dead ones are exactly 0).
-        masks: parameter name -> bool, the mask before this round.
+        masks: parameter name -> bool, the mask before this mask update.
         generator: seeded CPU generator, the same on every rank; for methods that draw.
         number, count: this is mask update `number` of `count` (from 1).
         grads: parameter name -> gradient of this step, dead weights included; only if the method needs it.
@@ -26,13 +26,13 @@ class Evidence:
         statistics: parameter name -> the method's statistic: [C] per neuron or of the weight's shape; only for
             weights that feed a neuron.
         state: parameter name -> the optimizer's state of it (momentum buffers), if the method needs it.
-        memory: what a method that acts in every step keeps: kind -> name -> tensor.
+        memory: the tensors that a method keeps between steps: kind -> name -> tensor.
         channels: under a channel pattern, what else is known of channels: "scale" (|gamma| of their normalisation),
             "norm" (root mean square of their filters) and, with gradients, "slope" (dL by a gate on the channel)
             -> group name -> [C]. Then `weights` and all other mappings
             are by group as well, [C], and a weight is the scale, or the norm where there is no normalisation.
-        survivors: parameter name -> bool, what the cut of this mask update leaves; for `regrow_score` of a method that
-            needs "survivors".
+        survivors: parameter name -> bool, the weights that the cut of this mask update leaves; for `regrow_score` of a
+            method that needs "survivors".
         flow: parameter name -> dR / d|w| of the network that hands everything on (`model/flow.py`), only if the method
             needs it.
         curvature: parameter name -> the loss's Hessian times its gradient (`model/curvature.py`), only if the method
@@ -55,7 +55,7 @@ class Evidence:
     curvature: Mapping[str, Tensor] | None = None
 
     def gradients(self) -> Mapping[str, Tensor]:
-        """The gradients.
+        """Parameter name -> gradient, dead weights included (see `grads`).
 
         Raises: MissingEvidence if there are none.
         """
@@ -73,7 +73,7 @@ class Evidence:
         return self.flow
 
     def curvatures(self) -> Mapping[str, Tensor]:
-        """The loss's Hessian times its gradient.
+        """Parameter name -> the loss's Hessian times its gradient.
 
         Raises: MissingEvidence if there is none.
         """

@@ -81,7 +81,7 @@ class Uses:
         return not (self.weights or self.values or self.products or self.unread)
 
     def began(self) -> None:
-        """A forward begins."""
+        """Called when a forward begins."""
 
     def spike(self, neuron: SpikeNeuron) -> None:
         """Counts the spikes of a call."""

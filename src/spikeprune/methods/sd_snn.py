@@ -105,7 +105,10 @@ class SdSnn(Method):
     def _counted(
         self, memory: Memory, kind: str, name: str, now: Tensor, excess: Tensor
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """The entries that came `patience` times on end after a first time, with their excess; they count anew."""
+        """The entries for which `now` held `patience` times on end after a first time, and their summed excess.
+
+        Their counts start again from 0.
+        """
         before, count, total = (memory[kind + part][name] for part in ("before", "count", "sum"))
         on = now & before
         count.copy_(torch.where(on, count + 1, 0))

@@ -64,7 +64,7 @@ class ChannelMap:
         self._refuse_unread()
 
     def _refuse_unread(self) -> None:
-        """A layer whose channels nobody reads was followed up to a point only: an indexed write leaves no trace."""
+        """Refuses to cut layers whose outputs no layer reads: the trace has lost them, as at an indexed write."""
         read = [self.roots(atoms) for role, atoms in self.dims.values() if role == "in"]
         read += [self.roots(before) for before, _ in self.gates.values()]
         known = torch.cat([*read, torch.tensor(sorted(self.fixed_roots()), dtype=torch.long)])
@@ -188,7 +188,7 @@ class ChannelMap:
         return _along(out, axes.axis, len(node.shape))
 
     def _unfollowed(self, node: Node, source: Tensor | None, reason: str) -> Tensor | None:
-        """A layer whose weight cannot be cut: what it reads and what it puts out stays whole."""
+        """Refuses to cut the inputs and outputs of a layer whose weight cannot be cut; returns its output's layout."""
         self._refuse(node, [source], reason)
         module = node.module
         width = module.out_channels if isinstance(module, _ConvNd) else node.shape[-1] if node.shape else 1

@@ -12,7 +12,7 @@ from spikeprune.model.adapter import Adapter
 
 @contextmanager
 def undisturbed(model: nn.Module, adapter: Adapter | None) -> Generator[None]:
-    """Whatever is run inside, buffers (BatchNorm's averages), membrane state and random numbers stay as they were."""
+    """Context that puts back buffers (BatchNorm's averages), membrane state and random state at its end."""
     # Clones take the buffers' places and the originals come back: writing to the originals, even the same values, would
     # upset an autograd graph that has saved them, when this runs between a forward and its backward.
     buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
@@ -36,7 +36,7 @@ def undisturbed(model: nn.Module, adapter: Adapter | None) -> Generator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Generator[None]:
-    """The model in eval mode; every module's own mode afterwards."""
+    """Context in which the model is in eval mode; at its end every module gets its own mode back."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:

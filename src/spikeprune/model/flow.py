@@ -21,7 +21,7 @@ from spikeprune.model.trace import Graph
 
 
 def ones_of(given: Arguments) -> Arguments:
-    """The arguments of a call with ones in place of the numbers; they take no memory."""
+    """The arguments of a call with all values replaced by 1, in tensors that take no memory."""
 
     def ones(value: Any) -> Any:
         return value.detach().new_ones(()).expand(value.shape) if isinstance(value, Tensor) else value
@@ -98,7 +98,7 @@ def _wide(value: Any) -> Any:
 
 @contextmanager
 def _handing_on(model: nn.Module, adapter: Adapter) -> Generator[None]:
-    """Neurons return their input in place of spikes, and of potentials where they return those too."""
+    """Inside this context, neurons return their input in place of their spikes, and of potentials they return too."""
 
     def hook(neuron: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], result: Any) -> Any:
         x = Arguments(positional, named).values[0]

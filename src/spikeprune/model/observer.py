@@ -47,7 +47,10 @@ class Observer:
         parameters: Mapping[str, nn.Parameter],
         learned: Callable[[Graph], None] | None = None,
     ) -> None:
-        """`outer` is the user's object, perhaps compiled or wrapped; `model` the module inside; `learned` is told."""
+        """`outer` is the user's object, perhaps compiled or wrapped, and `model` the module inside it.
+
+        `learned` is called with the trace.
+        """
         self._outer = outer
         self._model = model
         self._adapter = adapter
@@ -76,7 +79,7 @@ class Observer:
     def glance(self) -> None:
         """Watches the next forward for weights that are used in an unknown way, for methods that need no trace.
 
-        Raises: what was wrong, from the user's own step().
+        Raises: the error of an earlier watched forward, so that it reaches the user in `step()`.
         """
         self.check()
         if self.graph is None and self._glance is None and not hasattr(self._outer, "_orig_mod"):
@@ -181,7 +184,7 @@ class Observer:
         self._calls = []
 
     def check(self) -> None:
-        """Raises: what the traced forward met, if it failed."""
+        """Raises: the error of the traced forward, if it failed."""
         if self._error is not None:
             raise self._error
 

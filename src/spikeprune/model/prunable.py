@@ -90,7 +90,7 @@ def check_there(model: nn.Module) -> None:
 
 
 def _one_each(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """The first parameter of those that are views of one memory: their zeros are the same."""
+    """One parameter, the first, of each group that are views of one memory and so share their zeros."""
     found: dict[tuple[object, ...], str] = {}
     for name, p in parameters.items():
         found.setdefault((p.untyped_storage().data_ptr() or name, p.storage_offset(), p.numel()), name)
@@ -98,7 +98,7 @@ def _one_each(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]
 
 
 def _computed(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Name of a weight -> layer, where a 0 in the stored weight is no 0 in the one that acts."""
+    """Name of a weight -> its layer, for layers that compute their weight so that a stored 0 does not stay 0."""
     names = {id(p): n for n, p in model.named_parameters()}
     known: dict[type, bool] = {}  # of layers whose weight is their own, the class decides
     found: dict[str, nn.Module] = {}

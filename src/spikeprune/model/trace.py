@@ -219,7 +219,7 @@ def batch_of(graph: Graph) -> int | None:
 
 
 def unite_first_steps(graph: Graph) -> None:
-    """Makes one neuron of two that are a recurrent layer's first step, without its recurrent weights, and the others.
+    """Joins two found neurons that are one: a recurrent layer's first step, without recurrent weights, and the rest.
 
     The first step of a loop may leave the recurrent weights out, since there are no spikes yet; its neuron then is fed
     by fewer weights than that of the later steps. Told by the calls: one, and all others of the loop.

@@ -186,7 +186,7 @@ class Steps:
             self.upkeep.hold_state(self.upkeep.masks)
 
     def before_step(self, optimizer: torch.optim.Optimizer, *, closure: bool) -> None:
-        """Before an update: the model is still the same, and gradients are kept and masked."""
+        """Called before an update: checks that the model is still the same, and keeps and masks the gradients."""
         started = time.perf_counter()
         self.guard.check()
         self.guard.check_frozen()
@@ -200,7 +200,7 @@ class Steps:
         self.seconds += time.perf_counter() - started
 
     def gradients_computed(self) -> None:
-        """The gradients of this step are there."""
+        """Called when the gradients of this step are computed: keeps and masks them."""
         if self.updater.gradients.empty:  # else the user has called mask_grads, and those of dead weights are gone
             self.keep_grads()
         self.hold_grads()
@@ -225,7 +225,7 @@ class Steps:
         self.seconds += time.perf_counter() - started
 
     def after_others(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer around ours, or one that is not attached, has written: the zeros are held."""
+        """Zeroes dead weights again after an outer optimizer, or one that is not attached, has changed the weights."""
         self.upkeep.hold_others(optimizer)
         for follower in self.followers:
             follower.hold()
@@ -237,14 +237,14 @@ class Steps:
             self.updater.gradients.keep(self.space.tracked)
 
     def hold_grads(self) -> None:
-        """Before the update: the method's own part, then zeroes the gradients of dead weights."""
+        """Called before the update: lets the method act, then zeroes the gradients of dead weights."""
         if self._acts:
             self.updater.act_before(self.done + 1)
         if self.clean:
             self.upkeep.hold_grads()
 
     def advance(self, *, closure: bool) -> None:
-        """After an update: completes the step, with its mask update if it has one."""
+        """Called after an update: completes the step, and makes its mask update if it has one."""
         if self.updater.gradients.empty:
             self.keep_grads()
         self.full_gradients = self._full_gradients()
@@ -279,7 +279,7 @@ class Steps:
         return synapses + ("grads" in updater.method.needs)
 
     def prepare(self) -> None:
-        """Tells the observer what the coming step is for; in steps far from mask updates it has no hooks at all."""
+        """Tells the observer what to record in the coming step. Far from mask updates it has no hooks at all."""
         coming = self.done + 1
         update = self.plan.coming(coming)
         costs = self.budget in ("macs", "synops")

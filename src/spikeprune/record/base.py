@@ -164,7 +164,7 @@ def loaded(path: Path, read: Callable[[object], T]) -> T:
 
 @contextmanager
 def whole(path: Path) -> Generator[None]:
-    """Whatever goes wrong inside means that the file cannot be read or is damaged. Raises: Damaged."""
+    """Context in which any error means that the file cannot be read or is damaged. Raises: Damaged."""
     try:
         yield
     except OSError as error:
@@ -175,7 +175,7 @@ def whole(path: Path) -> Generator[None]:
 
 
 def plain(value: object) -> Json:
-    """A value as JSON has it."""
+    """A value as plain JSON values: dicts, lists, numbers and text."""
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in cast("Mapping[object, object]", value).items()}
     if isinstance(value, tuple | list):

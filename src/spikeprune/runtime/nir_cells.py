@@ -59,7 +59,7 @@ def export_cell(layer: LoweredLayer, cell: Cell, graph: NirGraph) -> None:
 
 
 def _bound(cell: Cell) -> Tensor | None:
-    """c where a cell is x > c and nothing else."""
+    """c if the cell computes x > c and nothing else; else None."""
     step = cell.steps[0]
     if len(cell.steps) != 1 or step.base != "gt" or not _whole(step) or len(step.template) != 2:
         return None

@@ -61,7 +61,7 @@ class NirGraph:
             raise InvalidValue(f"the package nir refuses the graph that was made for this network: {said}") from error
 
     def _add(self, layer: LoweredLayer) -> None:
-        """By the node that NIR has for it, else as matrices."""
+        """Adds a layer as the node that NIR has for it, else as matrices."""
         try:
             layer.op.export_nir(layer, self)
         except InvalidValue:

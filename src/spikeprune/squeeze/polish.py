@@ -176,7 +176,7 @@ class Polisher:
         over: Callable[[Sequence[int], str], Iterable[int]],
         by_batch: bool = False,
     ) -> bool | None:
-        """All steps at one rate. False where the loss leads away, None where it does not depend on the weights."""
+        """Takes all steps at one rate. False if the loss grows too far, None if it does not depend on the weights."""
         steps, recent = _AdamSteps([p for p, _ in pairs], [_size(p, m) for p, m in pairs]), list[float]()
         with _differentiable([p for p, _ in pairs]):
             for step, index in enumerate(over(order, "polishing")):
@@ -197,7 +197,7 @@ class Polisher:
         return True
 
     def loss(self, share: float) -> float:
-        """The mean over the first batches."""
+        """The mean loss over the first batches."""
         found = [float(self._loss(target, share).detach()) for target in self.targets[:_LOOK]]
         return sum(found) / len(found)
 
@@ -243,7 +243,7 @@ def _size(parameter: nn.Parameter, mask: Tensor | None) -> float:
 
 @contextmanager
 def _differentiable(parameters: Sequence[nn.Parameter]) -> Any:
-    """Every parameter asks for gradients meanwhile."""
+    """Context in which every parameter requires a gradient."""
     before = [p.requires_grad for p in parameters]
     try:
         for p in parameters:

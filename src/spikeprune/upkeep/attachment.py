@@ -15,14 +15,14 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class StepListener(Protocol):
-    """Is told of the optimizers' steps."""
+    """Interface of an object that an `Attachment` tells about the optimizers' steps."""
 
     def before_step(self, optimizer: torch.optim.Optimizer, *, closure: bool) -> None:
         """An optimizer's step begins. `closure` tells whether it was called with a closure."""
         ...
 
     def gradients_computed(self) -> None:
-        """The closure of a step has computed gradients."""
+        """Called when the closure of a step has computed gradients."""
         ...
 
     def after_step(self, optimizer: torch.optim.Optimizer, *, closure: bool, last: bool) -> None:
@@ -34,7 +34,7 @@ class StepListener(Protocol):
         ...
 
     def after_others(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer that is not attached has changed the weights."""
+        """Called when an optimizer that is not attached has changed the weights."""
         ...
 
 

@@ -67,7 +67,7 @@ class KeptCurvature:
         self.before = {n: parameters[n].detach().clone() for n in products}
 
     def complete_step(self) -> None:
-        """An optimizer has changed the weights."""
+        """Called when an optimizer has changed the weights: the products get one step older."""
         self._steps += 1
 
     def shown(self, method: str, step: int) -> dict[str, Tensor]:

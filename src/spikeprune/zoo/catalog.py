@@ -28,7 +28,7 @@ def vgg16_channels(spec: Spec) -> "SpikingNet":
 
 @register("resnet19-weights", channels=3)
 def resnet19_weights(spec: Spec) -> "SpikingNet":
-    """ResNet-19 (pre-activation) of the unstructured experiments, with the second neuron of each block put to use."""
+    """ResNet-19 (pre-activation) of the weight pruning experiments; the second neuron of each block is used."""
     from spikeprune.zoo.paper import WEIGHTS
     from spikeprune.zoo.resnet import resnet19
 

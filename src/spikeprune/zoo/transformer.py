@@ -42,7 +42,7 @@ class SpikingAttention(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """x + attention(x), and to that its own two 1x1 convolutions: BN(conv(LIF(BN(conv(LIF(x))))))."""
+    """y + BN(conv(LIF(BN(conv(LIF(y)))))) with y = x + attention(x); both convolutions are 1x1."""
 
     def __init__(self, width: int, heads: int, expansion: int):
         super().__init__()

@@ -73,7 +73,7 @@ def read_aedat3(content: bytes, path: Path) -> Events:
 
 
 def _after_comments(content: bytes, path: Path) -> int:
-    """The position behind the first lines, which begin with #."""
+    """The position after the first lines, which begin with #."""
     place = 0
     while content[place : place + 1] == b"#":
         end = content.find(b"\n", place)

@@ -54,7 +54,7 @@ _USUAL = {
 
 
 def styles(names: Sequence[str]) -> dict[str, int]:
-    """Name -> number of its colour and mark, the same whatever other names stand beside it, as far as that can be."""
+    """Name -> number of its colour and mark. Well-known names keep the same number in every figure where they can."""
     found: dict[str, int] = {}
     for name in dict.fromkeys(names):
         usual = _USUAL.get(name.partition(",")[0].partition(" (n")[0].strip())
@@ -67,7 +67,7 @@ def styles(names: Sequence[str]) -> dict[str, int]:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other beats: nowhere is there one with smaller or equal x and larger y (Pareto), by x."""
+    """The Pareto front, ordered by x: the points for which no other point has x smaller or equal and y larger."""
     best: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
         if not best or y > best[-1][1]:

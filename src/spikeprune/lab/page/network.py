@@ -48,7 +48,7 @@ class Histogram:
 
 
 def network_map(run: ShownRun, masks: Mapping[str, Tensor]) -> list[MapBlock]:
-    """A block a layer, in the order of the model."""
+    """One block for each layer, in the order of the model."""
     rates = (
         {name: neuron.firing_rate for name, neuron in run.statistics.pruned.neurons.items()} if run.statistics else {}
     )
@@ -119,7 +119,7 @@ def _values(
 
 
 def _some(values: Tensor) -> Tensor:
-    """At most a million of them: torch's quantile takes no more than sixteen."""
+    """At most two million of the values, evenly spaced: `torch.quantile` takes no more than 16 million."""
     return values[:: max(1, values.numel() // 1_000_000)]
 
 

@@ -19,7 +19,7 @@ from spikeprune.shrink.plan import ChannelPlan
 @final
 @dataclass(frozen=True)
 class LayerSize:
-    """A prunable weight; `neuron` is the one it feeds, None for the classifier, "" where that is not known."""
+    """A prunable weight. `neuron`: the layer of neurons that it feeds, None for the classifier, "" if unknown."""
 
     name: str
     weights: int

@@ -23,17 +23,17 @@ def sentence(text: str) -> str:
 
 
 def short(value: float, unit: str = "") -> str:
-    """4.78 M, 116 kB; the space does not break."""
+    """A number with three digits and a prefix, such as 4.78 M or 116 kB; the space does not break."""
     return bound(plain.short(value, unit))
 
 
 def duration(seconds: float) -> str:
-    """41 s, 12 min, 3.4 h; the space does not break."""
+    """A duration in a fitting unit, such as 41 s, 12 min or 3.4 h; the space does not break."""
     return bound(plain.duration(seconds))
 
 
 def whole(value: float) -> str:
-    """28,960."""
+    """A number rounded to a whole one, with commas, such as 28,960."""
     return f"{value:,.0f}"
 
 
@@ -70,7 +70,7 @@ def compared(dense: float, pruned: float, fewer: str = "less", more: str = "more
 
 
 def milliseconds(value: float) -> str:
-    """Three digits: 0.0912, 4.20, 228."""
+    """A time in milliseconds with three digits, such as 0.0912, 4.20 or 228; larger ones are whole."""
     return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 

@@ -61,7 +61,7 @@ class Job:
         return ["dense", *phases] if self.recipe.baseline and self.recipe.method != "dense" else phases
 
     def of(self, phase: PhaseName) -> "Job":
-        """The part of the job that a phase is."""
+        """The job of one phase: the same settings with the timetable of that phase."""
         return dataclasses.replace(self, timetable=self.timetable.of(phase))
 
 

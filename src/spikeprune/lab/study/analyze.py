@@ -218,7 +218,7 @@ class _Analysed:
         self.compared = compare.ComparedRun(self.folder.path, self.record, self.recipe.method, self.recipe.sparsity)
 
     def parts(self, features: str, images: int) -> Mechanism:
-        """The keys that contract and page name."""
+        """All measured effects of regrowth in this run, as analysis.json stores them."""
         data, device = load_data(self.recipe), choose_device(self.recipe.device)
         data = data.to(device)
         rounds = self.record.rounds

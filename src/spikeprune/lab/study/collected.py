@@ -140,7 +140,7 @@ def _key(run: ComparedRun) -> str:
 def _dense_beside(run: ComparedRun) -> ComparedRun | None:
     """The dense network of a run as a run of method dense; None where none was trained and scored.
 
-    It was trained for as many steps, so `train_macs` is its own cost, and no search came before.
+    It was trained for as many steps as the run, so `train_macs` is its own cost. It has no search cost.
     """
     record = run.record
     if record.dense.accuracy is None or record.cost.dense_seconds is None or record.squeeze is not None:

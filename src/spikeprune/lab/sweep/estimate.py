@@ -56,7 +56,7 @@ class Estimator:
         return counts["train"], counts["validation"], counts["test"]
 
     def _own(self, recipe: Recipe) -> Dataset:
-        """Data of the user's own; what it looks like is known from itself alone."""
+        """The user's own data, loaded once: its sizes are known only from loading it."""
         name = recipe.data.name
         if name not in self._data:
             self._data[name] = load_data(recipe)

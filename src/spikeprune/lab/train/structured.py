@@ -76,7 +76,7 @@ def prune_once(pruner: Pruner, network: TimedNetwork, data: Dataset, batch: int,
 
 
 def cut_out(network: TimedNetwork, masks: Mapping[str, Tensor], example: Tensor) -> tuple[TimedNetwork, ChannelPlan]:
-    """The network without its pruned channels; `example` is one small batch, as the model takes it in one call."""
+    """Removes the pruned channels. `example` is one small batch, as the model takes it in one call."""
     small, plan = shrink(network.model, masks, example)
     return dataclasses.replace(network, model=small), plan
 

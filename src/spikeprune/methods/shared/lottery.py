@@ -71,9 +71,9 @@ def looks(sparsity: float, steps: int, per_epoch: int, patience: float) -> Const
 def settled(training: Training, scores: Scores, window: int, distance: float) -> bool:
     """Whether the mask that `scores` would make now differs little from those at the last `window - 1` looks.
 
-    It does if the share of weights whose mask differs is below `distance` for each of them. Once it has been so, or at
-    the last look, the search is over and the answer is no for ever after. The first mask that counts is that of the
-    initial weights, as in the code of arXiv:2207.01382, which looks before each epoch.
+    It does if the share of weights whose mask differs is below `distance` for each of them. The first True, or the last
+    look, which gives True in any case, ends the search; every later call gives False. The first mask that counts is
+    that of the initial weights, as in the code of arXiv:2207.01382, which looks before each epoch.
     """
     memory: Memory = training.memory
     if "found" in memory:
@@ -107,7 +107,7 @@ class HasRate(Protocol):
 
 
 class HasPatience(Protocol):
-    """A method that searches for an early ticket."""
+    """A method that searches for an early ticket and has the setting `patience`."""
 
     @property
     def patience(self) -> float: ...

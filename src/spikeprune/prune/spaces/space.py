@@ -119,7 +119,7 @@ class Space(abc.ABC):
         """Makes the parameters follow a mask update: values, masks, and if `clean` the optimizer's state.
 
         Args:
-            start_value: as for `Regrowth`; "exchanged" is "kept" for those alone that the cut to the target left.
+            start_value: as for `Regrowth`; "exchanged" is "kept" for weights that the cut to the target left.
         """
 
     @abc.abstractmethod

@@ -138,7 +138,7 @@ class Builder:
 
     @staticmethod
     def _fire_on_the_way(op: OpSpec, neuron: NativeNeuron, scaling: tuple[Tensor, Tensor] | None, alone: bool) -> None:
-        """Gives `op` a neuron; what scales its input goes into the weights where nothing else reads the sum."""
+        """Lets `op` fire a neuron. A scaling of its input goes into the weights if nothing else reads the sum."""
         scale, bias = neuron.gain, neuron.shift
         if scaling is not None:
             scale, bias = neuron.gain * scaling[0].double(), neuron.gain * scaling[1].double() + neuron.shift
@@ -202,7 +202,7 @@ class Builder:
         return self.outside[value]
 
     def _convert(self, value: int, words: bool) -> int:
-        """Copies a value between its forms: a tensor's spikes are packed by a neuron that fires where x >= 1/2."""
+        """Copies a value between its packed and its real form. Spikes are packed by a neuron that fires at x >= 1/2."""
         shape = spatial(self.shapes[value])
         op = OpSpec("pointwise", self.input(value), shape, ())
         ones = np.ones(shape[0], np.float32)

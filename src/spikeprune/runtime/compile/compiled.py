@@ -175,7 +175,7 @@ class CompiledSNN:
 
 
 def _regime(N: int) -> int:
-    """Batches are planned for as one image, or as a full chunk of them."""
+    """The batch size that a plan is made for: 1, or a full chunk of images."""
     return 1 if N < CHUNK // 2 else CHUNK
 
 
