@@ -286,8 +286,8 @@ def _loaded(payload: bytes) -> dict[str, Any] | None:
 def folder_of(recipe: Recipe, digest: str | None = None) -> RunFolder:
     """The folder of a recipe's run, whether it exists or not: `<out>/<name>-<hash of the settings>`.
 
-    A recipe that runs on other data takes the name of the data, such as `mnist-...` for the digits recipe. Version 0.1
-    kept the recipe's name; a folder with that name is used if it exists.
+    A shipped recipe that runs on other data takes the name of the data, such as `mnist-...` for the digits recipe.
+    Version 0.1 kept the recipe's name; a folder with that name is used if it exists.
 
     Args: digest: the hash, if it is known.
     """
