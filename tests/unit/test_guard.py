@@ -379,6 +379,28 @@ def test_count_warns_of_masks_that_the_weights_do_not_obey(caplog):
     assert "692 weights that the masks cut are not 0 (first in '0.weight')" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["compile", "export_nir", "export_onnx"])
+def test_nothing_leaves_whose_weights_do_not_obey_an_attached_pruner(name, tmp_path):
+    x = batch(1)[0]
+    leave = {
+        "compile": lambda model: sp.compile(model.eval(), x),
+        "export_nir": lambda model: sp.export_nir(model.eval(), tmp_path / "a.nir", x),
+        "export_onnx": lambda model: sp.export_onnx(model.eval(), tmp_path / "a.onnx", x),
+    }[name]
+    model = conv_net()
+    dense = copy.deepcopy(model.state_dict())
+    optimizer = sgd(model)
+    pruner = attached(model, optimizer, 8)
+    train(model, optimizer, 3)
+    leave(model)
+    model.load_state_dict(dense)
+    with pytest.raises(InvalidValue, match=r"dead weights are not 0.*pruner\.masks\.apply_"):
+        leave(model)
+    assert name == "compile" or len(list(tmp_path.iterdir())) == 1
+    pruner.masks.apply_(model)
+    leave(model)
+
+
 def test_a_model_in_place_of_an_optimizer_is_told():
     model = conv_net()
     pruner = sp.Pruner(model, "magnitude", sp.OneShot(0.5))

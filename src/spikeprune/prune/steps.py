@@ -163,14 +163,18 @@ class Steps:
         """Which mask updates have not been made, in words; empty if all were."""
         return missing(self.plan.updates, self.done) if self.searching else ""
 
+    def check_obeyed(self) -> None:
+        """Raises: InvalidValue if the model has other parameters by now, or if a dead weight is not 0."""
+        self.guard.check()
+        self.guard.check_zeros(self.upkeep.masks)
+
     def finish(self) -> None:
         """Takes off all that was put on the model, and holds the weights. Mask updates that never came are logged.
 
         Raises: InvalidValue if the model has other parameters by now, whose zeros nobody held, or if somebody has
             written into dead weights; then nothing is changed.
         """
-        self.guard.check()
-        self.guard.check_zeros(self.upkeep.masks)
+        self.check_obeyed()
         self.detach()
         self.over = True
         self.upkeep.hold()

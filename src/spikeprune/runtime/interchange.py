@@ -20,6 +20,7 @@ from spikeprune.runtime.compile.lower import lower, lower_modules
 from spikeprune.runtime.compile.network import LoweredNetwork
 from spikeprune.runtime.nir_graph import NirGraph
 from spikeprune.runtime.onnx_unrolled import unrolled_onnx
+from spikeprune.upkeep.attachment import check_obeyed
 
 
 def export_nir(model: nn.Module, path: str | os.PathLike[str], example: Tensor) -> Path:
@@ -42,8 +43,8 @@ def export_nir(model: nn.Module, path: str | os.PathLike[str], example: Tensor) 
         example: an input, as in training.
     Returns: the path.
     Raises: InvalidValue, naming the module, for operations that NIR cannot express: numbers that differ from step to
-        step, products of two values, max pooling of something else than spikes, a sum of a value and itself.
-        MissingDependency without the package nir.
+        step, products of two values, max pooling of something else than spikes, a sum of a value and itself; and if a
+        weight that an attached Pruner holds at 0 is not 0. MissingDependency without the package nir.
     Source: Pedersen et al. 2024, doi:10.1038/s41467-024-52259-9 (NIR); neuroir.org.
 
     Examples:
@@ -54,6 +55,7 @@ def export_nir(model: nn.Module, path: str | os.PathLike[str], example: Tensor) 
         raise MissingDependency("export to NIR needs the package nir; pip install 'spikeprune[nir]'")
     import nir
 
+    check_obeyed(model)
     graph = NirGraph(lower(model, example))
     file = Path(path)
     _write(file, lambda: nir.write(str(file), graph.build()))
@@ -72,7 +74,8 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], example: Tensor)
         path: the file, such as "net.onnx".
         example: an input, as in training; a still image where the model repeats it by itself.
     Returns: the path.
-    Raises: InvalidValue for a forward that PyTorch's exporter cannot follow, or that decides by values it computes.
+    Raises: InvalidValue for a forward that PyTorch's exporter cannot follow, or that decides by values it computes, and
+        if a weight that an attached Pruner holds at 0 is not 0.
         MissingDependency without the packages onnx and onnxruntime.
 
     Examples:
@@ -82,6 +85,7 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], example: Tensor)
     if importlib.util.find_spec("onnx") is None:
         raise MissingDependency("export to ONNX needs the package onnx; pip install 'spikeprune[onnx]'")
     model = eager(model)
+    check_obeyed(model)
     try:
         content = onnx_model(lower_modules(model, example), example)
     except InvalidValue:  # no network for the compiled engine; ONNX can say more

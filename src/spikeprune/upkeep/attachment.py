@@ -37,6 +37,10 @@ class StepListener(Protocol):
         """Called when an optimizer that is not attached has changed the weights."""
         ...
 
+    def check_obeyed(self) -> None:
+        """Raises: InvalidValue if a dead weight is not 0."""
+        ...
+
 
 @final
 class Attachment:
@@ -194,6 +198,17 @@ def _any_begins(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 def _any_ended(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     for attachment in list(_ATTACHED):
         attachment._other_ended(optimizer)
+
+
+def check_obeyed(model: nn.Module) -> None:
+    """Checks a model that is about to be compiled or exported against the Pruners that are attached to it.
+
+    Raises: InvalidValue if a weight that such a Pruner holds at 0 is not 0.
+    """
+    mine = {id(p) for p in model.parameters()}
+    for attachment in list(_ATTACHED):
+        if mine & attachment._held.keys():
+            attachment.listener.check_obeyed()
 
 
 @final

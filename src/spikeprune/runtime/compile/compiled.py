@@ -20,6 +20,7 @@ from spikeprune.runtime.compile.packing import packings
 from spikeprune.runtime.compile.program import CHUNK
 from spikeprune.runtime.compile.schedule import EngineSchedule
 from spikeprune.runtime.compile.weighted import quantize
+from spikeprune.upkeep.attachment import check_obeyed
 
 Precision = Literal["fp32", "int16"]
 _HOME = os.getpid()
@@ -193,7 +194,8 @@ def compile(model: nn.Module, example: Tensor, precision: Precision = "fp32") ->
 
     Returns: a callable without state; see `CompiledSNN`.
 
-    Raises: InvalidValue for an unknown precision, and for a layer that cannot be compiled, which it names.
+    Raises: InvalidValue for an unknown precision, for a layer that cannot be compiled, which it names, and if a weight
+        that an attached Pruner holds at 0 is not 0.
 
     Examples:
         >>> fast = sp.compile(model.eval(), data[0][0])
@@ -203,6 +205,7 @@ def compile(model: nn.Module, example: Tensor, precision: Precision = "fp32") ->
     """
     if precision not in ("fp32", "int16"):
         raise InvalidValue(f"precision must be 'fp32' or 'int16', got {precision!r}")
+    check_obeyed(model)
     network = lower(model, example)
     if precision == "int16":
         _quantize(network)
