@@ -6,9 +6,9 @@ import threading
 
 import pytest
 import torch
-from forked import Forked
 from torch import nn
 
+from forked import Forked
 from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.model.adapter import NeuronParams
 from spikeprune.runtime import native

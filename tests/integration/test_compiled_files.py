@@ -17,6 +17,7 @@ from spikeprune.core.errors import UserError
 from spikeprune.runtime import native
 from spikeprune.runtime.compile import CompiledSNN
 from spikeprune.runtime.compile.ops import cell as cells
+from spikeprune.runtime.steps.cell import written as written_cell
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +226,13 @@ def test_a_cell_of_a_compiled_file_is_checked_in_every_part():
     # A step without inputs gives its constants, whose size is not that of the samples.
     linear = next(j for j, step in enumerate(good.steps) if step.name == "linear")
     refused("a step of its program gives another shape", with_step(linear, inputs=[], template=[]))
+    # A number that is True or False: only the processor refuses it, not tensors that hold nothing.
+    minus = next(j for j, step in enumerate(good.steps) if step.name == "rsub.Scalar")
+    program, tensors = written_cell(with_step(minus, template=[["i", 0], False]))
+    with pytest.raises(UserError, match=r"its program is damaged \(RuntimeError\)"):
+        layer.op.check(
+            dataclasses.replace(layer, options=layer.options | {"program": program}, tensors=tensors), inputs
+        )
     assert layer.options["ranks"] == tuple(len(shape) for shape in inputs)
     with pytest.raises(UserError, match="its program is missing"):
         layer.op.check(layer, [*inputs, (3,)])

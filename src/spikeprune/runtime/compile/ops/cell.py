@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from spikeprune.runtime.nir_graph import NirGraph
 
 LARGEST_BLOCK = 1 << 24
+LARGEST_TRIED = 1 << 18
 
 
 class _Program(Operation):
@@ -103,17 +104,23 @@ def _checked(layer: LoweredLayer, cell: Cell, inputs: list[Shape]) -> Shape:
                 fits = region.index.dtype == torch.int64 and region.index.numel() == wanted
                 if not fits or int(region.index.min()) < 0 or int(region.index.max()) >= total:
                     raise base.wrong(layer, "an index of its program is out of range")
-    # Shapes are computed on tensors that hold nothing.
-    flat = Cell(
-        [_on_meta(step) for step in cell.steps], cell.output, {k: v.to("meta") for k, v in cell.initial.items()}
-    )
-    for n in (2, 3):  # two numbers of samples: a step of constants alone has a size of its own
-        now = next(run_cell(flat, [[torch.empty((n, *shape), device="meta")] for shape in inputs], everything=True))
+    # Shapes are computed on tensors that hold nothing, for two numbers of samples: a step of constants alone has a size
+    # of its own. The processor refuses more than such tensors do, so a small program is tried on it as well.
+    probes = [("meta", 2), ("meta", 3)]
+    if sum(sizes.values()) <= LARGEST_TRIED:
+        probes.append(("cpu", 1))
+    for device, n in probes:
+        flat = Cell(
+            [_moved(step, device) for step in cell.steps],
+            cell.output,
+            {k: v.to(device) for k, v in cell.initial.items()},
+        )
+        now = next(run_cell(flat, [[torch.zeros((n, *shape), device=device)] for shape in inputs], everything=True))
         if any(tuple(now["s", j].shape) != (n, *step.shape) for j, step in enumerate(cell.steps)):
             raise base.wrong(layer, "a step of its program gives another shape than it says")
     return tuple(cell.steps[cell.output].shape)
 
 
-def _on_meta(step: StepFunction) -> StepFunction:
-    regions = [replace(r, index=None if r.index is None else r.index.to("meta")) for r in step.inputs]
-    return replace(step, inputs=regions, constants=[c.to("meta") for c in step.constants])
+def _moved(step: StepFunction, device: str) -> StepFunction:
+    regions = [replace(r, index=None if r.index is None else r.index.to(device)) for r in step.inputs]
+    return replace(step, inputs=regions, constants=[c.to(device) for c in step.constants])
