@@ -106,6 +106,7 @@ def _is_text(node: ast.AST) -> bool:
 def run(count: int, seed: int, share: tuple[int, int] = (1, 1)) -> None:
     """Draws mutants and runs those that the results do not have yet; of several shares, one."""
     reached, seconds = read_map()
+    BUILD.mkdir(parents=True, exist_ok=True)
     results = BUILD / f"results-{seed}-{share[0]}.jsonl"
     done = {(r["file"], r["line"], r["change"], r["number"]) for r in _results(seed)}
     every: list[tuple[str, int, str, int]] = []
