@@ -85,8 +85,8 @@ class SpikingJelly(Adapter):
     def _shown(self, neuron: Any, x: Tensor, more: tuple[Any, ...]) -> Iterator[Tensor] | None:
         """The surrogate's argument of each step, read while the neuron's own forward runs; its state is put back.
 
-        None if the forward fails, or calls the surrogate otherwise than once a step. A subclass may change the charge,
-        the threshold, the reset or the whole step, so the equation of its class is not trusted.
+        None if the forward fails, or calls the surrogate neither once a step nor once on the whole sequence. A subclass
+        may change the charge, the threshold, the reset or the whole step, so the equation of its class is not trusted.
         Args: more: further arguments of the forward.
         """
         saved = dict(neuron._memories)

@@ -83,9 +83,10 @@ def _fed(model: nn.Module, adapter: Adapter | None, inputs: Iterable[Tensor]) ->
 
 
 def _reads(model: nn.Module, name: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
-    """Mask of a weight that is False for each input channel that was removed between the masks `before` and `after`.
+    """Mask of a weight that is False for each input channel that fell silent: it was fed before and is not after.
 
-    It holds one value for each input channel and is broadcast over the weight.
+    It holds one value for each output and input channel, and is broadcast over the kernel.
+    Args: before, after: from `_fed`, before and after the channels were cut.
     """
     weight = model.get_parameter(name)
     if name not in before or weight.ndim < 2:

@@ -75,7 +75,7 @@ def _method_entry(key: str, users: list[str], meanings_of: Callable[[str], Mappi
 
 
 def option(key: str) -> str:
-    """A key as `--help` spells it, with dashes: `regrow-schedule`. The command line takes `regrow_schedule` too."""
+    """A key as options spell it, with dashes: `regrow-schedule`. The command line takes `regrow_schedule` too."""
     return key.replace("_", "-")
 
 

@@ -25,7 +25,7 @@ _LATENCY_BATCH, _LATENCY_REPEATS = 32, 5
 @final
 @dataclass(frozen=True)
 class Pruned:
-    """The result of pruning, as record.json takes it; the same for a Pruner and for the authors' channel rule.
+    """The result of pruning, as record.json takes it, whether it was done in training or by `prune_once`.
 
     Args:
         masks, regrown: parameter name -> bool, of the network before it was shrunk.
@@ -76,7 +76,10 @@ def prune_once(pruner: Pruner, network: TimedNetwork, data: Dataset, batch: int,
 
 
 def cut_out(network: TimedNetwork, masks: Mapping[str, Tensor], example: Tensor) -> tuple[TimedNetwork, ChannelPlan]:
-    """Removes the pruned channels. `example` is one small batch, as the model takes it in one call."""
+    """A copy of the network without its pruned channels, and its plan.
+
+    Args: example: one small batch, as the model takes it in one call.
+    """
     small, plan = shrink(network.model, masks, example)
     return dataclasses.replace(network, model=small), plan
 
