@@ -134,11 +134,10 @@ def recovered(data: list[str], out: Path) -> None:
 
 
 def keep(run: str, name: str) -> None:
-    """Copies a run's analysis to study/results/NAME."""
+    """Copies a run's analysis to study/results/NAME; study/page.py makes analysis.html of it."""
     target = ROOT / "study" / "results" / name
     target.mkdir(parents=True, exist_ok=True)
-    for file in ("analysis.json", "analysis.html"):
-        (target / file).write_bytes((Path(run) / file).read_bytes())
+    (target / "analysis.json").write_bytes((Path(run) / "analysis.json").read_bytes())
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Makes docs/study.md and its pictures from the files in study/results: `python study/page.py`.
+"""Makes docs/study.md, its pictures and the pages of analyses from study/results: `python study/page.py`.
 
 A result is what `spikeprune compare SWEEP.json --json` prints; the words about it are the comment on top of
 study/NAME.yaml, and what follows from all of it is study/conclusions.md, put in as it stands.
@@ -13,9 +13,11 @@ import figures
 import price
 
 from spikeprune.core.errors import UserError
+from spikeprune.lab.page import analysis
 from spikeprune.lab.page.charts import Difference, Series, forest, front, picture, plot
 from spikeprune.lab.study import claims, tables
 from spikeprune.lab.study.compare import Arm, Block, Comparison, from_dict
+from spikeprune.record.analysis import AnalysisRecord
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
@@ -68,6 +70,8 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
         made[root / "docs" / "images" / f"study-{structure}.svg"] = picture_of
     lines += [*figures.section(found), *price.section(found)]
     lines += ["## The paper's factors of cost", "", *(f"- {line}" for line in claims.explanation()), ""]
+    for file in (root / "study" / "results").glob("*/analysis.json"):
+        made[file.with_suffix(".html")] = analysis.page(AnalysisRecord.of_file(file))
     return {root / "docs" / "study.md": "\n".join(lines), **made}
 
 
