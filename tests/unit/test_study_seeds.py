@@ -4,8 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from spikeprune.lab.page.analysis import _measured, _ranked, _styles, _told, _told_cells
+from records import write_run
+from spikeprune.lab.page.analysis import _measured, _parts, _ranked, _styles, _told, _told_cells
 from spikeprune.lab.page.charts import styles
+from spikeprune.lab.study.analyze import _arms
+from spikeprune.lab.study.collected import collect
 from spikeprune.lab.study.seeds import QUANTITIES, at, differences, over_seeds
 from spikeprune.record.analysis import Spread
 
@@ -86,3 +89,27 @@ def test_a_part_keeps_its_colour_in_all_figures_of_the_page():
     style = _styles(parts)
     assert style["random (n = 3)"] == styles(["random"])["random"]  # as on the page of a comparison
     assert len(set(style.values())) == 4
+
+
+def test_arms_of_one_method_are_named_by_what_sets_them_apart(tmp_path):
+    for words in (("criticality", "constant"), ("criticality", "decay"), ("magnitude", "decay")):
+        for seed in (0, 1):
+            method, schedule = words
+            write_run(tmp_path, 0.9, f"method={method}", f"regrow_schedule={schedule}", f"seed={seed}")
+    runs = [
+        SimpleNamespace(compared=run, seed=run.seed, recipe=run.record.settings, schedule=run.settings)
+        for run in collect([tmp_path])[0]
+    ]
+    mine = [run for run in runs if run.schedule.get("regrow_schedule") == "constant"]
+    others = [run for run in runs if run not in mine]
+    name, arms = _arms(mine, others)
+    assert name == "criticality, regrow_schedule=constant"
+    assert set(arms) == {"criticality, regrow_schedule=decay", "magnitude"}
+    assert all(sorted(run.seed for run in group) == [0, 1] for group in arms.values())
+    assert _arms(mine, [run for run in others if run.recipe.method == "magnitude"])[0] == "criticality"
+
+
+def test_runs_of_one_method_and_seed_have_names_of_their_own_on_the_page():
+    against = [SimpleNamespace(method=method, seed=0, run=f"r{n}") for n, method in enumerate("aab")]
+    names = [name for name, _ in _parts(SimpleNamespace(seeds=None, against=against))]
+    assert names == ["this run", "a seed 0, r0", "a seed 0, r1", "b seed 0"]

@@ -45,7 +45,13 @@ def _own_lines(found: AnalysisRecord) -> list[str]:
 def _parts(found: AnalysisRecord) -> list[tuple[str, Mechanism]]:
     """Name and numbers of this run (or arm, with several seeds), then of each run or arm that it is compared with."""
     if found.seeds is None:
-        return [("this run", found), *((f"{o.method} seed {o.seed}", o) for o in found.against)]
+        names = [f"{other.method} seed {other.seed}" for other in found.against]
+        several = {name for name in names if names.count(name) > 1}
+        told = (
+            f"{name}, {other.run}" if name in several else name
+            for name, other in zip(names, found.against, strict=True)
+        )
+        return [("this run", found), *zip(told, found.against, strict=True)]
     return [(f"{arm.arm} (n = {len(arm.seeds)})", arm) for arm in _arms(found.seeds)]
 
 

@@ -82,9 +82,9 @@ def analyze(
     paths = [runs] if isinstance(runs, str | Path) else runs
     mine, others = ([_Analysed(path, root, code) for path in side] for side in (paths, against))
     _check_data([*mine, *others])
-    arms = _arms(mine, others)
+    name, arms = _arms(mine, others)
     parts = {run: run.parts(features, images) for run in [*mine, *others]}
-    pooled = _over_seeds(mine, arms, parts) if len(mine) > 1 else None
+    pooled = _over_seeds(mine, name, arms, parts) if len(mine) > 1 else None
     found = {run: _of_run(run, others, parts, pooled, features, images, every=len(mine) == 1) for run in mine}
     for run, record in found.items():
         write_whole(run.folder.path / "analysis.json", record.as_json(indent=1).encode() + b"\n")
@@ -144,33 +144,40 @@ def _check_data(runs: Sequence["_Analysed"]) -> None:
             )
 
 
-def _arms(mine: Sequence["_Analysed"], others: Sequence["_Analysed"]) -> dict[str, list["_Analysed"]]:
-    """The runs after `--against`, grouped by arm.
+def _arms(mine: Sequence["_Analysed"], others: Sequence["_Analysed"]) -> tuple[str, dict[str, list["_Analysed"]]]:
+    """The name of the first arm, and the runs after `--against` by the name of their arm.
+
+    Names of arms of one method tell the settings in which they differ.
 
     Raises: InvalidValue if several runs are not of one arm or a seed comes twice, or an arm has no seed in common.
     """
     if len(mine) == 1:
-        return {}
+        return mine[0].recipe.method, {}
     if len(compare.grouped([run.compared for run in mine])) > 1:
         raise InvalidValue(
             "several runs before --against must differ in the seed alone; put those of another arm after --against"
         )
     by_path = {run.compared.path: run for run in others}
-    found = {
-        label: [by_path[run.path] for run in group]
-        for label, group in compare.grouped([run.compared for run in others]).items()
-    }
+    own, found = mine[0].recipe.method, dict[str, list[_Analysed]]()
+    every = [run.compared for run in mine if run.compared.path not in by_path] + [run.compared for run in others]
+    for label, group in compare.grouped(every).items():
+        theirs = [by_path[run.path] for run in group if run.path in by_path]
+        if len(theirs) < len(group):
+            own = label
+        if theirs:
+            found[label if len(theirs) == len(group) else f"{label}, other runs"] = theirs
     for label, group in {"of the first arm": mine, **found}.items():
         seeds = [run.seed for run in group]
         if len(set(seeds)) < len(seeds):
             raise InvalidValue(f"two runs {label} have the same seed ({seeds}); give one run a seed")
         if not set(seeds) & {run.seed for run in mine}:
             raise InvalidValue(f"no run of {label} has a seed of the runs before --against; runs are paired by seed")
-    return found
+    return own, found
 
 
 def _over_seeds(
     mine: Sequence["_Analysed"],
+    name: str,
     arms: Mapping[str, Sequence["_Analysed"]],
     parts: Mapping["_Analysed", Mechanism],
 ) -> PooledArm:
@@ -190,7 +197,7 @@ def _over_seeds(
         return pooled(label, group, more)
 
     others = [against(label, group) for label, group in arms.items()]
-    return pooled(mine[0].recipe.method, mine, {"against": others})
+    return pooled(name, mine, {"against": others})
 
 
 def _importance_between(run: "_Analysed", other: "_Analysed") -> ImportanceOfDifference:
