@@ -2,10 +2,13 @@
 
 import functools
 import inspect
+import io
 import itertools
 import json
 import logging
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +21,7 @@ from torch import nn
 
 import spikeprune as sp
 from records import write_run
-from spikeprune.cli import bench, demo
+from spikeprune.cli import bench, demo, sweep
 from spikeprune.cli import main as cli
 from spikeprune.core.errors import InvalidValue, unknown
 from spikeprune.core.schedule import _check_steps, turnover_steps
@@ -29,6 +32,7 @@ from spikeprune.lab.page import figures
 from spikeprune.lab.recipe import load
 from spikeprune.lab.recipe.timetable import lay_out
 from spikeprune.lab.study import tables
+from spikeprune.lab.study.collected import collect
 from spikeprune.lab.study.compare import Arm, Block, Comparison
 from spikeprune.lab.study.significance import paired
 from spikeprune.lab.sweep.glance import count_runs
@@ -168,9 +172,7 @@ def test_an_epoch_is_told_as_it_ends():
         phase="pruned", epoch=3, step=60, lr=0.1, train_loss=0.4121, train_accuracy=0.873, val_loss=0.5,
         val_accuracy=0.851, sparsity=0.6125,
     )  # fmt: skip
-    assert epoch_line(line, 16) == (
-        "pruned epoch 3/16  loss 0.412  accuracy 87.30% (validation 85.10%)  sparsity 0.6125"
-    )
+    assert epoch_line(line, 16) == ("pruned epoch 3/16  loss 0.412  accuracy 87.30% (val. 85.10%)  sparsity 0.6125")
     assert epoch_line(line, 16, "dense").startswith("dense epoch 3/16  loss")
     heard: list[tuple[Epoch, int]] = []
     with ProgressBar(10, on_epoch=lambda line, epochs: heard.append((line, epochs))) as bar:
@@ -726,3 +728,62 @@ def test_the_examples_of_a_help_use_what_the_help_explains(command, capsys):
 
 def flags(text):
     return set(re.findall(r"--[\w.-]+", text))
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def on_a_terminal(monkeypatch, *words: str) -> str:
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_: os.terminal_size((80, 24)))
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    cli.main(list(words))
+    return terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    "words", ["list", "doctor", "run digits --dry-run", "compare RUNS --reviewer --claims", "compare --claims"]
+)
+def test_on_a_terminal_of_80_columns_no_line_is_longer(words, tmp_path, monkeypatch):
+    for seed in (0, 1):
+        for method in ("magnitude", "criticality"):
+            write_run(tmp_path, 0.9 + seed / 100, f"method={method}", f"seed={seed}")
+    said = on_a_terminal(monkeypatch, *words.replace("RUNS", str(tmp_path)).split())
+    plain = re.sub(r"\x1b\[\d+m", "", said).splitlines()
+    assert len(plain) > 3
+    assert [line for line in plain if len(line) > 80] == []
+
+
+def test_the_table_of_a_sweep_fits_the_terminal(tmp_path, monkeypatch, capsys):
+    words = ["--methods", "magnitude,criticality", "--sparsities", "0.9", "--seeds", "0,1", "--out", str(tmp_path)]
+    found = read_sweep("digits", words)
+    for task in found.tasks:
+        words = [f"{key}={value}" for key, value in (("method", task.recipe.method), ("seed", task.recipe.seed))]
+        write_run(tmp_path, 0.9, *words)
+    monkeypatch.setattr("spikeprune.lab.study.compare.collect", lambda paths: collect([tmp_path]))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_: os.terminal_size((80, 24)))
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    sweep._print_table(found)
+    assert terminal.getvalue()
+    assert max(map(len, terminal.getvalue().splitlines())) <= 80
+
+
+def test_a_terminal_has_colour_and_a_pipe_or_no_color_has_none(monkeypatch, capsys):
+    assert "\x1b[1mmagnitude\x1b[0m\n" in on_a_terminal(monkeypatch, "list", "methods")
+    assert on_a_terminal(monkeypatch, "versoin").startswith("\x1b[31mspikeprune:\x1b[0m no command named 'versoin'")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    monkeypatch.setenv("NO_COLOR", "1")
+    cli.main(["list", "methods"])
+    assert "\x1b" not in terminal.getvalue()
+
+
+def test_an_epoch_line_fits_80_columns():
+    line = Epoch(
+        phase="pruned", epoch=199, step=60, lr=0.1, train_loss=0.4, train_accuracy=0.9, val_loss=0.5, val_accuracy=0.9,
+        sparsity=0.95,
+    )  # fmt: skip
+    assert len(epoch_line(line, 200)) <= 80

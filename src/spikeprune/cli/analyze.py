@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from spikeprune.cli._arguments import Parser, add_code_options, code_of
+from spikeprune.cli._terminal import show
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,7 +38,6 @@ def main(arguments: Sequence[str]) -> int:
     )
     page = RunFolder.existing(options.runs[0]).path / "analysis.html"
     write_whole(page, findings.page(found).encode())
-    for line in findings.lines(found):
-        print(line)
+    show(findings.lines(found))
     print(page)
     return 0

@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 
 from spikeprune.cli._arguments import Parser, add_code_options, code_of, print_json
+from spikeprune.cli._terminal import show
 from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.record.bench import CLOCKS, BenchRecord, TimedThreads
 from spikeprune.record.text import aligned
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         print_json(result)
         return 0
-    print("\n".join(table(result)))
+    show(table(result))
     for path in written:
         print(path)
     return 0

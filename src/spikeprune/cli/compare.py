@@ -1,13 +1,13 @@
 """Compare runs: means, intervals and paired tests over seeds, and what each method cost."""
 
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
 from spikeprune.cli._arguments import Parser, print_json
+from spikeprune.cli._terminal import paint, terminal_width
 from spikeprune.core.errors import InvalidValue, UserError
 
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     if not options.runs:
         if not options.claims:
             raise InvalidValue("compare needs runs: `spikeprune compare runs`, or folders that `run` or `sweep` made")
-        print("\n".join(claims.explanation()))
+        print("\n".join(tables.wrapped(claims.explanation(), terminal_width())))
         return 0
 
     if options.reviewer and (options.csv or options.csv_runs) and options.html is None:
@@ -83,12 +83,14 @@ def main(arguments: Sequence[str]) -> int:
         if options.latex:
             sys.stdout.write("".join("\n" + tables.rows_to_latex(*titled) for titled in [*asked, *by_class]))
     else:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        lines = [*tables.wrapped(conclusions(comparison), width), "", *tables.to_text(comparison, width)]
-        lines += ["", *claims.explanation()] if options.claims else []
+        width = terminal_width()
+        first, *rest = conclusions(comparison)
+        lines = [paint(line, "bold") for line in tables.wrapped([first], width)]
+        lines += [*tables.wrapped(rest, width), "", *tables.to_text(comparison, width)]
+        lines += ["", *tables.wrapped(claims.explanation(), width)] if options.claims else []
         for title, rows in [*((f"{title}: what reviewers ask for", rows) for title, rows in asked), *by_class]:
             lines += ["", title, *(line for part in tables.folded(rows, width) for line in tables.aligned(part))]
-        lines += ["", *reviewer.explanation()] if asked else []
+        lines += ["", *tables.wrapped(reviewer.explanation(), width)] if asked else []
         print("\n".join([*lines, *(path for path in (options.figure, options.html) if path)]))
     return 0
 

@@ -1,9 +1,11 @@
 """Show the product at work on real digits: squeeze a trained network, then prune during training, with the report."""
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from spikeprune.cli._arguments import Parser
+from spikeprune.cli._terminal import show
 
 if TYPE_CHECKING:
     from spikeprune.record.run import RunRecord
@@ -62,4 +64,5 @@ def verdict(grown: "RunRecord", cut: "RunRecord") -> list[str]:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    show(text.split("\n"), hang=3)
+    sys.stdout.flush()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from spikeprune.cli._arguments import Parser, print_json
+from spikeprune.cli._terminal import show
 from spikeprune.core.errors import RunFailed
 from spikeprune.host.machine import version
 from spikeprune.runtime.native import comes_with_kernels, compiler
@@ -37,8 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         print_json(found)
     else:
-        for line in _lines(found):
-            print(line)
+        show(_lines(found), hang=13)
     if found["core"] != "works":
         raise RunFailed(f"the core does not work here: {found['core']}; reinstall spikeprune and torch")
     return 0

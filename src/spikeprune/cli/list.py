@@ -1,11 +1,10 @@
 """List methods, models, datasets, recipes or networks that come trained."""
 
-import shutil
-import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 from spikeprune.cli._arguments import Parser, print_json
+from spikeprune.cli._terminal import paint, terminal_width
 from spikeprune.core.errors import unknown
 from spikeprune.host.catalogue import UNREAD, Registration, Written, recipe_heads, registrations
 
@@ -27,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{kind}:")
         indent = "" if options.kind else "  "
         for name, said in told.items():
-            print(f"{indent}{name}")  # alone on its line, for scripts
+            print(indent + paint(name, "bold"))  # alone on its line, for scripts
             if said:
                 print(_wrapped(said, f"{indent}    "))
     return 0
@@ -35,9 +34,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _wrapped(text: str, indent: str) -> str:
     """Within the terminal's width; one line where the output goes elsewhere."""
-    if not sys.stdout.isatty():
+    width = terminal_width()
+    if width is None:
         return indent + text
-    width = max(40, shutil.get_terminal_size().columns)
     return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent)
 
 

@@ -77,7 +77,7 @@ def _place(error: OSError) -> str:
 
 
 def _fault(error: Exception, debug: bool) -> int:
-    print(f"spikeprune: {type(error).__name__}: {_one_line(error)}", file=sys.stderr)
+    print(f"{_ours()} {type(error).__name__}: {_one_line(error)}", file=sys.stderr)
     print("This is a fault of spikeprune or of a model of yours; --debug shows where.", file=sys.stderr)
     if debug:
         traceback.print_exc()
@@ -113,8 +113,14 @@ def _summary(module: ModuleType) -> str:
 def _fail(error: Exception, status: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"spikeprune: {_one_line(error)}", file=sys.stderr)
+    print(f"{_ours()} {_one_line(error)}", file=sys.stderr)
     return status
+
+
+def _ours() -> str:
+    from spikeprune.cli._terminal import paint
+
+    return paint("spikeprune:", "red", sys.stderr)
 
 
 def _one_line(error: Exception) -> str:

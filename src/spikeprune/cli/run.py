@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from spikeprune.cli._arguments import take
+from spikeprune.cli._terminal import show
 from spikeprune.core.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -94,8 +95,7 @@ def main(arguments: Sequence[str]) -> int:
     if not folder.report.is_file():
         write_report(folder.path)
     record = folder.read_record()
-    for line in [*summary(record), *(f"note    {note}" for note in _notes(folder, record))]:
-        print(line)
+    show([*summary(record), *(f"note    {note}" for note in _notes(folder, record))], hang=8)
     print(folder.path)
     return 0
 
@@ -154,5 +154,4 @@ def summary(record: "RunRecord") -> list[str]:
 def _dry_run(recipe: "Recipe") -> None:
     from spikeprune.lab.train.preview import preview
 
-    for line in preview(recipe):
-        print(line)
+    show(preview(recipe))

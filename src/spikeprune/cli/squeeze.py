@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spikeprune.cli._terminal import show
 from spikeprune.core.errors import InvalidValue, UserError, unknown
 from spikeprune.record.base import Json
 
@@ -67,8 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     if not folder.report.is_file():
         write_report(folder.path)
     record = folder.read_record()
-    for line in [*summary(record), *_other_data(record)]:
-        print(line)
+    show([*summary(record), *_other_data(record)], hang=10)
     print(folder.path)
     return 0
 

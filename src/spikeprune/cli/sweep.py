@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from spikeprune.cli._arguments import take
+from spikeprune.cli._terminal import show, terminal_width
 from spikeprune.core.errors import InvalidValue, MissingDependency, RunFailed
 from spikeprune.record.text import duration
 
@@ -142,7 +143,7 @@ def _print_table(sweep: "Sweep") -> None:
 
     runs, unfinished, reference = collect([sweep.file])
     try:
-        print("\n".join(["", *tables.to_text(compare(runs, reference, unfinished))]), flush=True)
+        print("\n".join(["", *tables.to_text(compare(runs, reference, unfinished), terminal_width())]), flush=True)
     except MissingDependency as error:  # the runs are made all the same
         print(f"no table: {error}", flush=True)
 
@@ -173,7 +174,7 @@ def _dry_run(sweep: "Sweep", workers: int, threads: int) -> None:
         f"worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)}"
         + (f" and what {unknown_time} runs of unknown time take" if unknown_time else "")
     )
-    print("Times are those of a few steps on random images just now; mask updates and other load come on top.")
+    show(["Times are those of a few steps on random images just now; mask updates and other load come on top."])
 
 
 _SLURM = {

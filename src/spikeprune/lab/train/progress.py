@@ -12,13 +12,13 @@ OnStage = Callable[[str], None]
 
 
 def epoch_line(line: Epoch, epochs: int, method: str = "") -> str:
-    """pruned epoch 3/16  loss 0.412  accuracy 87.30% (validation 85.10%)  sparsity 0.6125.
+    """pruned epoch 3/16  loss 0.412  accuracy 87.30% (val. 85.10%)  sparsity 0.6125.
 
     Args:
         method: of the recipe. The one training of a dense run is its pruned phase in files, and is called dense here.
     """
     phase = "dense" if method == "dense" else line.phase
-    held = "" if line.val_accuracy is None else f" (validation {line.val_accuracy:.2%})"
+    held = "" if line.val_accuracy is None else f" (val. {line.val_accuracy:.2%})"
     sparsity = f"  sparsity {line.sparsity:.4f}" if line.sparsity else ""
     return (
         f"{phase} epoch {line.epoch}/{epochs}  loss {line.train_loss:.3f}  "
