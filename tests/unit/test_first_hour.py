@@ -28,7 +28,7 @@ from spikeprune.core.schedule import _check_steps, turnover_steps
 from spikeprune.count import table
 from spikeprune.count.layers import Table
 from spikeprune.host import catalogue
-from spikeprune.lab.page import figures
+from spikeprune.lab.page import charts, figures
 from spikeprune.lab.recipe import load
 from spikeprune.lab.recipe.timetable import lay_out
 from spikeprune.lab.study import tables
@@ -266,6 +266,7 @@ def test_terminal_and_report_show_one_speedup():
         repeats=3, same_class={}, accuracy=None, int16_flipped=0.0, not_shrunk=None, timings=(timing,),
     )  # fmt: skip
     assert any(line.endswith("2.17x over dense") for line in bench.table(result))
+    assert all(colour in bench.picture(result) for colour in (*charts.DENSE, *charts.PRUNED))  # those of the pages
     assert BenchRecord.read(json.loads(json.dumps(result))) == result
     with pytest.raises(Impossible, match="timings holds no times"):
         BenchRecord.read({**json.loads(json.dumps(result)), "timings": []})
@@ -447,6 +448,8 @@ def test_a_run_records_and_shows_the_time_steps_that_ran(tmp_path, monkeypatch, 
     page = folder.report.read_text()
     assert "T&nbsp;=&nbsp;2" in page
     assert "On a neuromorphic chip neurons and packets cost energy too" in page
+    assert page.count('<p class="note">Only 50 test images were scored') == 1
+    assert "publish no such accuracy" not in page.partition("</header>")[0]
     assert cli.main(["run", "digits", *words]) == 0  # the same command finds it
     assert capsys.readouterr().out.splitlines()[-1] == said[-1]
 

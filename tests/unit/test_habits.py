@@ -10,6 +10,7 @@ import pytest
 from records import write_run
 from spikeprune.cli import report
 from spikeprune.cli.main import main
+from spikeprune.lab.page.charts import styles
 from spikeprune.lab.page.live import watch
 from spikeprune.lab.study.compare import collect, compare
 from spikeprune.lab.study.conclude import conclusions
@@ -84,6 +85,7 @@ def test_a_running_run_has_a_live_page_that_ends_with_it(made, tmp_path):
     assert 'http-equiv="refresh"' in page
     assert "Pruned, epoch 2 of 2" in page
     assert page.count("<figure>") == 3
+    assert f'class="m{styles(["criticality"])["criticality"]}"' in page  # as in comparisons
     running.record.write_bytes(folder.record.read_bytes())
     assert watch(running.path, 0.5) == running.report
     assert not live.exists()
@@ -104,6 +106,18 @@ def test_report_of_two_runs_compares_them(tmp_path):
     text = page.read_text().replace("\u00a0", " ")
     assert "At 90 % sparsity random leads with 90.00 %" in text
     assert "Comparison of 2 runs: " in text
+    assert "<dt>command</dt><dd>spikeprune report /" in text.partition("<section>")[0]  # above the first chart
+    assert "A mark is a method." in text  # one sparsity and one seed: no line, no dots
+
+
+def test_a_dense_network_beside_a_pruned_one_is_no_run_of_its_own_on_the_page(tmp_path):
+    folder = tmp_path / f"hand-{write_run(tmp_path, 0.8, 'method=magnitude', 'sparsity=0.9', dense_seconds=3.0)}"
+    record = json.loads((folder / "record.json").read_text())
+    record["dense"]["accuracy"] = 0.9
+    (folder / "record.json").write_text(json.dumps(record))
+    text = report._compared(tmp_path, [str(folder)]).read_text().replace("\u00a0", " ")
+    assert "10.00 points below dense" in text
+    assert "Comparison of 1 run: " in text
 
 
 def test_an_arm_without_rivals_does_not_lead(tmp_path):

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from records import write_run
 from spikeprune.cli.main import main
 from spikeprune.core.errors import UnknownName, UserError
-from spikeprune.lab.page.charts import Difference, Series, forest, front, picture, plot, styles
+from spikeprune.lab.page import charts
+from spikeprune.lab.page.charts import Difference, Level, Series, forest, front, picture, plot, styles
 from spikeprune.lab.study import reviewer, tables
 from spikeprune.lab.study.compare import collect, compare, from_dict
 from spikeprune.lab.study.conclude import conclusions
@@ -353,6 +354,27 @@ def test_a_picture_is_one_file_with_its_own_colours_and_a_mark_for_each_name():
     assert len({(mark.tag, mark.get("class")) for mark in marks}) == 20
     assert [text.text for text in drawn.findall(f"{space}text")] == names
     assert "prefers-color-scheme: dark" in drawn.find(f"{space}style").text
+
+
+def test_the_name_of_a_level_stands_where_fewer_points_lie():
+    level = Level("dense 98.00 %", 98.0)
+    for points, left in ((((1.0, 90.0), (2.0, 98.2)), True), (((1.0, 98.2), (2.0, 90.0)), False)):
+        drawn = plot([Series("a", points)], "x", "y", levels=[level])
+        assert ('class="over"' in drawn) == left
+        assert ('class="end over"' in drawn) != left
+
+
+def test_numbers_beside_an_axis_have_as_many_decimals_as_each_other():
+    drawn = plot([Series("a", ((1.0, 0.985), (2.0, 0.996)))], "x", "y")
+    ticks = re.findall(r'class="end"[^>]*>([\d.]+)<', drawn)
+    assert ticks == ["0.985", "0.990", "0.995"]
+
+
+def test_pictures_have_the_colours_of_the_pages():
+    css = (Path(charts.__file__).parent / "templates" / "style.css").read_text()
+    names = {"dense": charts.DENSE, "pruned": charts.PRUNED, "ink": charts.INK, "page": charts.PAPER}
+    for name, (light, dark) in names.items():
+        assert re.findall(rf"--{name}: (#\w+);", css)[:2] == [light, dark]
 
 
 def test_a_logarithmic_axis_within_a_decade_has_ticks():

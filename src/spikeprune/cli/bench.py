@@ -107,6 +107,8 @@ def _heading(timing: TimedThreads) -> str:
 
 def picture(result: BenchRecord) -> str:
     """Images per second as bars; within a group the longest bar is the fastest engine."""
+    from spikeprune.lab.page.charts import DENSE, INK, PAPER, PRUNED
+
     parts: list[str] = []
     y = 24
 
@@ -127,12 +129,13 @@ def picture(result: BenchRecord) -> str:
                 parts.append(f'<rect class="{kind}" x="130" y="{y - 13}" width="{width:.1f}" height="16"/>')
                 text(8, row.engine)
                 text(518, f"{row.images_per_s:,.0f}")
-    style = (
-        "text{font:13px sans-serif;fill:#222}.ours{fill:#2a78b8}.rival{fill:#999}"
-        "@media(prefers-color-scheme:dark){text{fill:#ddd}}"
+    light, dark = (
+        f"text{{font:13px system-ui,sans-serif;fill:{INK[n]}}}.ours{{fill:{PRUNED[n]}}}.rival{{fill:{DENSE[n]}}}"
+        f".page{{fill:{PAPER[n]}}}"
+        for n in (0, 1)
     )
+    style = f":root{{color-scheme:light dark}}{light}@media(prefers-color-scheme:dark){{{dark}}}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {y + 16}"><style>{style}</style>\n'
-        + "\n".join(parts)
-        + "\n</svg>\n"
+        f'<rect class="page" width="640" height="{y + 16}"/>\n' + "\n".join(parts) + "\n</svg>\n"
     )

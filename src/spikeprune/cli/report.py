@@ -1,6 +1,8 @@
 """Write report.html of finished runs anew; of two or more, a comparison too. --watch follows a running one."""
 
+import shlex
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 
 from spikeprune.cli._arguments import Parser
@@ -39,7 +41,8 @@ def _compared(where: Path, runs: Sequence[str]) -> Path:
     found, unfinished, reference = collect(runs)
     path = where / "comparison.html"
     try:
-        write_whole(path, comparison_page(compare(found, reference, unfinished)).encode())
+        made = [("command", shlex.join(["spikeprune", "report", *runs])), ("made", f"{date.today():%d %B %Y}")]
+        write_whole(path, comparison_page(compare(found, reference, unfinished), made=made).encode())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; `spikeprune compare --html FILE` takes any") from error
     return path

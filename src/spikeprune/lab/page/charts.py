@@ -10,12 +10,16 @@ from spikeprune.record.text import tick
 
 _WIDTH, _HEIGHT = 460.0, 300.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 10.0, 44.0
+DENSE, PRUNED, INK, PAPER = (  # in light and in dark, as in style.css
+    ("#7b8494", "#8f99a9"), ("#0b7a75", "#3cc4b8"), ("#15181e", "#e9ecf1"), ("#ffffff", "#0f1216"),
+)  # fmt: skip
 COLOURS = ("#3b6fd4", "#d4622a", "#2a9d5c", "#8e4bbf", "#c2307a", "#8a7a1e", "#1f9aa8", "#777784")
 MARKS = len(COLOURS)  # then the shape changes: circles, squares, triangles
 _ENTRY = 17.0  # height of a line of a picture's legend
 _ROW = 20.0  # height of a row of a forest plot
 _FAR = 4.0
-_STYLE = """text { font: 11px system-ui, sans-serif; fill: #66666d; } .middle { text-anchor: middle; }
+_STYLE = """:root { color-scheme: light dark; }
+text { font: 11px system-ui, sans-serif; fill: #66666d; } .middle { text-anchor: middle; }
 .end { text-anchor: end; } .grid { stroke: #dcdce1; fill: none; } .line { fill: none; stroke-width: 1.5; }
 .front { fill: none; stroke: #44444a; stroke-dasharray: 2 3; }
 @media (prefers-color-scheme: dark) { text { fill: #a6a6b0; } .grid { stroke: #3a3a42; } .front { stroke: #d8d8de; } }
@@ -119,9 +123,10 @@ def plot(
     parts = [
         f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{html.escape(f"{y_name} over {x_name}")}">'
     ]
-    for value in round_numbers(y_low, y_high):
+    heights = round_numbers(y_low, y_high)
+    for value, text in zip(heights, _alike(heights), strict=True):
         parts.append(f'<path class="grid" d="M{_LEFT} {y(value)}H{_WIDTH - _RIGHT}"/>')
-        parts.append(f'<text class="end" x="{_LEFT - 6}" y="{y(value) + 4}">{value:.4g}</text>')
+        parts.append(f'<text class="end" x="{_LEFT - 6}" y="{y(value) + 4}">{text}</text>')
     whole = all(float(p[0]).is_integer() for p, _ in every)
     round_ones = _log_ticks(x_low, x_high) if log else round_numbers(x_low, x_high, whole=whole)
     for value, text in (at or {value: tick(value) for value in round_ones}).items():
@@ -131,10 +136,12 @@ def plot(
     parts.append(f'<text class="middle" {turned}>{html.escape(y_name)}</text>')
     if len(marked) > 1:
         parts.append(f'<path class="front" d="M{"L".join(f"{x(a)} {y(b)}" for a, b in marked if a > 0 or not log)}"/>')
+    marks = [(x(a), y(b)) for s, points in kept for a, b in (*(p for p, _ in points), *s.seeds) if a > 0 or not log]
+    names = []
     for level in levels:
         parts.append(f'<path class="level" d="M{_LEFT} {y(level.y)}H{_WIDTH - _RIGHT}"/>')
         under = y(level.y) + 13 if y(level.y) < _TOP + 16 else y(level.y) - 5
-        parts.append(f'<text class="end" x="{_WIDTH - _RIGHT}" y="{under:g}">{html.escape(level.name)}</text>')
+        names.append(_beside(level.name, under, marks))
     for place, (s, points) in enumerate(kept):
         number = place if s.style is None else s.style
         kind = f"m{number % MARKS}"
@@ -150,7 +157,26 @@ def plot(
                 parts.append(f'<path class="line {kind}" d="M{x(a) + aside:g} {y(b - spread)}V{y(b + spread)}"/>')
             title = html.escape(f"{s.name}: {a:.4g}, {b:.4g}" + (f" ± {spread:.2g}" if spread else ""))
             parts.append(_mark(number, x(a), y(b), title))
-    return "".join([*parts, "</svg>"])
+    return "".join([*parts, *names, "</svg>"])
+
+
+def _beside(name: str, y: float, marks: Sequence[tuple[float, float]]) -> str:
+    """The name of a level at that end of it where fewer points lie, above all lines."""
+    wide = 6.0 * len(name) + 8
+
+    def covered(low: float, high: float) -> int:
+        return sum(low - 6 < a < high + 6 and y - 16 < b < y + 6 for a, b in marks)
+
+    right = covered(_WIDTH - _RIGHT - wide, _WIDTH - _RIGHT) <= covered(_LEFT, _LEFT + wide)
+    place = f'class="end over" x="{_WIDTH - _RIGHT}"' if right else f'class="over" x="{_LEFT + 4}"'
+    return f'<text {place} y="{y:g}">{html.escape(name)}</text>'
+
+
+def _alike(values: Sequence[float]) -> list[str]:
+    """Numbers beside an axis, all with as many decimals as one of them needs."""
+    digits = max((len(f"{value:.4g}".partition(".")[2]) for value in values), default=0)
+    plain = all("e" not in f"{value:.4g}" for value in values)
+    return [f"{value:.{digits}f}" if plain else f"{value:.4g}" for value in values]
 
 
 def legend(names: Sequence[str], style: Mapping[str, int] | None = None) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from spikeprune.lab.page.charts import Level, Series, legend, plot, styles
 from spikeprune.lab.page.kit import Section, render
 from spikeprune.lab.study import claims, reviewer, tables
+from spikeprune.lab.study.collected import BESIDE
 from spikeprune.lab.study.compare import Arm, Comparison
 from spikeprune.lab.study.conclude import conclusions
 
@@ -46,7 +47,7 @@ def comparison_page(
     ]
     if factors:
         sections.append(Section("The paper's factors of cost", tuple(claims.explanation())))
-    runs = len({run for row in comparison.rows for run in row.runs})  # a dense network may stand in another run
+    runs = len({run.removesuffix(BESIDE) for row in comparison.rows for run in row.runs})
     over = f"Comparison of {runs} run{'s' * (runs != 1)}: " + "; ".join(
         f"{model} on {dataset}" for dataset, model in networks
     )
@@ -109,7 +110,9 @@ def _plots(comparison: Comparison, dataset: str, model: str, style: Mapping[str,
     )  # fmt: skip
     bars = " Bars: 95 % interval." if any(len(row.seeds) > 2 for row in pruned) else ""
     level = " The dashed line is the dense network." if levels else ""
-    heads = f"A line is a method, and a faint dot is a seed.{level}{bars}"
+    line = "line" if len(targets) > 1 else "mark"
+    seeds = ", and a faint dot is a seed" if any(len(row.seeds) > 1 for row in pruned or dense) else ""
+    heads = f"A {line} is a method{seeds}.{level}{bars}"
     over_sparsity = ((by_sparsity, "Accuracy on the test split over sparsity."),) if len(targets) != 1 else ()
     figures = (*over_sparsity, (by_synops, _SYNOPS))  # over one sparsity all points would stand above each other
     return Section(f"{dataset}, {model}", (heads,), figures=figures, legend=legend(arms, style))

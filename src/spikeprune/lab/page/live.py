@@ -48,12 +48,13 @@ def live_page(folder: RunFolder, refresh: int) -> str:
     phase = "dense" if recipe.method == "dense" else last.phase
     title = f"{phase.capitalize()}, epoch {last.epoch} of {recipe.epochs}: {_accuracy(last):.2%}"
     lead = [f"Training loss {last.train_loss:.3f}, sparsity {last.sparsity:.4f}, learning rate {last.lr:.3g}."]
-    return render(title, lead, [_curves(epochs)], [], over=over, refresh=refresh)
+    return render(title, lead, [_curves(epochs, recipe.method)], [], over=over, refresh=refresh)
 
 
-def _curves(epochs: Sequence[Epoch]) -> Section:
+def _curves(epochs: Sequence[Epoch], method: str) -> Section:
     phases = list(dict.fromkeys(line.phase for line in epochs))
-    style = {phase: styles(["dense", "criticality"])[_COLOUR.get(phase, "dense")] for phase in phases}
+    arms = styles(["dense", method])  # the colours that they have in comparisons
+    style = {phase: arms[method if phase == "pruned" else "dense"] for phase in phases}
 
     def series(value: str) -> list[Series]:
         return [
@@ -69,9 +70,6 @@ def _curves(epochs: Sequence[Epoch]) -> Section:
         (plot(series("sparsity"), "epoch", "sparsity, %", within=(0.0, 100.0)), "Share of the weights that is 0."),
     )
     return Section("So far", figures=figures, legend=legend(phases, style))
-
-
-_COLOUR = {"pruned": "criticality"}
 
 
 def _value(line: Epoch, name: str) -> float:

@@ -93,7 +93,7 @@ def render(run: ShownRun) -> str:
     page = template.render(
         raster=raster,
         raster_said=raster_said,
-        notes=list(map(words.bound, run_notes(run.record, statistics, masks))),
+        notes=list(map(words.bound, [*_data_notes(run), *run_notes(run.record, statistics, masks)])),
         beside_energy=words.bound(energy_note(statistics if run.pruning else None, masks)),
         run=run,
         record=run.record,
@@ -120,6 +120,11 @@ def render(run: ShownRun) -> str:
         command=_command(run),
     )
     return with_contents(page)
+
+
+def _data_notes(run: ShownRun) -> list[str]:
+    """What the data say of themselves; `run_notes` tells of a part of the test split."""
+    return [words.sentence(note) for note in run.record.data.notes if "(data.test_limit)" not in note]
 
 
 def _chosen(run: ShownRun) -> str:

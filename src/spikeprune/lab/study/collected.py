@@ -16,6 +16,7 @@ from spikeprune.methods import settings_of
 from spikeprune.record.base import whole
 from spikeprune.record.run import RunRecord
 
+BESIDE = " (dense)"  # ends the name of a dense network that a run trained beside its pruned one
 BLOCK = ("data.name", "data.limit", "model")  # they tell comparisons apart, rather than arms within one
 
 
@@ -159,4 +160,4 @@ def _dense_beside(run: ComparedRun) -> ComparedRun | None:
     dense = dataclasses.replace(
         record, settings=settings, pruned=record.dense, sparsity=0.0, density=1.0, rounds=(), cost=cost
     )
-    return ComparedRun(run.path.with_name(f"{run.path.name} (dense)"), dense, DENSE, 0.0)
+    return ComparedRun(run.path.with_name(f"{run.path.name}{BESIDE}"), dense, DENSE, 0.0)
