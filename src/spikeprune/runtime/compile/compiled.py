@@ -155,9 +155,7 @@ class CompiledSNN:
         raise InvalidValue(f"this compiled model takes {' or '.join(forms)}, got {given}")
 
     def _schedule(self, still: bool, T: int, N: int, watch: bool = False) -> EngineSchedule:
-        if (
-            os.getpid() != _HOME
-        ):  # PyTorch's threads do not come along into a fork, and a second one would wait for them
+        if os.getpid() != _HOME:  # PyTorch's threads do not come along into a fork, and a call would wait for them
             torch.set_num_threads(1)
         regime = _regime(N)
         key = (still, T, watch, regime)
