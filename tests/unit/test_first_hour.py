@@ -1,6 +1,7 @@
 """What a newcomer sees in the first hour: each test is the right text or number of a command that once misled."""
 
 import functools
+import importlib
 import inspect
 import io
 import itertools
@@ -790,3 +791,14 @@ def test_an_epoch_line_fits_80_columns():
         sparsity=0.95,
     )  # fmt: skip
     assert len(epoch_line(line, 200)) <= 80
+
+
+def test_the_library_is_free_of_warnings_about_triton():
+    importlib.import_module("spikeprune.integrations.spikingjelly")
+    torchs = logging.getLogger("torch._library.triton")  # warns at the first forward of SpikingJelly on a CPU
+
+    def heard(text: str) -> bool:
+        return bool(torchs.filter(torchs.makeRecord(torchs.name, logging.WARNING, "", 0, text, (), None)))
+
+    assert not heard("Triton not available, find_triton_kernels = []")
+    assert heard("another warning")

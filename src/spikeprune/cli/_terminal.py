@@ -35,7 +35,7 @@ def _broken(line: str, width: int, indent: str) -> str:
 
 def paint(text: str, colour: Literal["bold", "red", "yellow"], stream: TextIO | None = None) -> str:
     """The text in a colour where the stream (default stdout) is a terminal and NO_COLOR is not set."""
-    stream = sys.stdout if stream is None else stream
-    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+    to: TextIO = sys.stdout if stream is None else stream
+    if not to.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return f"\x1b[{_CODES[colour]}m{text}\x1b[0m"

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.neuron import charge, fire_and_reset
+from spikeprune.host.quiet import leave_out_triton
 from spikeprune.model.adapter import Adapter, NeuronParams
 from spikeprune.model.fusing import Fusing, LearnedLeak
 
+leave_out_triton()
 _BASES = tuple(cls for name in ("BaseNode", "SimpleBaseNode") if (cls := getattr(neuron, name, None)) is not None)
 
 

@@ -73,10 +73,10 @@ class History:
         if not self._warned and last.survived is not None and last.survived < 0.02 * last.regrown:
             self._warned = True
             _log.warning(
-                "spikeprune: %d of %d weights regrown at step %d outlived the next cut, so the score hardly matters; "
+                "spikeprune: %s of %s weights regrown at step %d outlived the next cut, so the score hardly matters; "
                 "space mask updates further apart, raise the learning rate, or set grace (grace=True, --grace true): "
                 "docs/guide/training.md, 'When regrown weights die'",
-                last.survived, last.regrown, last.step,
+                f"{last.survived:,}", f"{last.regrown:,}", last.step,
             )  # fmt: skip
 
     def alive(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

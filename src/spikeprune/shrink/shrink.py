@@ -61,6 +61,19 @@ def shrink(
         >>> small[0].out_channels, small[4].out_channels
         (4, 1)
     """
+    small, plan = shrink_told(model, masks, example, optimizer)
+    if not plan.cuts:
+        _log.warning(
+            "spikeprune: shrink cut nothing, since no channel is dead as a whole; scattered zeros pay off in "
+            "sp.compile (CPU) and exports, and sp.Pruner(..., pattern='channel') makes channels that can be cut"
+        )
+    return small, plan
+
+
+def shrink_told(
+    model: nn.Module, masks: Mapping[str, Tensor], example: Any, optimizer: torch.optim.Optimizer | None = None
+) -> tuple[nn.Module, ChannelPlan]:
+    """`shrink` for callers that tell by themselves where the plan cuts nothing."""
     model = eager(model)
     _check_masks(model, masks)
     check_obeyed(masks, dict(model.named_parameters()))
@@ -80,11 +93,6 @@ def shrink(
     refused = table.refusals()
     if not plan.cuts and not plan.gates and refused:
         raise InvalidValue(f"{type(model).__name__} cannot be shrunk: {next(iter(refused.values()))}")
-    if not plan.cuts:
-        _log.warning(
-            "spikeprune: shrink cut nothing, since no channel is dead as a whole; scattered zeros pay off in "
-            "sp.compile (CPU) and exports, and sp.Pruner(..., pattern='channel') makes channels that can be cut"
-        )
     return small, plan
 
 

@@ -11,6 +11,9 @@ from spikingjelly.activation_based import base, functional
 from torch import Tensor, nn
 
 from spikeprune.core.errors import InvalidValue
+from spikeprune.host.quiet import leave_out_triton
+
+leave_out_triton()
 
 
 class SpikingNet(nn.Module, base.StepModule):

@@ -16,7 +16,7 @@ from spikeprune.prune.pruner import Pruner
 from spikeprune.record.round import Round
 from spikeprune.record.run import ChannelsRecord
 from spikeprune.shrink.plan import ChannelPlan
-from spikeprune.shrink.shrink import shrink
+from spikeprune.shrink.shrink import shrink_told
 from spikeprune.zoo.readout import LOSSES
 
 _LATENCY_BATCH, _LATENCY_REPEATS = 32, 5
@@ -80,7 +80,7 @@ def cut_out(network: TimedNetwork, masks: Mapping[str, Tensor], example: Tensor)
 
     Args: example: one small batch, as the model takes it in one call.
     """
-    small, plan = shrink(network.model, masks, example)
+    small, plan = shrink_told(network.model, masks, example)
     return dataclasses.replace(network, model=small), plan
 
 
