@@ -135,3 +135,21 @@ def test_a_budget_of_cost_is_kept_and_used(seed, density, share):
     assert spent <= target.budget + 1e-6
     assert spent > target.budget - 3 * 16  # each of the three passes may leave less than one weight's cost
     assert all(m.any() for m in outcome.reference.values())
+
+
+def test_under_a_budget_of_cost_weights_rank_by_their_square_per_cost():
+    # 2.2^2 / 4 = 1.21 is more than 1^2 / 1; 1.9^2 / 4 = 0.9025 is less. Scores below 0 come last.
+    alive = {"dear": torch.ones(1, 1).bool(), "cheap": torch.ones(1, 2).bool()}
+
+    def kept(dear, cheap, budget):
+        scores = {"dear": torch.tensor([[dear]]), "cheap": torch.tensor([cheap])}
+        target = Target(0, "global", {"dear": 0, "cheap": 0}, cost={"dear": 4.0, "cheap": 1.0}, budget=budget)
+        return {
+            n: m.flatten().tolist()
+            for n, m in prune_and_regrow(scores, {}, alive, scores, target, share=0.0).alive.items()
+        }
+
+    assert kept(2.2, [1.0, 0.5], 4.0) == {"dear": [True], "cheap": [False, False]}
+    assert kept(1.9, [1.0, 0.5], 4.0) == {"dear": [False], "cheap": [True, False]}
+    assert kept(0.1, [-3.0, -0.1], 5.0) == {"dear": [True], "cheap": [False, True]}
+    assert kept(-0.1, [-3.0, 0.0], 5.0) == {"dear": [True], "cheap": [False, True]}

@@ -52,3 +52,14 @@ def test_floors_larger_than_the_target_give_way():
         assert pruner.quota(0.98) == {"0.weight": 5, "4.weight": 5, "8.weight": 5}  # floor(15.36) = 15
     with pytest.raises(InvalidValue, match="lower the sparsity or the floor"):
         allocate.round_to({"a": 1.0}, 9, {"a": 0}, {"a": 5})
+
+
+def test_too_much_is_taken_from_those_that_have_most_above_what_they_wanted():
+    # The floor of "a" leaves 7 for the others, and 4.9 and 4.1 are cut to 4 and 4: "c" is nearer to the 4 that it has.
+    wanted, floor, size = {"a": 0.2, "b": 4.9, "c": 4.1}, {"a": 3, "b": 0, "c": 0}, dict.fromkeys("abc", 9)
+    assert allocate.round_to(wanted, 10, floor, size) == {"a": 3, "b": 4, "c": 3}
+
+
+def test_what_is_missing_goes_to_those_that_have_most_below_what_they_wanted():
+    wanted = {"a": 1.2, "b": 2.9, "c": 0.9}
+    assert allocate.round_to(wanted, 5, dict.fromkeys("abc", 0), dict.fromkeys("abc", 9)) == {"a": 1, "b": 3, "c": 1}

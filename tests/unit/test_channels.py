@@ -238,3 +238,20 @@ def test_a_group_with_an_excluded_layer_stays_whole():
     assert [g.name for g in ChannelSpace(graph, model, "channel", {"3.weight"}).groups] == ["3"]
     with pytest.raises(InvalidValue, match="no group of channels"):
         ChannelSpace(graph, model, "channel", set())
+
+
+def test_new_candidates_of_channels_are_those_alive_before_also_under_a_budget_of_cost():
+    scores = {"a": torch.tensor([4.0, 3.0, 2.0, 1.0])}
+    growth = {"a": torch.tensor([0.0, 0.0, 1.0, 9.0])}
+    alive = {"a": torch.tensor([True, True, True, False])}
+
+    def regrown(candidates):
+        outcome = channel_round(
+            scores, growth, alive, Target(0, "global", {"a": 1}, budget=2.0),
+            cost=lambda masks: float(masks["a"].sum()), share=0.5, candidates=candidates,
+        )  # fmt: skip
+        assert outcome.survivors["a"].tolist() == [True, False, False, False]
+        return outcome.regrown["a"].tolist()
+
+    assert regrown("all") == [False, False, False, True]  # the dead channel has the highest score
+    assert regrown("new") == [False, False, True, False]

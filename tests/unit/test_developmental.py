@@ -37,6 +37,14 @@ def test_traces_and_their_products_worked_by_hand():
     assert fed(2).result().tolist() == [[0.25**2 * 0.375, 0.25**2 * 0.25, 0.25]]
 
 
+def test_the_trace_of_the_output_decays_and_gathers():
+    statistic = TraceProducts(lambda u: (u > 0).to(u), 0.5, last=True)
+    for spike in (1.0, 1.0, -1.0):
+        statistic.step(torch.tensor([[spike]]), torch.tensor([[1.0]]))
+    # Output: 1, then 0.5 + 1 = 1.5, then 0.75. Input: 1, 1.5, 1.75. Over T = 3: 0.25 and 1.75 / 3.
+    assert statistic.result().flatten().tolist() == pytest.approx([0.25**2 * 1.75 / 3, 0.25])
+
+
 def test_maps_are_summed_and_a_restored_total_keeps_the_threshold():
     statistic = TraceProducts(lambda u: u, 0.0, last=False)
     statistic.step(torch.ones(1, 3, 2, 2), torch.ones(1, 5, 4, 4))

@@ -144,3 +144,20 @@ def test_a_long_name_in_a_message_loses_its_middle(kind):
         assert said.endswith("build the model of the original size"), said
         assert " ... " in said
         assert len(said) <= 400
+
+
+def test_a_long_word_and_a_long_message_lose_their_middle():
+    said = str(InvalidValue(f"no file {'a' * 200} or {'b' * 100}{'c' * 101} here"))
+    assert said == f"no file {'a' * 200} or {'b' * 60} ... {'c' * 55} here"  # 200 letters stay, 201 become 120
+    assert str(InvalidValue("word " * 80)) == "word " * 80  # 400 letters
+    long = str(InvalidValue("begin " + "word " * 79 + "end"))  # 404 of them
+    assert (len(long), long[:11], long[-9:]) == (400, "begin word ", " word end")
+    assert " ... " in long
+
+
+def test_three_letters_are_enough_for_an_offer():
+    names = ["criticality", "random", "settings.floor"]
+    assert "did you mean 'criticality'?" in str(unknown("method", "cri", names))
+    assert "known: criticality, random, settings.floor" in str(unknown("method", "cr", names))
+    assert "did you mean 'settings.floor'?" in str(unknown("key", "floor", names))
+    assert "did you mean 'random'?" in str(unknown("method", "ramdon", names))

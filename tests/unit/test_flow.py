@@ -10,6 +10,7 @@ from torch import nn
 import spikeprune as sp
 from nets import assert_same, batch, conv_net, sgd, train, weights_of
 from spikeprune.core.errors import InvalidValue, MissingEvidence
+from spikeprune.core.mask import count
 from spikeprune.methods.synflow import Synflow
 
 
@@ -49,6 +50,27 @@ def test_each_cut_ranks_what_the_last_one_left():
         "0.weight": [[False, True], [False, False]],
         "2.weight": [[True, False]],
     }
+
+
+def test_the_densities_of_the_cuts_fall_by_the_same_factor():
+    seen = []
+
+    class Spy(sp.Magnitude):
+        def cuts_per_update(self):
+            return 4
+
+        def score(self, evidence):
+            seen.append(count(evidence.masks))
+            return super().score(evidence)
+
+    model = nn.Sequential(nn.Linear(10, 10, bias=False))
+    assert sp.prune(model, Spy(), 15 / 16).alive == 6
+    assert seen == [100, 50, 25, 13]  # halves of 100; 12.5 is rounded up
+    model = nn.Sequential(nn.Linear(10, 10, bias=False))
+    sp.prune(model, "magnitude", 0.36)
+    seen.clear()
+    assert sp.prune(model, Spy(), 0.96, masks="zeros").alive == 4
+    assert seen == [64, 32, 16, 8]
 
 
 class _SnnTorch(nn.Module):

@@ -56,6 +56,18 @@ def test_the_sparsity_of_a_replaced_parameter_is_not_told(replace):
     assert "sparsity 0.9010" in repr(pruner)
 
 
+def test_the_sparsity_of_a_replaced_parameter_is_not_told_before_and_after_attaching():
+    for act in ((), ("attach",), ("finish", "attach")):
+        model = conv_net()
+        pruner = sp.Pruner(model, "magnitude", sp.OneShot(0.9))
+        for name in act:
+            pruner.finish() if name == "finish" else pruner.attach(sgd(model))
+        assert pruner.sparsity == 0
+        assign(model)
+        with pytest.raises(InvalidValue, match="no longer the parameter that the Pruner holds"):
+            _ = pruner.sparsity
+
+
 def test_the_sparsity_is_told_after_finish_whatever_becomes_of_the_model():
     model = conv_net()
     optimizer = sgd(model)

@@ -112,6 +112,7 @@ def test_unknown_keys_survive():
         ({"kept": -1}, "kept is -1, must be 0 or more"),
         ({"kept": 1.5}, "kept is 1.5, must be a whole number"),
         ({"kept": True}, "kept is True, must be a whole number"),
+        ({"step": 2**63}, "step is 9223372036854775808, must be a whole number"),
         ({"target": float("nan")}, "target is nan, must be a finite number"),
         ({"target": 1.5}, r"target is 1.5, must be in \[0, 1\]"),
         ({"survived": "3"}, "survived is '3', must be a whole number"),
@@ -127,6 +128,12 @@ def test_impossible_values_are_refused_by_file_and_key(tmp_path, change, says):
         Round.of_file(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_ends_of_what_a_number_may_be():
+    zeros = {**AS_DICT, "step": 0, "target": 0, "kept": 0, "regrown": 0, "rescued": 0, "survived": 0, "layers": {}}
+    assert Round.read(zeros).step == 0
+    assert Round.read({**AS_DICT, "target": 1, "step": 2**63 - 1}).step == 2**63 - 1
 
 
 def test_a_file_that_is_no_json_or_not_there_is_named(tmp_path):

@@ -83,3 +83,14 @@ def test_what_could_not_be_read_again_is_not_written(content):
     wrong = dataclasses.replace(record, cost=dataclasses.replace(record.cost, seconds=float("nan")))
     with pytest.raises(ValueError, match=r"cost\.seconds is nan"):
         wrong.as_json()
+
+
+def test_the_line_of_a_damaged_epoch_is_counted_from_1(tmp_path):
+    lines = (FOLDERS[0] / "metrics.jsonl").read_text().splitlines()
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join([lines[0], lines[0], lines[0].replace('"epoch": 1', '"epoch": -1')]))
+    with pytest.raises(Damaged, match=r"line 3\.epoch is -1, must be 0 or more"):
+        read_epochs(path)
+    path.write_text("")
+    with pytest.raises(Damaged, match="it holds no epoch"):
+        read_epochs(path)

@@ -188,6 +188,18 @@ def test_a_packed_network_that_contradicts_itself_is_damaged(spoilt, tmp_path):
         write(**spoilt)
 
 
+@pytest.mark.parametrize("shape", ["-1", "0.0", "false"])
+def test_sizes_of_a_packed_network_are_whole_numbers_from_0_on(shape, tmp_path):
+    """Each of them multiplies to a tensor of nothing, which no bit and no value would contradict."""
+    nothing = {"a.mask": torch.zeros(0, dtype=torch.uint8), "a.values": torch.zeros(0)}
+    for size in ("0", shape):
+        facts = {"format": FORMAT, "shapes": f'{{"a": [{size}]}}'}
+        (tmp_path / size).write_bytes(bytes(as_safetensors(nothing, facts)))
+    assert read_packed(tmp_path / "0")[0]["a"].shape == (0,)
+    with pytest.raises(UserError, match="is damaged"):
+        read_packed(tmp_path / shape)
+
+
 def test_folders_and_files_in_the_way_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "s.yaml").write_text("model: mlp\ndata: {name: digits}\nmethods: [magnitude]\nseeds: [0]\n")

@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from spikeprune.core.errors import InvalidValue
-from spikeprune.core.schedule import SCHEDULES, Constant, Cubic, Linear, OneShot, duration, names, turnover_steps
+from spikeprune.core.schedule import (
+    SCHEDULES,
+    Constant,
+    Cubic,
+    Linear,
+    OneShot,
+    _check_steps,
+    duration,
+    names,
+    turnover_steps,
+)
 
 
 def test_names():
@@ -66,3 +76,40 @@ def test_weight_decay_shrinks_the_square_of_a_weight_by_e_in_a_turnover():
     for _ in range(round(turnover_steps(0.3, 5e-4, 0.9))):
         optimizer.step()
     assert weight.item() ** 2 == pytest.approx(math.exp(-1), rel=0.05)
+
+
+def test_a_distance_that_is_longer_than_the_time_is_refused():
+    with pytest.raises(InvalidValue, match="no mask update fits between step 10 and 20 at one every 15 steps"):
+        Cubic(to=0.5, begin=10, end=20, every=15)
+    assert Cubic(to=0.5, begin=10, end=20, every=10).steps() == (20,)
+
+
+def test_the_last_mask_update_has_the_target_itself():
+    """And not a number beside it: 0.3 + (0.9 - 0.3) is 0.9000000000000001."""
+    for kind in (Cubic, Linear, SCHEDULES["cosine"], SCHEDULES["geometric"]):
+        for initial in range(0, 95, 5):
+            schedule = kind(to=0.9, initial=initial / 100)
+            assert schedule.at(1.0) == 0.9
+            assert schedule.value(7, 7) == 0.9
+
+
+def test_a_regrow_share_has_its_first_value_first_and_its_last_value_last():
+    share = Linear(to=0.0, initial=0.2)
+    assert [share.share(n, 1, step=9) for n in (1,)] == [0.2]
+    assert [share.share(n, 2, step=9) for n in (1, 2)] == [0.2, 0.0]
+    assert [share.share(n, 3, step=9) for n in (1, 2, 3)] == [0.2, 0.1, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("2ep", r"in code pass 2 \* len\(loader\) \("), ("300it", r"in code pass 300 \("),
+        ("0.5turnover", r"in code pass 0.5 \* turnover_steps\(lr, weight_decay, momentum\) \("),
+        ("soon", "in code pass an int such as 2000"), (2.5, "got '2.5'; in code pass an int"), (True, "got 'True'"),
+    ],
+)  # fmt: skip
+def test_a_duration_as_a_text_is_for_recipes(text, hint):
+    with pytest.raises(InvalidValue, match=f"end counts optimizer steps as a whole number.*{hint}"):
+        _check_steps("end", text)
+    _check_steps("end", 300)
+    _check_steps("end", None)

@@ -94,8 +94,10 @@ def test_spread_undoes_average_pooling():
     wide = spread(values, (2, 3, 4, 4))
     assert_close(F.avg_pool2d(wide, 2) * 4, values)  # a window's four positions share its value
     assert spread(values, (2, 3, 2, 2)) is values
-    with pytest.raises(InvalidValue, match="cannot be laid"):
-        spread(torch.rand(2, 3), (2, 3, 4, 4))
+    for shape, wanted in (((2, 3), (2, 3, 4, 4)), ((2, 3, 4), (2, 3, 4, 4)), ((2, 3), (2, 6))):
+        with pytest.raises(InvalidValue, match="cannot be laid") as caught:
+            spread(torch.rand(shape), wanted)
+        assert f"shape {shape} cannot be laid over a layer of shape {wanted}" in str(caught.value)
 
 
 def test_as_channels():
@@ -106,3 +108,10 @@ def test_as_channels():
     assert torch.equal(as_channels(tokens, 5, last=True), tokens.movedim(-1, 1))
     with pytest.raises(InvalidValue, match="does not match a layer with 7 outputs"):
         as_channels(conv, 7, last=False)
+
+
+def test_spread_undoes_average_pooling_along_a_line():
+    values = torch.rand(2, 3, 4)
+    wide = spread(values, (2, 3, 8))
+    assert_close(F.avg_pool1d(wide, 2) * 2, values)
+    assert_close(wide[..., 0], values[..., 0] / 2)

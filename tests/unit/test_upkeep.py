@@ -8,6 +8,7 @@ from torch import nn
 import spikeprune as sp
 from nets import assert_same, conv_net, mlp, sgd, train, weights_of
 from spikeprune.core.mask import unpack
+from spikeprune.upkeep.upkeep import Upkeep
 
 
 class Lookalike(torch.optim.Optimizer):
@@ -210,3 +211,43 @@ def test_regrow_zero_is_magnitude_bit_for_bit():
         assert_same(masks, runs[0][0])
         assert_same(weights, runs[0][1])
         assert rounds == runs[0][2]
+
+
+def test_state_is_cleared_outside_of_the_masks_that_are_asked_for():
+    """A channel that comes back is alive, and its state is cleared once: for other masks than those that are held."""
+    p = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([p], 0.1, momentum=0.9)
+    optimizer.state[p]["momentum_buffer"] = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    upkeep = Upkeep({"w": p})
+    upkeep.optimizers = (optimizer,)
+    upkeep.set({"w": torch.tensor([True, True, True, False])})
+    upkeep.hold_state({"w": torch.tensor([False, True, True, True])})
+    assert optimizer.state[p]["momentum_buffer"].tolist() == [0.0, 2.0, 3.0, 4.0]
+    upkeep.hold_state(upkeep.masks)
+    assert optimizer.state[p]["momentum_buffer"].tolist() == [0.0, 2.0, 3.0, 0.0]
+
+
+class Drifting(torch.optim.SGD):
+    """Torch's SGD but for its state, which grows without any gradient."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for state in self.state.values():
+            state["momentum_buffer"] += 1.0
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, Drifting])
+def test_the_state_of_an_optimizer_that_is_not_torchs_own_is_held_whatever_it_calls_it(kind):
+    p = nn.Parameter(torch.ones(4))
+    optimizer = kind([p], 0.1, momentum=0.9)
+    upkeep = Upkeep({"w": p})
+    upkeep.optimizers = (optimizer,)
+    upkeep.set({"w": torch.tensor([True, False, True, False])})
+    for _ in range(2):
+        p.grad = torch.ones(4)
+        upkeep.hold_grads()
+        optimizer.step()
+        upkeep.after_step(closure=False, clean=True)
+        assert p[[1, 3]].tolist() == [0.0, 0.0]
+        assert optimizer.state[p]["momentum_buffer"][[1, 3]].tolist() == [0.0, 0.0]
+        assert bool((optimizer.state[p]["momentum_buffer"][[0, 2]] > 0).all())
