@@ -5,7 +5,8 @@
     python tests/mutants.py report           the kill rate, and the mutants that survived
 
 A mutant changes one place of core, prune, record or upkeep: a comparison, a sum, a number, a `not`, a condition, a
-`raise`. Each runs against the tests that reach its line, the quickest first, in a process of its own.
+`raise`. Each runs against the tests that reach its line, the quickest first, in a process of its own. A mutant that
+changes nothing that a user could see is listed in EQUIVALENT, with the reason.
 """
 
 import argparse
@@ -34,6 +35,24 @@ SWAPS = {
     ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.Pow: ast.Mult,
     ast.And: ast.Or, ast.Or: ast.And, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
+
+# (file, a part of one line alone, change, why nobody could see the difference)
+BRACKET = "low = sample[min(place + margin, sample.numel() - 1)]"
+MISSED = "time alone: where the bracket misses, all is searched"
+EQUIVALENT = [
+    ("core/allocate.py", "sign = 1 if gap > 0 else -1", "Gt -> GtE", "the gap is not 0"),
+    ("core/allocate.py", "if gap > 0 else result[layer] > floor[layer])]", "Gt -> GtE", "the gap is not 0"),
+    ("core/nm.py", "nan_to_num(posinf=0.0).max()) for s in", "0.0 -> 1.0", "a wider span lifts as well"),
+    ("core/select.py", "_SAMPLE = 1 << 16", "1 -> 2", "time alone: the size of a sample"),
+    ("core/select.py", "margin = int(3 * sample.numel() ** 0.5) + 8", "Pow -> Mult", "time alone: a wider bracket"),
+    ("core/select.py", BRACKET, "1 -> 2", MISSED),
+    ("core/select.py", BRACKET, "Add -> Sub", MISSED),
+    ("core/select.py", "clamp_(1e-20, 1 - 1e-7)", "1 -> 2", "torch.rand stays below 1"),
+    ("prune/history.py", "self.regrown: dict[str, Tensor] | None = None", "BitOr -> BitAnd", "an annotation"),
+    ("prune/updater.py", "{}, 0.0, target, alive=alive).alive", "0.0 -> 1.0", "a share of no regrow scores"),
+    ("record/base.py", "if len(repr(value)) <= 40 else", "40 -> 41", "the length of a shortened text"),
+    ("record/checkpoint.py", "class PhasesState(TypedDict, total=False):", "False -> True", "for type checkers"),
+]
 
 # (file, what stands there, what is put in its place, the test that must fail)
 SURVIVORS = "unit/test_survivors.py -k"
@@ -120,16 +139,35 @@ def run(count: int, seed: int, share: tuple[int, int] = (1, 1)) -> None:
     for key in every[share[0] - 1 : count : share[1]]:
         if key in done:
             continue
-        tests = _chosen(reached.get(f"{key[0]}:{key[1]}", []), seconds)
-        text = mutant((SOURCE / key[0]).read_text(), key[3])
-        outcome = _fork(key[0], text, tests) if tests else "no test"
-        entry = {"file": key[0], "line": key[1], "change": key[2], "number": key[3], "outcome": outcome}
+        honest = (SOURCE / key[0]).read_text()
+        tests = _chosen(_reaching(reached, key[0], key[1], honest), seconds)
+        outcome = _fork(key[0], mutant(honest, key[3]), tests) if tests else "no test"
+        line = honest.splitlines()[key[1] - 1].strip()
+        entry = {"file": key[0], "line": key[1], "change": key[2], "number": key[3], "outcome": outcome, "text": line}
         with results.open("a") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())
         print(f"{outcome:<9} {key[0]}:{key[1]} {key[2]}", flush=True)
     report(seed)
+
+
+def _reaching(reached: dict[str, list[str]], name: str, line: int, text: str) -> list[str]:
+    """The tests that reach a line.
+
+    A line outside of functions runs at the import alone, whoever needs it. There the tests count that reach the
+    function whose head it is in, or else any function of the file. In a statement of several lines, the first one may
+    stand for all of them.
+    """
+    nodes = list(ast.walk(ast.parse(text)))
+    functions = [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    bodies = {node: range(node.body[0].lineno, (node.end_lineno or 0) + 1) for node in functions}
+    if any(line in body for body in bodies.values()):
+        starts = [n.lineno for n in nodes if isinstance(n, ast.stmt) and n.lineno <= line <= (n.end_lineno or 0)]
+        return reached.get(f"{name}:{line}") or reached.get(f"{name}:{max(starts)}", [])
+    heads = [node for node in functions if node.lineno <= line < bodies[node].start]
+    wanted = {number for node in heads or functions for number in bodies[node]}
+    return sorted({test for number in wanted for test in reached.get(f"{name}:{number}", [])})
 
 
 def _chosen(tests: list[str], seconds: dict[str, float]) -> list[str]:
@@ -201,12 +239,25 @@ def _results(seed: int) -> list[dict]:
 
 def report(seed: int) -> None:
     found = _results(seed)
-    tally = {kind: sum(r["outcome"] == kind for r in found) for kind in ("killed", "timeout", "survived", "no test")}
-    dead = tally["killed"] + tally["timeout"]
     for r in found:
-        if r["outcome"] in ("survived", "no test"):
-            print(f"{r['outcome']:<9} {r['file']}:{r['line']} {r['change']}")
-    print(f"{dead} of {len(found)} mutants killed ({dead / max(1, len(found)):.1%}), seed {seed}: {tally}")
+        if r["outcome"] in ("survived", "no test") and _why_equivalent(r) is not None:
+            r["outcome"] = "equivalent"
+    kinds = ("killed", "timeout", "survived", "no test", "equivalent")
+    tally = {kind: sum(r["outcome"] == kind for r in found) for kind in kinds}
+    for r in found:
+        if r["outcome"] in ("survived", "no test", "equivalent"):
+            why = f": {_why_equivalent(r)}" if r["outcome"] == "equivalent" else ""
+            print(f"{r['outcome']:<10} {r['file']}:{r['line']} {r['change']}{why}")
+    dead, whole = tally["killed"] + tally["timeout"], len(found)
+    rest = whole - tally["equivalent"]
+    print(f"{dead} of {whole} mutants killed ({dead / max(1, whole):.1%}), seed {seed}: {tally}")
+    print(f"{dead} of the {rest} that are not equivalent ({dead / max(1, rest):.1%})")
+
+
+def _why_equivalent(result: dict) -> str | None:
+    line = result.get("text") or (SOURCE / result["file"]).read_text().splitlines()[result["line"] - 1]
+    listed = [e for e in EQUIVALENT if e[0] == result["file"] and e[1] in line and e[2] == result["change"]]
+    return listed[0][3] if listed else None
 
 
 def named(table: Path | None) -> int:

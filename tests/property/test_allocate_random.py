@@ -51,6 +51,7 @@ def test_uniform_and_erk_densities():
 def test_floor_is_a_count_or_a_share():
     weights = {"a": torch.zeros(10), "b": torch.zeros(400)}
     assert floors(weights, 0) == {"a": 0, "b": 0}
+    assert floors(weights, 1) == {"a": 1, "b": 1}
     assert floors(weights, 25) == {"a": 10, "b": 25}
     assert floors(weights, 0.1) == {"a": 1, "b": 40}
     with pytest.raises(InvalidValue, match="floor"):

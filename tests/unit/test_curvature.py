@@ -57,6 +57,12 @@ def test_the_weight_that_lowers_the_gradient_is_cut():
     assert masks["weight"].tolist() == [[True, False]]
 
 
+def test_batches_may_come_one_by_one():
+    one_by_one = (batch for batch in DATA)
+    masks = sp.prune(line(), sp.Grasp(temperature=1.0), 0.5, data=one_by_one, loss=half_square)
+    assert masks["weight"].tolist() == [[True, False]]
+
+
 def loss(output, y):
     return F.cross_entropy(output.mean(0), y)
 

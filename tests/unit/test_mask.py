@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikeprune.core.errors import InvalidValue, UnknownName
-from spikeprune.core.mask import Masks, pack, unpack
+from spikeprune.core.mask import Masks, check_obeyed, disobeying, pack, unpack
 
 
 def test_counts():
@@ -58,3 +58,13 @@ def test_pack_round_trip(shape, seed):
 def test_truncated_bits_are_refused():
     with pytest.raises(InvalidValue, match="do not fit"):
         unpack(pack(torch.ones(64, dtype=torch.bool))[:-1], (64,))
+
+
+def test_weights_that_the_masks_cut_and_that_are_not_0_are_counted():
+    masks = {"a": torch.tensor([True, False, False]), "b": torch.tensor([False]), "c": torch.tensor([False])}
+    values = {"a": torch.tensor([1.0, 2.0, 0.0]), "b": torch.tensor([0.0])}
+    assert disobeying(masks, values) == {"a": 1}  # "c" has no values
+    assert disobeying(masks, {**values, "c": torch.ones(2)}) == {"a": 1}  # those of another network
+    with pytest.raises(InvalidValue, match=r"1 weights that the masks cut are not 0 \(1 of 'a'\)"):
+        check_obeyed(masks, values)
+    check_obeyed(masks, {"a": torch.tensor([1.0, 0.0, 0.0])})

@@ -12,6 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import spikeprune as sp
 from nets import batch, conv_net, loss_of, sgd, train, weights_of
 from spikeprune.core.errors import InvalidValue
+from spikeprune.upkeep.attachment import closure_of
 
 UPDATES = sp.Cubic(to=0.9, begin=0, end=10, every=2)  # 5 mask updates; 76 of 768 weights stay
 
@@ -359,3 +360,11 @@ def test_a_forward_that_is_not_called_through_the_model_is_seen_after_a_trace(ho
             optimizer.step()
     with pytest.raises(LookupError, match=r"call the very object.*pruner\.trace"):
         optimizer.step()
+
+
+def test_a_closure_is_found_wherever_it_was_given():
+    optimizer, closure = torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1), torch.ones
+    assert closure_of((optimizer, closure), {}) is closure
+    assert closure_of((optimizer,), {"closure": closure}) is closure
+    assert closure_of((optimizer, None), {}) is closure_of((optimizer,), {"closure": None}) is None
+    assert closure_of((lambda: optimizer,), {}) is None  # the optimizer comes first, even where it can be called

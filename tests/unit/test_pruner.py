@@ -1,6 +1,7 @@
 """The Pruner in a user's loop: counts, records, resume, and everything that loops do to optimizers and models."""
 
 import io
+import itertools
 import logging
 
 import pytest
@@ -165,6 +166,18 @@ def test_measure_after_scores_the_pruned_network():
             mean = mean + 1 / (1 + (torch.pi * (v - 1)) ** 2) / len(hidden)
             v = v * (v < 1)
     torch.testing.assert_close(seen["after"]["0.weight"], mean.flatten(2).amax(2).mean(0))
+
+
+def test_only_a_mask_update_that_regrows_runs_the_forwards_again():
+    model = conv_net()
+    optimizer = sgd(model)
+    method = sp.Criticality(regrow=0.2, measure="after")  # the share of the second and last mask update is 0
+    pruner = sp.Pruner(model, method, sp.Cubic(to=0.8, end=4, every=2)).attach(optimizer)
+    forwards, seen = [], []
+    model[0].register_forward_hook(lambda *_: forwards.append(0))
+    train(model, optimizer, 4, after=lambda _: seen.append(len(forwards)))
+    assert [after - before for before, after in itertools.pairwise(seen)] == [2, 1, 1]  # of steps 2, 3 and 4
+    assert [bool(r.regrown) for r in pruner.rounds] == [True, False]
 
 
 def test_observe_needs_what_the_method_needs():

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from spikeprune.lab.study import compare
+from spikeprune.lab.sweep import sweep
+from spikeprune.record import analysis
 from spikeprune.record.base import Damaged
 from spikeprune.record.epoch import read_epochs
 from spikeprune.record.run import RunRecord
@@ -94,3 +97,8 @@ def test_the_line_of_a_damaged_epoch_is_counted_from_1(tmp_path):
     path.write_text("")
     with pytest.raises(Damaged, match="it holds no epoch"):
         read_epochs(path)
+
+
+def test_the_numbers_of_the_formats():
+    """A key that goes or changes its meaning raises the number, and nothing else does: readers refuse later ones."""
+    assert (SCHEMA, analysis.SCHEMA, compare.SCHEMA, sweep.SCHEMA) == (1, 2, 2, 1)

@@ -166,7 +166,11 @@ def test_a_pruner_state_of_another_version_or_kind_is_refused():
     train(model, optimizer, 2)
     state = pruner.state_dict()
     check_kinds(state)
-    for change, words in (({"joined": 3}, "joined is 3"), ({"masks": [1]}, "masks is no mapping of names but list")):
+    check_kinds({**state, "step": 2**53 - 1, "joined": 2**53 - 1, "began": 1})  # what a float holds exactly
+    for change, words in (
+        ({"joined": 3}, "joined is 3"), ({"joined": 1.0}, "joined is 1.0"), ({"step": 2**53}, "step is 90071992547409"),
+        ({"began": 1.01}, "began is 1.01"), ({"masks": [1]}, "masks is no mapping of names but list"),
+    ):  # fmt: skip
         with pytest.raises(TypeError, match=words):
             check_kinds({**state, **change})
     with pytest.raises(UserError, match="pruner state has version 99, this library reads"):

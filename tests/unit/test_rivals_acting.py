@@ -38,6 +38,28 @@ def near(*values: float) -> object:
     return pytest.approx(list(values), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "rate", "decay", "decoupled"),
+    [
+        (None, 0.0, 0.0, False),
+        (lambda p: torch.optim.Rprop(p, lr=0.25), 0.25, 0.0, False),  # it has no weight decay
+        (lambda p: torch.optim.SGD(p, lr=0.25, weight_decay=0.5), 0.25, 0.5, False),
+        (lambda p: torch.optim.Adam(p, lr=0.25, weight_decay=0.5), 0.25, 0.5, False),
+        (lambda p: torch.optim.AdamW(p, lr=0.25, weight_decay=0.5), 0.25, 0.5, True),
+    ],
+)
+def test_a_method_sees_the_settings_of_the_optimizer(optimizer, rate, decay, decoupled):
+    model = layers([[0.5, -0.2]], [[1.0]])
+    pruner = Pruner(model, Stds(), Cubic(0.5, end=4, every=2))
+    if optimizer is not None:
+        pruner.attach(optimizer(model.parameters()))
+    seen = pruner._updater.training(3)
+    assert seen.rates == {"l0.weight": rate, "l1.weight": rate}
+    assert seen.decays == {"l0.weight": decay, "l1.weight": decay}
+    assert (seen.decoupled, seen.progress, seen.sparsity) == (decoupled, 0.75, 0.5)
+    assert pruner._updater.training(9).progress == 1.0
+
+
 def test_grad_r_prunes_a_connection_that_changes_sign_and_revives_it_by_its_gradient():
     # Sparsity 1/2: mu = ln(1) / alpha = 0. lr 0.1, alpha 1: the prior takes 0.1 from a positive strength, adds 0.1 to a
     # negative one. Strengths .5 .2 .15 .4, signs + - + +.

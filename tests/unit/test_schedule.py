@@ -113,3 +113,9 @@ def test_a_duration_as_a_text_is_for_recipes(text, hint):
         _check_steps("end", text)
     _check_steps("end", 300)
     _check_steps("end", None)
+
+
+def test_a_million_mask_updates_are_allowed():
+    assert Cubic(to=0.5, end=1_000_000, every=1).every == 1
+    with pytest.raises(InvalidValue, match="1,000,001 mask updates between step 0 and 1000001 are more than 1,000,000"):
+        Cubic(to=0.5, end=1_000_001, every=1)
