@@ -27,7 +27,7 @@ from spikeprune.cli import main as cli
 from spikeprune.core.errors import InvalidValue, unknown
 from spikeprune.core.schedule import _check_steps, turnover_steps
 from spikeprune.count import table
-from spikeprune.count.layers import Table
+from spikeprune.count.layers import Table, floor_notes
 from spikeprune.host import catalogue
 from spikeprune.lab.page import charts, figures
 from spikeprune.lab.recipe import load
@@ -41,7 +41,7 @@ from spikeprune.lab.sweep.sweep import read_sweep
 from spikeprune.lab.train import device
 from spikeprune.lab.train.folder import RunFolder, folder_of
 from spikeprune.lab.train.network import connect
-from spikeprune.lab.train.notes import chance_note, energy_note, starved_notes
+from spikeprune.lab.train.notes import chance_note, energy_note, run_notes, starved_notes
 from spikeprune.lab.train.progress import ProgressBar, epoch_line
 from spikeprune.record.base import Impossible
 from spikeprune.record.bench import BenchInputs, BenchRecord, EngineTime, TimedThreads
@@ -290,6 +290,24 @@ def test_layers_that_are_nearly_cut_through_are_named():
                      {"a": torch.eye(4, 2).bool()}, {})  # fmt: skip
     assert str(table).splitlines()[-1].startswith("a keeps 2 of 8 weights, which feed 2 of its 4 outputs; a floor")
     assert len(str(table).splitlines()) == 4
+
+
+def test_layers_at_their_floor_are_named(tmp_path, capsys):
+    layers = dict.fromkeys("abcdef", (20, 1000)) | {"g": (21, 1000)}
+    (note,) = floor_notes(layers, 0.02)
+    assert note.startswith(
+        "6 of 7 layers are at the floor of 0.02, the least that a layer may keep: a, b, c, d and 2 more"
+    )
+    assert floor_notes(layers, None) == floor_notes(layers, 1) == floor_notes(layers, 0.01) == []
+    table = Table.of({"a": nn.Parameter(torch.ones(10, 10))}, {"a": torch.eye(10).bool()}, {}, 0.1)
+    assert str(table).endswith("1 of 1 layers is at the floor of 0.1, the least that a layer may keep: a.")
+    words = ["--floor", "0.04", "--sparsity", "0.95", "--model", "digits-conv-small", "--dry-run"]
+    assert cli.main(["run", "digits", *words]) == 0
+    assert re.search("note: [12] of 3 layers (is|are) at the floor of 0.04", capsys.readouterr().out)
+    write_run(tmp_path, 0.9, "floor=0.02", "method=magnitude")
+    (folder,) = tmp_path.iterdir()
+    masks = {"a.weight": torch.arange(1000).reshape(10, 100) < 20}
+    assert any("1 of 1 layers is at the floor" in n for n in run_notes(RunFolder(folder).read_record(), None, masks))
 
 
 def test_the_energy_note_of_a_run_takes_events_from_operations_and_masks():

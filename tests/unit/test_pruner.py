@@ -582,7 +582,7 @@ def test_table_shows_the_pairing_after_the_first_forward():
     assert "?" in str(pruner.table())
     train(model, optimizer, 1)
     assert {r.name: r.neuron for r in pruner.table()} == {"0.weight": "2", "4.weight": "6", "8.weight": None}
-    assert "known after" not in str(pruner.table())
+    assert "at the first forward" not in str(pruner.table())
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "1:4"])

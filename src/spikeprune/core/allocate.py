@@ -125,7 +125,9 @@ def floors(weights: Mapping[str, Tensor], floor: float) -> dict[str, int]:
     """
     if floor < 0:
         raise InvalidValue(f"floor must be 0 or more (a count, or a share below 1 of each layer), got {floor}")
-    return {
-        layer: min(weight.numel(), int(floor) if floor >= 1 or floor == 0 else int(weight.numel() * floor + 1e-6))
-        for layer, weight in weights.items()
-    }
+    return {layer: least(weight.numel(), floor) for layer, weight in weights.items()}
+
+
+def least(total: int, floor: float) -> int:
+    """How many of `total` weights a floor keeps at least."""
+    return min(total, int(floor) if floor >= 1 or floor == 0 else int(total * floor + 1e-6))

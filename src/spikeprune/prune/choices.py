@@ -27,6 +27,11 @@ class Choices:
     seed: int = 0
     start: str = "dense"
 
+    @property
+    def weight_floor(self) -> float | None:
+        """The floor where it counts weights; None where it counts channels."""
+        return None if self.by_channel else self.floor
+
     def __post_init__(self) -> None:
         if self.floor is None and not self.by_channel:
             object.__setattr__(self, "floor", 1)

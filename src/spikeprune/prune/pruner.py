@@ -169,7 +169,9 @@ class Pruner:
 
     def table(self) -> Table:
         """One row a layer: weights, alive, density and the neuron it feeds (known after the first forward)."""
-        return Table.of(self._parameters, self._space.parts.upkeep.masks, self._observer.pairs)
+        return Table.of(
+            self._parameters, self._space.parts.upkeep.masks, self._observer.pairs, self.choices.weight_floor
+        )
 
     def __repr__(self) -> str:
         return (

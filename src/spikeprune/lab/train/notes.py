@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from spikeprune.count.layers import fed_outputs, is_starved
+from spikeprune.count.layers import fed_outputs, floor_notes, is_starved
 from spikeprune.count.table import activity_notes, chip_note
 from spikeprune.record.run import RunRecord
 from spikeprune.record.statistics import NetworkStatistics
@@ -26,7 +26,16 @@ def run_notes(
     notes = [*part_note(record), *chance_note(record.accuracy, record.data.classes, record.data.counts["test"])]
     if statistics is not None:
         notes += activity_notes({name: neuron.firing_rate for name, neuron in statistics.neurons.items()})
-    return notes + beyond_note(record) + starved_notes(masks or {})
+    return notes + beyond_note(record) + starved_notes(masks or {}) + _floor_notes(record, masks or {})
+
+
+def _floor_notes(record: RunRecord, masks: Mapping[str, Tensor]) -> list[str]:
+    """Layers at their floor. A floor of channels is no number of weights."""
+    floor = record.settings.extra.get("floor")
+    if not isinstance(floor, int | float) or record.settings.pattern in ("channel", "gate"):
+        return []
+    layers = {n.removesuffix(".weight"): (int(m.sum()), m.numel()) for n, m in masks.items() if m.dim() > 1}
+    return floor_notes(layers, floor)
 
 
 def part_note(record: RunRecord) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 
 from spikeprune import data as datasets
 from spikeprune.core.allocate import kept
+from spikeprune.count.layers import floor_notes
 from spikeprune.lab.recipe import Recipe
 from spikeprune.lab.recipe.job import DataFacts, Job, resolve
 from spikeprune.lab.recipe.squeeze_settings import SQUEEZE
@@ -105,7 +106,8 @@ def _quota_notes(recipe: Recipe, quota: Mapping[str, int], shapes: Mapping[str, 
         name: (kept, math.prod(shapes[name]), min(kept, shapes[name][0]), shapes[name][0])
         for name, kept in quota.items()
     }
-    return [f"note: {note}" for note in [*notes, *starved_of(layers)]]
+    held = floor_notes({name: layer[:2] for name, layer in layers.items()}, recipe.floor)
+    return [f"note: {note}" for note in [*notes, *starved_of(layers), *held]]
 
 
 def _preview_channels(job: Job, pruner: Pruner, model: torch.nn.Module) -> list[str]:

@@ -44,7 +44,11 @@ class TensorBoard:
                 alive = parameters[name].detach()[mask] if name in parameters else torch.empty(0)
                 if alive.numel():
                     writer.add_histogram(f"alive weights/{short}", alive.float(), line.epoch)
-            for update in phase.pruner.rounds:
+        before = line.step - self.setting.plan.steps_per_epoch  # the step at which this epoch began
+        updates = [update for update in phase.pruner.rounds if before < update.step <= line.step]
+        # They count optimizer steps and lie in a folder of their own, as a purge there goes by steps.
+        with SummaryWriter(str(self.folder.path / "tensorboard" / "mask updates"), purge_step=before + 1) as writer:
+            for update in updates:
                 for name, layer in (update.layers or {}).items():
                     short = name.removesuffix(".weight")
                     writer.add_scalar(f"mask update, kept/{short}", layer.kept, update.step)
