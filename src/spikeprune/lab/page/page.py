@@ -123,7 +123,7 @@ def render(run: ShownRun) -> str:
 
 
 def _data_notes(run: ShownRun) -> list[str]:
-    """What the data say of themselves; `run_notes` tells of a part of the test split."""
+    """The notes of the data as sentences, without that of a limited test split, which `run_notes` has."""
     return [words.sentence(note) for note in run.record.data.notes if "(data.test_limit)" not in note]
 
 
