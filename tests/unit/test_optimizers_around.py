@@ -117,6 +117,31 @@ def test_lookahead_revives_nothing_and_its_slow_weights_stay_zero(wrapper, outsi
     assert_held(pruner, model)
 
 
+class Noisy(Unhooked):
+    """Adds to every weight after the inner optimizer's step."""
+
+    def step(self):
+        self._inner.step()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.add_(0.01)
+
+
+def test_what_a_wrapper_without_hooks_writes_is_held_after_each_step():
+    model = conv_net()
+    outer = Noisy(sgd(model))
+    pruner = sp.Pruner(model, "magnitude", sp.OneShot(0.5, every=2)).attach(outer)
+    dead = []
+
+    def after(_):
+        parameters = dict(model.named_parameters())
+        dead.append(sum(int((~mask).sum()) for mask in pruner.masks.values()))
+        assert not any(parameters[name][~mask].any() for name, mask in pruner.masks.items())
+
+    train(model, outer, 4, after=after)
+    assert dead == [0, 384, 384, 384]
+
+
 @pytest.mark.parametrize("method", ["magnitude", "criticality", "gradient"])
 @pytest.mark.parametrize("place", ["outer", "base"])
 def test_sam_by_two_steps_makes_every_mask_update(place, method):
