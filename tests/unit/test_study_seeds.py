@@ -81,6 +81,8 @@ def test_the_page_shows_only_what_applies():
     none = "not applicable"
     table = [["run", "network", "a", "b"], ["x", "before", none, none], ["x", "after", "0.5", none]]
     assert _told_cells(table) == [["run", "network", "a"], ["x", "after", "0.5"]]
+    apart = [["quantity", "less a", "p (t)"], ["accuracy", "+0.1", "0.2"], ["loss gap", none, "-"]]
+    assert _told_cells(apart) == apart[:2]
     assert _measured(["survival: 3 regrown", f"loss gap: {none}"]) == ["Survival: 3 regrown."]
 
 

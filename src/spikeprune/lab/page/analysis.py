@@ -170,7 +170,7 @@ def _measured(told: Sequence[str]) -> list[str]:
 
 def _told_cells(table: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     """A table without the rows and columns in which nothing applies."""
-    rows = [row for row in table if any(cell != NONE for cell in row[2:]) or len(row) < 3]
+    rows = [row for row in table if any(cell not in (NONE, "-") for cell in row[2:]) or len(row) < 3]
     shown = [any(row[n] != NONE for row in rows[1:]) for n in range(len(rows[0]))]
     return [[cell for cell, kept in zip(row, shown, strict=True) if kept] for row in rows]
 
