@@ -229,7 +229,7 @@ def test_a_cell_of_a_compiled_file_is_checked_in_every_part():
     # A number that is True or False: only the processor refuses it, not tensors that hold nothing.
     minus = next(j for j, step in enumerate(good.steps) if step.name == "rsub.Scalar")
     program, tensors = written_cell(with_step(minus, template=[["i", 0], False]))
-    with pytest.raises(UserError, match=r"its program is damaged \(RuntimeError\)"):
+    with pytest.raises(UserError, match="its program is damaged"):
         layer.op.check(
             dataclasses.replace(layer, options=layer.options | {"program": program}, tensors=tensors), inputs
         )

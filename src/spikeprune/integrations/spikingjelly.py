@@ -257,7 +257,8 @@ def _is_strict(function: Any) -> bool:
     The answer is kept until a number of the surrogate changes: a fused neuron asks at every call, and a call of the
     surrogate costs as much as a small layer.
     """
-    state = tuple((key, value) for key, value in vars(function).items() if isinstance(value, int | float))
+    own = getattr(function, "__dict__", {})  # the `apply` of an autograd function has none in the newest torch
+    state = tuple((key, value) for key, value in own.items() if isinstance(value, int | float))
     known = _strict.get(function)
     if known is None or known[0] != state:
         with torch.no_grad():
