@@ -47,6 +47,7 @@ EQUIVALENT = [
     ("core/allocate.py", "if gap > 0 else result[layer] > floor[layer])]", "Gt -> GtE", "the gap is not 0"),
     ("core/nm.py", "nan_to_num(posinf=0.0).max()) for s in", "0.0 -> 1.0", "a wider span lifts as well"),
     ("core/select.py", "_SAMPLE = 1 << 16", "1 -> 2", "time alone: the size of a sample"),
+    ("core/select.py", "stride = max(1, total // _SAMPLE)", "FloorDiv -> Mult", MISSED),
     ("core/select.py", "margin = int(3 * sample.numel() ** 0.5) + 8", "Pow -> Mult", "time alone: a wider bracket"),
     ("core/select.py", BRACKET, "1 -> 2", MISSED),
     ("core/select.py", BRACKET, "Add -> Sub", MISSED),
@@ -148,7 +149,9 @@ def run(count: int, seed: int, share: tuple[int, int] = (1, 1)) -> None:
         outcome = _fork(key[0], mutant(honest, key[3]), tests) if tests else "no test"
         others = _within(MORE_SECONDS, sorted(set(every_test) - set(tests), key=lambda name: seconds[name]), seconds)
         if outcome == "survived" and others:
-            outcome = _fork(key[0], mutant(honest, key[3]), others)
+            tests, outcome = others, _fork(key[0], mutant(honest, key[3]), others)
+        if outcome == "not found" and _fork(key[0], honest, tests) == "survived":
+            outcome = "killed"
         line = honest.splitlines()[key[1] - 1].strip()
         entry = {"file": key[0], "line": key[1], "change": key[2], "number": key[3], "outcome": outcome, "text": line}
         with results.open("a") as file:
@@ -163,8 +166,8 @@ def _reaching(reached: dict[str, list[str]], name: str, line: int, text: str) ->
     """The tests that reach a line.
 
     A line outside of functions runs at the import alone, whoever needs it. There the tests count that reach the
-    function whose head it is in, or else any function of the file. In a statement of several lines, the first one may
-    stand for all of them.
+    function whose head it is in, or else any function of the file, or else the import. In a statement of several lines,
+    the first one may stand for all of them.
     """
     nodes = list(ast.walk(ast.parse(text)))
     functions = [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
@@ -174,7 +177,8 @@ def _reaching(reached: dict[str, list[str]], name: str, line: int, text: str) ->
         return reached.get(f"{name}:{line}") or reached.get(f"{name}:{max(starts)}", [])
     heads = [node for node in functions if node.lineno <= line < bodies[node].start]
     wanted = {number for node in heads or functions for number in bodies[node]}
-    return sorted({test for number in wanted for test in reached.get(f"{name}:{number}", [])})
+    found = sorted({test for number in wanted for test in reached.get(f"{name}:{number}", [])})
+    return found or reached.get(f"{name}:{line}", [])
 
 
 def _chosen(tests: list[str], seconds: dict[str, float]) -> list[str]:
@@ -216,9 +220,9 @@ def _fork(name: str, text: str, tests: list[str]) -> str:
     until = time.time() + SECONDS
     while time.time() < until:
         ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:  # 1: a test has failed, 2: a file could not be imported; others tell of tests that are not there
+        if ended:  # a file that cannot be imported and a test that is not there both end pytest with 4
             code = os.waitstatus_to_exitcode(status)
-            return "survived" if code == 0 else "killed" if code in (1, 2) or code < 0 else f"pytest ended with {code}"
+            return {0: "survived", 4: "not found"}.get(code, "killed")
         time.sleep(0.05)
     os.kill(child, 9)
     os.waitpid(child, 0)

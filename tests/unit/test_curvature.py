@@ -57,6 +57,18 @@ def test_the_weight_that_lowers_the_gradient_is_cut():
     assert masks["weight"].tolist() == [[True, False]]
 
 
+def test_the_score_has_the_weights_that_the_product_belongs_to():
+    # Scores 15 and -10 at weights (3, -1), as above; the step then makes them (-1, 3), where they would be -5 and 30.
+    model = line()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    pruner = sp.Pruner(model, Grasp(temperature=1.0), sp.OneShot(0.5)).attach(optimizer)
+    pruner.observe(DATA, half_square)
+    model.weight.grad = torch.tensor([[4.0, -4.0]])
+    optimizer.step()
+    assert pruner.masks["weight"].tolist() == [[True, False]]
+    assert model.weight.tolist() == [[-1.0, 0.0]]
+
+
 def test_batches_may_come_one_by_one():
     one_by_one = (batch for batch in DATA)
     masks = sp.prune(line(), sp.Grasp(temperature=1.0), 0.5, data=one_by_one, loss=half_square)
