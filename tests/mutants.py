@@ -44,7 +44,12 @@ BRACKET = "low = sample[min(place + margin, sample.numel() - 1)]"
 MISSED = "time alone: where the bracket misses, all is searched"
 EQUIVALENT = [
     ("core/allocate.py", "sign = 1 if gap > 0 else -1", "Gt -> GtE", "the gap is not 0"),
-    ("core/allocate.py", "if gap > 0 else result[layer] > floor[layer])]", "Gt -> GtE", "the gap is not 0"),
+    (
+        "core/allocate.py",
+        "if gap > 0 else result[layer] > floor[layer])]",
+        "Gt -> GtE",
+        "as above (the other is held)",
+    ),
     ("core/nm.py", "nan_to_num(posinf=0.0).max()) for s in", "0.0 -> 1.0", "a wider span lifts as well"),
     ("core/select.py", "_SAMPLE = 1 << 16", "1 -> 2", "time alone: the size of a sample"),
     ("core/select.py", "stride = max(1, total // _SAMPLE)", "FloorDiv -> Mult", MISSED),
@@ -55,6 +60,7 @@ EQUIVALENT = [
     ("prune/history.py", "self.regrown: dict[str, Tensor] | None = None", "BitOr -> BitAnd", "an annotation"),
     ("prune/updater.py", "{}, 0.0, target, alive=alive).alive", "0.0 -> 1.0", "a share of no regrow scores"),
     ("record/base.py", "if len(repr(value)) <= 40 else", "40 -> 41", "the length of a shortened text"),
+    ("record/base.py", "@dataclass_transform(frozen_default=True, kw_only", "True -> False", "for type checkers"),
     ("record/checkpoint.py", "class PhasesState(TypedDict, total=False):", "False -> True", "for type checkers"),
 ]
 

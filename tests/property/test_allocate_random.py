@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikeprune.core.allocate import floors, kept, quotas, round_to
-from spikeprune.core.errors import InvalidValue
+from spikeprune.core.errors import InvalidValue, UnknownName
 
 
 @st.composite
@@ -46,6 +46,11 @@ def test_uniform_and_erk_densities():
     weights = {"a": torch.zeros(10, 10), "b": torch.zeros(20, 20)}
     assert quotas("uniform", weights, 50, dict.fromkeys(weights, 0)) == {"a": 10, "b": 40}
     assert quotas("erk", weights, 60, dict.fromkeys(weights, 0)) == {"a": 20, "b": 40}  # 20 : 40
+
+
+def test_an_allocation_without_quotas_is_refused():
+    with pytest.raises(UnknownName, match="no allocation with quotas named 'global'; known: erk, lamp, uniform"):
+        quotas("global", {"a": torch.zeros(4)}, 2, {"a": 0})
 
 
 def test_floor_is_a_count_or_a_share():

@@ -63,3 +63,6 @@ def test_too_much_is_taken_from_those_that_have_most_above_what_they_wanted():
 def test_what_is_missing_goes_to_those_that_have_most_below_what_they_wanted():
     wanted = {"a": 1.2, "b": 2.9, "c": 0.9}
     assert allocate.round_to(wanted, 5, dict.fromkeys("abc", 0), dict.fromkeys("abc", 9)) == {"a": 1, "b": 3, "c": 1}
+    # "a" wanted most beyond what it has, but it is full.
+    wanted, size = {"a": 9.0, "b": 2.9, "c": 1.2}, {"a": 3, "b": 9, "c": 9}
+    assert allocate.round_to(wanted, 7, dict.fromkeys("abc", 0), size) == {"a": 3, "b": 3, "c": 1}

@@ -5,6 +5,7 @@ import torch
 
 from spikeprune.core.errors import InvalidValue
 from spikeprune.upkeep import ranks
+from spikeprune.upkeep.gradients import KeptGradients
 
 CPU = torch.device("cpu")
 
@@ -66,3 +67,22 @@ def test_one_process_agrees_with_itself():
     ranks.check_alike({"seed": 0}, CPU)
     ranks.meet(ranks.ENDS, 3, CPU)
     assert ranks.sum_over_ranks(torch.tensor([3.0])).tolist() == [3.0]
+
+
+def test_kept_gradients_are_summed_over_ranks_once():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.tensor([1.0, 2.0])
+    kept = KeptGradients()
+
+    def twice(tensor):
+        return 2 * tensor  # the sum over two ranks that have the same
+
+    for _ in range(2):
+        kept.keep({"w": parameter})
+        assert not kept.empty
+        assert [kept.summed(twice)["w"].tolist() for _ in range(2)] == [[2.0, 4.0]] * 2
+        kept.take({"w": torch.tensor([5.0])})
+        assert [kept.summed(twice)["w"].tolist() for _ in range(2)] == [[10.0]] * 2
+        kept.forget()
+        assert kept.empty
+        assert kept.summed(twice) == {}
