@@ -36,6 +36,7 @@ sanitize: setup
 	g++ -std=c++17 -pthread -ffp-contract=off -Wno-psabi $(SANITIZE) -Isrc/spikeprune/runtime/kernels \
 		tests/integration/engine_check.cpp src/spikeprune/runtime/kernels/engine*.cpp -o build/sanitize/engine_check
 	build/sanitize/engine_check
+	$(SANITIZED) $(BIN)/python -c "from spikeprune.runtime import native; assert all(map(native.library, native.NAMES))"
 	$(SANITIZED) $(BIN)/python -m pytest -n 0 -x $(KERNEL_TESTS)
 	$(SANITIZED) $(BIN)/python tests/integration/fuzz_compiled.py --inputs 20000 --keep build/sanitize/corpus
 SANITIZED = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
