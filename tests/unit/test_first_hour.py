@@ -41,7 +41,7 @@ from spikeprune.lab.sweep.sweep import read_sweep
 from spikeprune.lab.train import device
 from spikeprune.lab.train.folder import RunFolder, folder_of
 from spikeprune.lab.train.network import connect
-from spikeprune.lab.train.notes import chance_note, energy_note, run_notes, starved_notes
+from spikeprune.lab.train.notes import chance_note, energy_note, run_notes, starved_notes, starved_of
 from spikeprune.lab.train.progress import ProgressBar, epoch_line
 from spikeprune.record.base import Impossible
 from spikeprune.record.bench import BenchInputs, BenchRecord, EngineTime, TimedThreads
@@ -286,10 +286,28 @@ def test_layers_that_are_nearly_cut_through_are_named():
     (note,) = starved_notes({"body.2.weight": mask, "head.weight": torch.ones(10, 64).bool()})
     assert note.startswith("Nearly cut through: body.2 keeps 1 of 9,216 weights for 64 outputs.")
     assert starved_notes({"head.weight": torch.ones(10, 64).bool()}) == []
+    assert note.endswith("; a floor (--floor 0.02), --allocate erk or lamp prevents it.")
     table = Table.of({"a": nn.Parameter(torch.ones(4, 2)), "b": nn.Parameter(torch.ones(4, 2))},
                      {"a": torch.eye(4, 2).bool()}, {})  # fmt: skip
     assert str(table).splitlines()[-1].startswith("a keeps 2 of 8 weights, which feed 2 of its 4 outputs; a floor")
     assert len(str(table).splitlines()) == 4
+
+
+def test_a_floor_that_is_set_is_not_advised_again(capsys):
+    layers = {"body.2": (20, 1000, 20, 64)}
+    (note,) = starved_of(layers, 0.02)
+    assert note.endswith("; a higher floor than 0.02, --allocate erk or lamp prevents it.")
+    (note,) = starved_of(layers, 0.02, "erk")
+    assert note.endswith("for 64 outputs. A higher floor than 0.02 or a lower sparsity prevents it.")
+    (note,) = starved_of(layers, None, "uniform")
+    assert note.endswith("A floor (--floor 0.02) or a lower sparsity prevents it.")
+    words = ["--floor", "0.002", "--sparsity", "0.99", "--model", "digits-conv-small", "--dry-run"]
+    assert cli.main(["run", "digits", *words]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "a higher floor than 0.002, --allocate erk or lamp prevents it" in said
+    assert "--floor 0.02" not in said
+    table = Table.of({"a": nn.Parameter(torch.ones(4, 2))}, {"a": torch.eye(4, 2).bool()}, {}, 0.1)
+    assert "of its 4 outputs; a higher floor or" in str(table)
 
 
 def test_layers_at_their_floor_are_named(tmp_path, capsys):

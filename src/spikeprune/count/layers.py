@@ -108,7 +108,7 @@ class Table(list[Row]):
         note = [] if not self or self[0].traced else [_UNKNOWN]
         note += [
             f"{r.name} keeps {r.alive:,} of {r.weights:,} weights, which feed {r.fed:,} of its {r.outputs:,} outputs; "
-            "a floor or allocate='uniform' leaves more of it"
+            f"a {'higher ' if self.floor else ''}floor or allocate='uniform' leaves more of it"
             for r in self
             if r.starved
         ]

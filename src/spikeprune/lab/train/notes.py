@@ -26,16 +26,21 @@ def run_notes(
     notes = [*part_note(record), *chance_note(record.accuracy, record.data.classes, record.data.counts["test"])]
     if statistics is not None:
         notes += activity_notes({name: neuron.firing_rate for name, neuron in statistics.neurons.items()})
-    return notes + beyond_note(record) + starved_notes(masks or {}) + _floor_notes(record, masks or {})
+    starved = starved_notes(masks or {}, _floor(record), record.settings.allocate)
+    return notes + beyond_note(record) + starved + _floor_notes(record, masks or {})
 
 
 def _floor_notes(record: RunRecord, masks: Mapping[str, Tensor]) -> list[str]:
     """Layers at their floor. A floor of channels is no number of weights."""
-    floor = record.settings.extra.get("floor")
-    if not isinstance(floor, int | float) or record.settings.pattern in ("channel", "gate"):
+    if record.settings.pattern in ("channel", "gate"):
         return []
     layers = {n.removesuffix(".weight"): (int(m.sum()), m.numel()) for n, m in masks.items() if m.dim() > 1}
-    return floor_notes(layers, floor)
+    return floor_notes(layers, _floor(record))
+
+
+def _floor(record: RunRecord) -> float | None:
+    floor = record.settings.extra.get("floor")
+    return floor if isinstance(floor, int | float) else None
 
 
 def part_note(record: RunRecord) -> list[str]:
@@ -73,19 +78,25 @@ def chance_note(accuracy: float, classes: int | None, images: int) -> list[str]:
     ]
 
 
-def starved_notes(masks: Mapping[str, Tensor]) -> list[str]:
+def starved_notes(masks: Mapping[str, Tensor], floor: float | None = None, allocate: str = "global") -> list[str]:
     """Layers of which most outputs have no input left."""
-    return starved_of(
-        {
-            name: (int(mask.sum()), mask.numel(), fed_outputs(mask), mask.shape[0])
-            for name, mask in masks.items()
-            if mask.dim() > 1
-        }
-    )
+    layers = {
+        name: (int(mask.sum()), mask.numel(), fed_outputs(mask), mask.shape[0])
+        for name, mask in masks.items()
+        if mask.dim() > 1
+    }
+    return starved_of(layers, floor, allocate)
 
 
-def starved_of(layers: Mapping[str, tuple[int, int, int, int]]) -> list[str]:
-    """The warning about starved layers, from name -> (alive, weights, outputs that have an input left, outputs)."""
+def starved_of(
+    layers: Mapping[str, tuple[int, int, int, int]], floor: float | None = None, allocate: str = "global"
+) -> list[str]:
+    """The warning about starved layers, and what prevents it beyond the settings of the run.
+
+    Args:
+        layers: name -> (alive, weights, outputs that have an input left, outputs).
+        floor, allocate: the settings of the run; neither is advised a second time.
+    """
     few = [
         f"{name.removesuffix('.weight')} keeps {alive:,} of {weights:,} weights for {outputs:,} outputs"
         + (f", {fed:,} of which have an input left" if fed < min(alive, outputs) else "")
@@ -95,10 +106,12 @@ def starved_of(layers: Mapping[str, tuple[int, int, int, int]]) -> list[str]:
     if not few:
         return []
     more = f" and {len(few) - _SHOWN} more layers" if len(few) > _SHOWN else ""
-    return [
-        f"Nearly cut through: {'; '.join(few[:_SHOWN])}{more}. A global ranking starves layers with small weights; "
-        "a floor (--floor 0.02), --allocate erk or lamp prevents it."
-    ]
+    held = f"a higher floor than {floor:g}" if floor else "a floor (--floor 0.02)"
+    if allocate == "global":
+        advice = f"A global ranking starves layers with small weights; {held}, --allocate erk or lamp prevents it."
+    else:
+        advice = f"{held[0].upper()}{held[1:]} or a lower sparsity prevents it."
+    return [f"Nearly cut through: {'; '.join(few[:_SHOWN])}{more}. {advice}"]
 
 
 def energy_note(statistics: NetworkStatistics | None, masks: Mapping[str, Tensor]) -> str:

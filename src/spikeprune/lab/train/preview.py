@@ -107,7 +107,7 @@ def _quota_notes(recipe: Recipe, quota: Mapping[str, int], shapes: Mapping[str, 
         for name, kept in quota.items()
     }
     held = floor_notes({name: layer[:2] for name, layer in layers.items()}, recipe.floor)
-    return [f"note: {note}" for note in [*notes, *starved_of(layers), *held]]
+    return [f"note: {note}" for note in [*notes, *starved_of(layers, recipe.floor, recipe.allocate), *held]]
 
 
 def _preview_channels(job: Job, pruner: Pruner, model: torch.nn.Module) -> list[str]:
