@@ -245,6 +245,12 @@ def test_equal_differences_are_told_in_words():
     assert said.startswith("The differences to magnitude are equal in all 2 seeds, so they have no spread")
     assert said.endswith("One test image of 357 is 0.28 points.")
     assert "two seeds in common" not in said
+    comparison, same = block(0.0, 0.0)
+    assert tables.difference(same.rows[1]) == "equal in all 2"
+    assert same.tests == 0
+    assert tables.family(comparison, same).startswith(
+        "In each of the 2 seeds the accuracy is exactly that of magnitude"
+    )
     assert tables.family(*block(0.0028)).startswith(
         "No test: that takes two seeds in common with magnitude, and there is 1 seed."
     )

@@ -46,6 +46,25 @@ def _rows(found):
     return {row.label: row for row in found.rows}
 
 
+def test_an_arm_that_equals_the_reference_in_each_seed_is_no_test(tmp_path):
+    for seed in range(3):
+        for method in ("magnitude", "random"):
+            write_run(tmp_path, 0.80 + 0.02 * seed, f"method={method}", "sparsity=0.9", f"seed={seed}")
+    found = compare(collect([tmp_path])[0], "magnitude")
+    assert conclusions(found)[1] == "Nothing is tested here: the differences to magnitude are equal in all seeds."
+    for seed in range(3):
+        write_run(tmp_path, [0.81, 0.84, 0.84][seed], "method=criticality", "sparsity=0.9", f"seed={seed}")
+    found = compare(collect([tmp_path])[0], "magnitude")
+    (block,) = found.blocks
+    equal, tested = _rows(found)["random"], _rows(found)["criticality"]
+    assert tables.cells(equal)[5:8] == ["equal in all 3", "-", "-"]
+    assert (equal.tested, tested.tested, block.tests) == (False, True, 1)
+    assert tested.versus.holm_p == tested.versus.t_p  # of one test
+    said = tables.family(found, block)
+    assert "for the 1 test against magnitude in this table. Rows without p: in each of the 3 seeds the accuracy" in said
+    assert " & equal in all 3 & - & " in tables.to_latex(found)
+
+
 def test_runs_that_differ_in_the_seed_alone_are_one_row(runs):
     rows = _rows(compare(collect([runs])[0], "magnitude"))
     assert set(rows) == {

@@ -62,6 +62,9 @@ def _points(difference: float) -> str:
 def _significant(comparison: Comparison, blocks: Sequence[Block]) -> str:
     tested = [(block, row) for block in blocks for row in block.rows if row.target is not None and row.tested]
     if not tested:
+        pruned = [row.versus for block in blocks for row in block.rows if row.target is not None]
+        if any(versus is not None and versus.alike for versus in pruned):
+            return f"Nothing is tested here: the differences to {comparison.reference} are equal in all seeds."
         return "Nothing is tested here: that takes a reference and at least two seeds in common with it."
     clear = [(b, r) for b, r in tested if r.versus and r.versus.holm_p is not None and r.versus.holm_p < _LEVEL]
     if not clear:

@@ -87,14 +87,14 @@ def paired(mine: Mapping[Any, float], reference: Mapping[Any, float]) -> Paired 
 def t_test(differences: Sequence[float]) -> float | None:
     """Two-sided p of t = mean / (sd / sqrt(n)) with n - 1 degrees of freedom.
 
-    None for a single difference. All alike: 1 if they are 0, else None, since no spread means no test.
+    None for a single difference, and where all are alike, 0 included: without spread t is no number.
     """
     summary = summarize(differences)
     if summary.sd is None:
         return None
     # Differences that are alike up to rounding have a spread of rounding errors, which is no spread.
     if summary.sd <= 1e-12 * max(abs(value) for value in differences) or summary.sd == 0:
-        return 1.0 if not any(differences) else None
+        return None
     t = summary.mean / (summary.sd / math.sqrt(summary.n))
     return 2 * float(_students_t()[0](summary.n - 1, -abs(t)))  # the lower tail keeps its digits where p is tiny
 

@@ -20,12 +20,15 @@ def percent(summary: Summary) -> str:
 
 
 def difference(row: Arm) -> str:
-    """The difference to the reference in points: "+0.22 ± 0.20", or "+0.28 in all 2" if all seeds agree."""
+    """The difference to the reference in points: "+0.22 ± 0.20".
+
+    If all seeds agree, "+0.28 in all 2", or "equal in all 2" for a difference of 0.
+    """
     if row.versus is None:
         return NONE
     d = row.versus.difference
     if row.versus.alike:  # an interval of width 0 would claim what a few seeds cannot show
-        return f"{100 * d.mean:+.2f} in all {d.n}"
+        return f"equal in all {d.n}" if d.mean == 0 else f"{100 * d.mean:+.2f} in all {d.n}"
     return f"{100 * d.mean:+.2f}" + (f" ± {100 * d.half:.2f}" if d.half is not None else "")
 
 
@@ -88,16 +91,27 @@ def family(comparison: Comparison, block: Block) -> str:
     images = max((row.images.get("test", 0) for row in block.rows), default=0)
     grain = f" One test image of {images:,} is {100 / images:.2g} points." if 0 < images <= _FEW_IMAGES else ""
     pairs = [row.versus for row in block.rows if row.versus is not None]
-    alike = max((pair.difference.n for pair in pairs if pair.alike), default=0)
-    equal = (
-        f"The differences to {comparison.reference} are equal in all {alike} seeds, so they have no spread, which a "
-        "test or an interval would need; more seeds or more test images tell."
-    )
+    alike = [pair.difference for pair in pairs if pair.alike]
+    equal = _equal(comparison, alike) if alike else ""
     if not block.tests:
-        return (equal if alike else _too_few(comparison, block)) + grain
+        return (equal or _too_few(comparison, block)) + grain
     tests = "1 test" if block.tests == 1 else f"{block.tests} tests"
     said = f"p (Holm) is p (t) corrected for the {tests} against {comparison.reference} in this table."
-    return said + (f" Rows without p: {equal[0].lower()}{equal[1:]}" if alike else "") + grain
+    return said + (f" Rows without p: {equal[0].lower()}{equal[1:]}" if equal else "") + grain
+
+
+def _equal(comparison: Comparison, alike: Sequence[Summary]) -> str:
+    """Why there is no test of differences that are the same in all seeds."""
+    seeds = max(d.n for d in alike)
+    if all(d.mean == 0 for d in alike):
+        return (
+            f"In each of the {seeds} seeds the accuracy is exactly that of {comparison.reference}, so there is no "
+            "difference to test; more seeds or more test images tell."
+        )
+    return (
+        f"The differences to {comparison.reference} are equal in all {seeds} seeds, so they have no spread, which a "
+        "test or an interval would need; more seeds or more test images tell."
+    )
 
 
 def _too_few(comparison: Comparison, block: Block) -> str:
