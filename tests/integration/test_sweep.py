@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -104,6 +105,7 @@ def test_workers_make_the_same_table_and_leave_with_their_parent(sweeps, tmp_pat
 
     done = Forked(go_on).wait()
     assert done.status == 0, done.stderr[-2000:]
+    assert re.search(r"^criticality, sparsity 0.5, seed 1: pruned epoch \d/2 ", done.stdout, re.MULTILINE)
     assert _table(out) == _table(sweeps / "undisturbed")
 
 

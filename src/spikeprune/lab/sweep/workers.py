@@ -8,6 +8,7 @@ import functools
 import importlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.queues
 import os
 import sys
 import threading
@@ -31,7 +32,10 @@ from spikeprune.record.epoch import Epoch
 
 # How long to leave a run alone that another process is working on.
 _PATIENCE = 2.0
+# Seconds between two looks for lines of the workers.
+_LISTEN = 0.5
 Launcher = Literal["local", "ray"]
+Lines = multiprocessing.queues.SimpleQueue[tuple[int, str]]
 
 
 @final
@@ -60,7 +64,7 @@ def work(
         workers: processes; 1 works in this one.
         threads: of each process.
         launcher: "ray" hands the runs to a Ray cluster, which decides how many there are at a time.
-        progress: hears a line for each epoch and stage of runs that this process makes itself (one local worker).
+        progress: hears a line for each epoch and stage of the runs that local workers make.
     Returns: the runs that failed.
     Raises: RunFailed if a worker process died, for example for want of memory; MissingDependency without Ray.
     """
@@ -68,7 +72,8 @@ def work(
     if launcher == "ray":
         ends = _on_ray(left, threads)
     else:
-        ends = _alone(left, threads, progress) if workers == 1 else _together(left, min(workers, len(left)), threads)
+        make = _alone if workers == 1 else functools.partial(_together, workers=min(workers, len(left)))
+        ends = make(left, threads=threads, progress=progress)
     failed: list[RunEnd] = []
     for done in ends:
         report(done)
@@ -94,20 +99,32 @@ def _alone(tasks: Sequence[Task], threads: int, progress: Callable[[Task, str], 
         torch.set_num_threads(before)
 
 
-def _together(tasks: Sequence[Task], workers: int, threads: int) -> Iterator[RunEnd]:
+def _together(
+    tasks: Sequence[Task], threads: int, progress: Callable[[Task, str], None] | None, workers: int
+) -> Iterator[RunEnd]:
     if not tasks:
         return
     # Not forked: threads of torch do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(threads,)) as pool:
-        running: dict[Future[str], Task] = {pool.submit(_carry_out, task.recipe): task for task in tasks}
+    lines = None if progress is None else context.SimpleQueue()
+    with ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(threads, lines)) as pool:
+        numbers = {id(task): number for number, task in enumerate(tasks)}
+
+        def submit(task: Task) -> Future[str]:
+            return pool.submit(_carry_out_heard, numbers[id(task)], task.recipe)
+
+        running = {submit(task): task for task in tasks}
         try:
             while running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                ended = wait(running, None if lines is None else _LISTEN, FIRST_COMPLETED).done
+                while progress is not None and lines is not None and not lines.empty():
+                    number, line = lines.get()
+                    progress(tasks[number], line)
+                for future in ended:
                     task = running.pop(future)
                     if future.result() == _BUSY:
                         time.sleep(_PATIENCE)
-                        running[pool.submit(_carry_out, task.recipe)] = task
+                        running[submit(task)] = task
                     else:
                         yield _done(task, future.result())
         except BrokenProcessPool as error:
@@ -196,8 +213,22 @@ def _done(task: Task, message: str) -> RunEnd:
     return RunEnd(task, "failed" if message else "finished", message)
 
 
-def _begin_worker(threads: int) -> None:
+# In a worker process: where its lines go, as (number of the task, line); empty where nobody hears them.
+_LINES: list[Lines] = []
+
+
+def _carry_out_heard(number: int, recipe: Recipe) -> str:
+    def tell(line: str) -> None:
+        for lines in _LINES:
+            lines.put((number, line))
+
+    return _carry_out(recipe, tell if _LINES else None)
+
+
+def _begin_worker(threads: int, lines: Lines | None) -> None:
     torch.set_num_threads(threads)
+    if lines is not None:
+        _LINES.append(lines)
     # Bars and warnings of several processes on one terminal say nothing.
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     parent = multiprocessing.parent_process()
