@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from records import write_run
 from spikeprune.cli.main import main
 from spikeprune.lab.recipe import load
 from spikeprune.lab.recipe.squeeze import squeeze_settings
@@ -140,6 +141,20 @@ def test_bad_input_is_one_line_and_status_2(words, message, tmp_path, monkeypatc
     assert message in said
     assert len(said.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("method=dense", "sparsity=0"), "is itself dense; leave --network dense out"),
+        (("method=magnitude", "sparsity=0.9"), "a run with --baseline true keeps its dense network"),
+    ],
+)
+def test_a_run_without_a_dense_network_says_what_to_do(settings, message, tmp_path, capsys):
+    write_run(tmp_path, 0.9, *settings)
+    (folder,) = tmp_path.iterdir()
+    assert main(["squeeze", str(folder), "--network", "dense"]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_network_of_the_users_own_is_squeezed_from_its_weights(tmp_path, monkeypatch, capsys):

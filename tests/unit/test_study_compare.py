@@ -46,6 +46,14 @@ def _rows(found):
     return {row.label: row for row in found.rows}
 
 
+def test_the_notes_say_that_a_network_came_trained(tmp_path):
+    write_run(tmp_path, 0.9, "method=dense", "sparsity=0", "seed=0")
+    assert not any("not counted here" in note for note in tables.notes(compare(collect([tmp_path])[0])))
+    write_run(tmp_path, 0.8, "method=squeeze", "sparsity=0.9", "seed=0", train_macs=0.0, train_macs_effective=0.0)
+    notes = tables.notes(compare(collect([tmp_path])[0]))
+    assert "squeeze: 0 epochs, since a trained network was given; its own training is not counted here." in notes
+
+
 def test_an_arm_that_equals_the_reference_in_each_seed_is_no_test(tmp_path):
     for seed in range(3):
         for method in ("magnitude", "random"):

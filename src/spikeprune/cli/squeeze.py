@@ -235,6 +235,8 @@ def _of_run(run: str, network: str, given: Mapping[str, str], trust: bool) -> tu
             "take a run of --pattern weight, or --network dense"
         )
     if not weights.is_file():
+        if record.sparsity == 0:
+            raise UserError(f"the network in {run} is itself dense; leave --network dense out")
         raise UserError(f"{run} holds no {weights.name}; a run with --baseline true keeps its dense network")
     recipe_of(folder.path, code=Code(trust, given.get("model"), given.get("data.name")))  # for its refusal
     _, values = read_values(str(folder.recipe))

@@ -236,6 +236,12 @@ def notes(comparison: Comparison) -> list[str]:
         found.append("UNEQUAL: epochs, batch, T or data are not those of the reference, so the difference says little.")
     elif any(row.equal_budget for row in comparison.rows):
         found.append("All rows have the reference's epochs, batch, T and data.")
+    untrained = [row.label for row in comparison.rows if row.values["train_macs"].mean == 0]
+    if untrained:
+        found.append(
+            f"{', '.join(dict.fromkeys(untrained))}: 0 epochs, since a trained network was given; its own training is "
+            "not counted here."
+        )
     if comparison.unfinished:
         one = comparison.unfinished == 1
         found.append(f"{comparison.unfinished} run{' is' if one else 's are'} not finished and not counted.")
