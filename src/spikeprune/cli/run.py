@@ -21,6 +21,8 @@ The last line of the output is the run folder. The same command continues a run
 that was stopped, and prints the folder of a finished one.
 Under torchrun (`torchrun --nproc-per-node 2 -m spikeprune run RECIPE`) the
 processes train one network together: each takes a part of every batch.
+A run takes all cores; OMP_NUM_THREADS=1 gives it one, which is faster beside
+other work.
 --dry-run trains nothing and needs no data: it prints the mask updates and the
 quota of each layer.
 A recipe.yaml inside a run folder may name Python code. That code runs with
