@@ -1,5 +1,6 @@
 """What a newcomer sees in the first hour: each test is the right text or number of a command that once misled."""
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -273,6 +274,8 @@ def test_terminal_and_report_show_one_speedup():
         repeats=3, same_class={}, accuracy=None, int16_flipped=0.0, not_shrunk=None, timings=(timing,),
     )  # fmt: skip
     assert any(line.endswith("2.17x over dense") for line in bench.table(result))
+    part = dataclasses.replace(result, accuracy={"model": 0.5}, scored=2000)
+    assert "accuracy on 2,000 test images of the run: model 50.00%" in bench.table(part)
     assert all(colour in bench.picture(result) for colour in (*charts.DENSE, *charts.PRUNED))  # those of the pages
     assert BenchRecord.read(json.loads(json.dumps(result))) == result
     with pytest.raises(Impossible, match="timings holds no times"):

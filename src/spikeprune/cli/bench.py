@@ -81,7 +81,8 @@ def table(result: BenchRecord) -> list[str]:
     lines.append(f"same class as the model: {same}; int16 flips {result.int16_flipped:.3%} of the spikes")
     if result.accuracy is not None:
         right = ", ".join(f"{engine} {share:.2%}" for engine, share in result.accuracy.items())
-        lines.append(f"accuracy on the whole test split: {right}")
+        images = "the" if result.scored is None else f"{result.scored:,}"
+        lines.append(f"accuracy on {images} test images of the run: {right}")
     if result.not_shrunk:
         lines.append(f"no shrunk network: {result.not_shrunk}")
     lines.append("speedup: the median over rounds of the fastest dense engine's time over the engine's own in a round")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Self, final
 
 from spikeprune.record import schema
-from spikeprune.record.base import Count, Impossible, Positive, Record, Share, Within, recorded
+from spikeprune.record.base import Count, Impossible, Positive, Record, Share, Within, optional, recorded
 
 CLOCKS = {"cpu": "CPU time", "wall": "wall clock"}
 Time = Annotated[float, Within(1e-12)]
@@ -82,7 +82,8 @@ class BenchRecord(Record):
         cpu, flags, isa: processor, its vector extensions, and the kernels that were used.
         load: of the machine over a minute; None where the system does not tell.
         same_class: engine -> share of the inputs that it puts in the model's class.
-        accuracy: engine -> share of the whole test split that is right; None on random inputs.
+        accuracy: engine -> share of the test images that is right; None on random inputs.
+        scored: number of these images, which data.test_limit may limit; None in files of version 0.1.
         int16_flipped: share of the spikes that differ.
         not_shrunk: why there is no smaller network to time; None if there is one.
     """
@@ -102,6 +103,7 @@ class BenchRecord(Record):
     repeats: Count
     same_class: Mapping[str, Share]
     accuracy: Mapping[str, Share] | None
+    scored: Count | None = optional(default=None)
     int16_flipped: Share
     not_shrunk: str | None
     timings: tuple[TimedThreads, ...]

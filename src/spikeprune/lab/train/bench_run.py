@@ -95,6 +95,7 @@ def bench_run(
         repeats=repeats,
         same_class={name: _share(expected, _classes(engine(x))) for name, engine in same.items()},
         accuracy=None if run.why_random else _accuracy(run, same),
+        scored=None if run.why_random else len(run.data.test),
         int16_flipped=bench.flipped(compiled, rounded, x),
         not_shrunk=why_not,
         timings=tuple(timing.timed for timing in timings),
@@ -130,7 +131,7 @@ def _shrunk(run: Finished) -> tuple[TimedNetwork | None, str | None]:
 
 
 def _accuracy(run: Finished, engines: dict[str, CompiledSNN]) -> dict[str, float]:
-    """Accuracy of each engine on the whole test split. The model's accuracy is taken from the record."""
+    """Accuracy of each engine on the run's test images. The model's accuracy is taken from the record."""
     right = dict.fromkeys(engines, 0)
     for x, target in batches_of(run.data, "test", _IMAGES):
         for name, engine in engines.items():

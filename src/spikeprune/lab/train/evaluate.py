@@ -28,7 +28,7 @@ class Evaluation:
 
 
 def evaluate(path: str | Path, root: str | None = None, device: str | None = None, code: Code = NO_CODE) -> Evaluation:
-    """Accuracy of the run's network on the whole test split, from model.safetensors.
+    """Accuracy of the run's network on its test images, from model.safetensors.
 
     The sums of a network depend on device and number of threads, and a spike more or less may follow; so the run's own
     are used unless `device` says otherwise.
