@@ -17,6 +17,7 @@ from spikeprune.cli.main import main
 from spikeprune.core.errors import UnknownName, UserError
 from spikeprune.lab.page import charts
 from spikeprune.lab.page.charts import Difference, Level, Series, forest, front, picture, plot, styles
+from spikeprune.lab.page.paper import paper_figure
 from spikeprune.lab.study import reviewer, tables
 from spikeprune.lab.study.compare import collect, compare, from_dict
 from spikeprune.lab.study.conclude import conclusions
@@ -44,6 +45,29 @@ def runs(made, tmp_path):
 
 def _rows(found):
     return {row.label: row for row in found.rows}
+
+
+def test_runs_of_another_budget_are_marked_and_joined_by_no_line(tmp_path):
+    write_run(tmp_path, 0.9, "method=dense", "sparsity=0", "seed=0")
+    write_run(tmp_path, 0.8, "method=magnitude", "sparsity=0.9", "seed=0")
+    write_run(
+        tmp_path, 0.7, "method=magnitude", "sparsity=0.5", "seed=0", "pattern=channel", "data.test_limit=20", "T=3"
+    )
+    found = compare(collect([tmp_path])[0])
+    assert set(_rows(found)) == {
+        "dense",
+        "magnitude, pattern=weight, T=4, data.test_limit=None",
+        "magnitude, pattern=channel, T=3, data.test_limit=20",
+    }
+    tex = tables.to_latex(found)
+    assert "data.test\\_limit=20$^\\dagger$ & 1" in tex
+    assert "data.test\\_limit=None & 1" in tex
+    assert r"$^\dagger$ epochs, batch, T or data are not those of dense} \\" in tex
+    pytest.importorskip("matplotlib")
+    drawn = paper_figure(found, ".svg").decode()
+    starts = [float(x) for x in re.findall(r' x="([-\d.]+)"[^>]*>magnitude, ', drawn)]
+    assert len(starts) == 2
+    assert min(starts) == max(starts) > 0  # long names stand in lines of their own, inside the picture
 
 
 def test_the_notes_say_that_a_network_came_trained(tmp_path):

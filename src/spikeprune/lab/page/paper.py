@@ -9,6 +9,7 @@ from spikeprune.lab.study.compare import Arm, Comparison
 from spikeprune.record.text import tick
 
 _INCHES = (6.75, 2.5)  # the text width of a two-column paper, both panels
+_LEGEND = 110  # characters that a line of the legend holds
 _KINDS = (".svg", ".pdf", ".png")
 _SHAPES = "os^Dv"
 
@@ -73,7 +74,9 @@ def _draw(figure: Any, comparison: Comparison) -> None:
     left.set_ylim(max(0.0, low), min(100.0, high))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    handles, named = left.get_legend_handles_labels()
+    columns = max(1, min(4, _LEGEND // (max(map(len, named), default=0) + 8)))  # a handle is as wide as 8 characters
+    figure.legend(handles, named, loc="outside upper center", ncols=columns, frameon=False)
 
 
 def _sparsity(row: Arm) -> float:

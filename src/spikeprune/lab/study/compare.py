@@ -21,7 +21,8 @@ MEASURED = ("accuracy", "synops", "macs", "energy_pj", "firing_rate", "bytes", "
 COST = (
     "search_epochs", "epochs", "train_macs", "train_macs_effective", "search_seconds", "seconds", "pruning_seconds",
 )  # fmt: skip
-_BUDGET = ("epochs", "batch", "T", "data.name", "data.limit", "data.validation")
+_BUDGET = ("epochs", "batch", "T", "data.name", "data.limit", "data.test_limit", "data.validation")
+_APART = ("pattern", "budget", *_BUDGET)
 # Numbers of a result do not depend on whether a dense network was trained beside.
 _ASIDE = ("seed", "baseline", *BLOCK, "sparsity")
 
@@ -225,18 +226,25 @@ def _order(group: Sequence[ComparedRun]) -> tuple[Any, ...]:
 
 
 def _labels(groups: Sequence[Sequence[ComparedRun]]) -> list[str]:
-    """The arm's name, and where groups of one arm stand in one block the keys in which they differ."""
+    """The arm's name, and where groups of one arm stand in one block the keys in which they differ.
+
+    Groups at other sparsities get those keys that keep them from one line of a figure: the pattern and the budget.
+    """
     names = []
     for group in groups:
         run = group[0]
-        alike = [
-            other[0].settings
-            for other in groups
-            if (other[0].label, block_of(other[0])) == (run.label, block_of(run))
-            and (_dense(run) or other[0].target == run.target)
-        ]
+        same = [o[0] for o in groups if (o[0].label, block_of(o[0])) == (run.label, block_of(run))]
+        alike = [other.settings for other in same if _dense(run) or other.target == run.target]
         mine = run.settings
-        varied = [key for key in mine if key not in _ASIDE and any(other.get(key) != mine[key] for other in alike)]
+        varied = [
+            key
+            for key in mine
+            if key not in _ASIDE
+            and (
+                any(other.get(key) != mine[key] for other in alike)
+                or (key in _APART and any(other.settings.get(key) != mine[key] for other in same))
+            )
+        ]
         names.append(", ".join([run.label, *(f"{key}={mine[key]}" for key in varied)]))
     return names
 

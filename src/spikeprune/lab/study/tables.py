@@ -320,6 +320,9 @@ def to_latex(comparison: Comparison) -> str:
             lines += [r"\midrule", *map(_tex_row, dense)]
         rows = [row for row in block.rows if row.target is not None]
         lines += [r"\midrule", title, *map(_tex_row, rows)] if rows else []
+    if any(row.equal_budget is False for row in comparison.rows):
+        said = f"epochs, batch, T or data are not those of {comparison.reference}"
+        lines += [r"\midrule", rf"\multicolumn{{7}}{{l}}{{$^\dagger$ {_tex(said)}}} \\"]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
@@ -342,7 +345,8 @@ def _tex_row(row: Arm) -> str:
         p_value(row.versus.holm_p if row.versus else None),
         short(row.values["synops"].mean),
     ]
-    return " & ".join(map(_tex, chosen)) + r" \\"
+    first, *others = map(_tex, chosen)
+    return " & ".join([first + (r"$^\dagger$" if row.equal_budget is False else ""), *others]) + r" \\"
 
 
 def _sensible(summary: Summary, sign: bool = False) -> str:
