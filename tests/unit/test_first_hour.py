@@ -36,7 +36,7 @@ from spikeprune.lab.recipe.timetable import lay_out
 from spikeprune.lab.study import tables
 from spikeprune.lab.study.collected import collect
 from spikeprune.lab.study.compare import Arm, Block, Comparison
-from spikeprune.lab.study.significance import paired
+from spikeprune.lab.study.significance import paired, summarize
 from spikeprune.lab.sweep.glance import count_runs
 from spikeprune.lab.sweep.sweep import read_sweep
 from spikeprune.lab.train import device
@@ -246,6 +246,7 @@ def test_equal_differences_are_told_in_words():
     assert said.startswith("The differences to magnitude are equal in all 2 seeds, so they have no spread")
     assert said.endswith("One test image of 357 is 0.28 points.")
     assert "two seeds in common" not in said
+    assert (tables.percent(summarize([0.5, 0.5])), tables.percent(summarize([0.5]))) == ("50.00", "50.00")
     comparison, same = block(0.0, 0.0)
     assert tables.difference(same.rows[1]) == "equal in all 2"
     assert same.tests == 0

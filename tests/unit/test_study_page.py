@@ -67,7 +67,7 @@ def test_the_page_holds_words_settings_results_costs_and_pictures(root):
     for sparsity in ("0.9", "0.95"):
         part = text.split(f"### digits, mlp, sparsity {sparsity}\n")[1].split("###")[0]
         first, second, third = [line for line in part.splitlines() if re.match(r"\| (dense|mag|crit)", line)][:3]
-        assert first.startswith("| dense | 3 | 0.0000 | 90.00 ± 0.00 |")
+        assert first.startswith("| dense | 3 | 0.0000 | 90.00 | 0.00 |")
         assert second.startswith(
             f"| criticality | 3 | {float(sparsity):.4f} | 83.00 ± 4.30 | 1.73 | +1.00 ± 2.48 | 0.225"
         )

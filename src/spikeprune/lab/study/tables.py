@@ -15,8 +15,11 @@ _FEW_IMAGES = 2000  # with more, one image is below 0.05 points, less than seeds
 
 
 def percent(summary: Summary) -> str:
-    """Mean of a share in percent, with half the width of its interval where there is one: 97.46 ± 0.31."""
-    return f"{100 * summary.mean:.2f}" + (f" ± {100 * summary.half:.2f}" if summary.half is not None else "")
+    """Mean of a share in percent, with half the width of its interval where there is one: 97.46 ± 0.31.
+
+    Equal values have none: a width of 0 would claim what a few seeds cannot show.
+    """
+    return f"{100 * summary.mean:.2f}" + (f" ± {100 * summary.half:.2f}" if summary.half else "")
 
 
 def difference(row: Arm) -> str:
@@ -353,7 +356,7 @@ def _sensible(summary: Summary, sign: bool = False) -> str:
     """A mean in percent with two decimals, or with one if its interval is wider than a point."""
     digits = 1 if summary.half is not None and 100 * summary.half >= 1 else 2
     mean = f"{100 * summary.mean:{'+' if sign else ''}.{digits}f}"
-    return mean + (f" ± {100 * summary.half:.{digits}f}" if summary.half is not None else "")
+    return mean + (f" ± {100 * summary.half:.{digits}f}" if summary.half else "")
 
 
 _TEX = {"\\": r"\textbackslash ", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "<": "$<$"}
