@@ -22,7 +22,7 @@ MADE_BY = json.loads((FILES / "killed" / "ends-with.json").read_text())["environ
 
 
 def same_machine() -> bool:
-    """Whether the processor and PyTorch are those that made the files; processors of one name differ by what they can."""
+    """Whether the processor, with its instructions, and PyTorch are those that made the files."""
     cpu = Path("/proc/cpuinfo")
     named = cpu.is_file() and f": {MADE_BY['device']}\n" in cpu.read_text()
     alike = torch.__version__ == MADE_BY["versions"]["torch"] and torch.backends.cpu.get_cpu_capability() == "AVX2"
