@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from spikeprune.lab.page.charts import Series, picture, plot
+from spikeprune.lab.page.charts import Level, Series, picture, plot
 from spikeprune.lab.study.compare import Arm, Comparison
 
 WEIGHTS = ("deep", "deep_more")
@@ -35,22 +35,30 @@ def section(found: Mapping[str, Comparison]) -> list[str]:
 
 
 def over_sparsity(rows: Sequence[Arm]) -> str:
-    """A panel a network: accuracy over target sparsity, a line an arm, dense at 0; empty without pruned rows."""
+    """A panel a network: accuracy over target sparsity, a line an arm, the dense network as a level, or ""."""
     pruned = [row for row in rows if row.target is not None]
     if not pruned:
         return ""
-    shown = [*(row for row in rows if row.target is None), *pruned]
-    names = list(dict.fromkeys(row.label for row in shown))
+    names = list(dict.fromkeys(row.label for row in pruned))
+    ticks = {row.target: f"{100 * row.target:g} %" for row in pruned if row.target is not None}
     panels = [
         plot(
-            [_series(name, [row for row in shown if (row.label, row.model) == (name, model)]) for name in names],
+            [_series(name, [row for row in pruned if (row.label, row.model) == (name, model)]) for name in names],
             f"share cut, {(model or '').rpartition(':')[2]}",
             "accuracy, %",
+            levels=_dense(row for row in rows if row.target is None and row.model == model),
             within=(0, 100),
+            at=dict(sorted(ticks.items())),
         )
         for model in dict.fromkeys(row.model for row in pruned)
     ]
     return picture(panels, names)
+
+
+def _dense(rows: Iterable[Arm]) -> list[Level]:
+    """One level of the dense networks: the mean of the files' means, whose trainings may be of other processors."""
+    means = [100 * row.values["accuracy"].mean for row in rows]
+    return [Level(f"dense {sum(means) / len(means):.1f} %", sum(means) / len(means))] if means else []
 
 
 def _series(name: str, rows: Sequence[Arm]) -> Series:

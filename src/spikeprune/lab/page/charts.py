@@ -22,6 +22,7 @@ _STYLE = """:root { color-scheme: light dark; }
 text { font: 11px system-ui, sans-serif; fill: #66666d; } .middle { text-anchor: middle; }
 .end { text-anchor: end; } .grid { stroke: #dcdce1; fill: none; } .line { fill: none; stroke-width: 1.5; }
 .front { fill: none; stroke: #44444a; stroke-dasharray: 2 3; }
+.level { fill: none; stroke: #7b8494; stroke-width: 1.5; stroke-dasharray: 7 4; }
 @media (prefers-color-scheme: dark) { text { fill: #a6a6b0; } .grid { stroke: #3a3a42; } .front { stroke: #d8d8de; } }
 """
 
