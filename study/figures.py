@@ -25,8 +25,8 @@ def deep(found: Mapping[str, Comparison]) -> dict[str, str]:
 def section(found: Mapping[str, Comparison]) -> list[str]:
     """The pictures in docs/study.md."""
     captions = {
-        "deep-weights": "Accuracy over the share of weights cut, one panel a network; mean and 95 % interval.",
-        "deep-channels": "Accuracy over the share of channels cut, one panel a network; mean and 95 % interval.",
+        "deep-weights": "Accuracy over the share of weights cut, by network; mean, 95 % interval; dashed: dense.",
+        "deep-channels": "Accuracy over the share of channels cut, by network; mean, 95 % interval; dashed: dense.",
         "deep-cost": "Deep networks: accuracy over CPU seconds, until the masks are known and of the whole training.",
         "cost": "Small network, 95 %: accuracy over CPU seconds, until the masks are known and of the whole training.",
     }

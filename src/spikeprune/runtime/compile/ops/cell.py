@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from spikeprune.runtime.nir_graph import NirGraph
 
 LARGEST_BLOCK = 1 << 24
-LARGEST_TRIED = 1 << 18
+LARGEST_TRIED = 1 << 18  # numbers that the steps of a program give, in all, for it to be run when it is loaded
 
 
 class _Program(Operation):
