@@ -1,15 +1,18 @@
 """Which tests reach which line of the package, and which of its `raise` statements none reaches.
 
     python tests/reach.py map [FILE ...]           one part (build/reach) for each test file; what is there stays
-    python tests/reach.py raises [--room ROOM]     every `raise` that no test of the map reaches
+    python tests/reach.py raises [TEST ...]        runs tests, and lists every `raise` that none of them reached
 
-Lines are traced in this process alone: what a test starts in another process counts as not reached.
+Lines of the map are traced in this process alone: what a test starts in another process counts as not reached. `raises`
+sees all processes: the tests run on a copy of the package in which each `raise` notes itself in a file first.
 """
 
 import argparse
 import ast
 import json
 import os
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -119,30 +122,51 @@ def read_map() -> tuple[dict[str, list[str]], dict[str, float]]:
     return lines, seconds
 
 
-def raises(room: str | None) -> None:
-    """Prints every `raise` of the package that no test of the map reaches."""
-    lines, _ = read_map()
-    left = 0
-    for path in sorted((SOURCE / room if room else SOURCE).rglob("*.py")):
-        name, text = str(path.relative_to(SOURCE)), path.read_text()
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Raise) and f"{name}:{node.lineno}" not in lines:
-                left += 1
-                print(f"{name}:{node.lineno}: {text.splitlines()[node.lineno - 1].strip()[:100]}")
-    print(f"{left} raises that no test of the map reaches" + (f" in {room}" if room else ""))
+def raises(tests: list[str]) -> int:
+    """Runs tests (all by default) on the marked copy; prints each `raise` that none reached. Returns their number."""
+    copy = BUILD.parent / "marked"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(SOURCE, copy / "spikeprune", ignore=shutil.ignore_patterns("__pycache__"))
+    notes = copy / "reached.txt"
+    notes.touch()
+    (copy / "spikeprune" / "_marks.py").write_text(_MARKS.format(str(notes)))
+    places = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        lines = path.read_text().splitlines()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise):
+                place, old = f"{path.relative_to(SOURCE)}:{node.lineno}", lines[node.lineno - 1]
+                places[place] = old.strip()
+                mark = f"__import__('spikeprune._marks', fromlist=['note']).note({place!r}); "
+                lines[node.lineno - 1] = old[: node.col_offset] + mark + old[node.col_offset :]
+        (copy / "spikeprune" / path.relative_to(SOURCE)).write_text("\n".join(lines) + "\n")
+    found = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(copy), os.environ.get("PYTHONPATH")]))}
+    command = [sys.executable, "-m", "pytest", "-q", *(tests or ["-n", "2"])]
+    status = subprocess.run(command, cwd=HERE.parent, env=found, check=False).returncode
+    reached = set(notes.read_text().split())
+    left = [f"{place}: {text[:100]}" for place, text in places.items() if place not in reached]
+    print(*left, f"{len(left)} of {len(places)} raises were not reached; pytest ended with {status}", sep="\n")
+    return len(left)
+
+
+_MARKS = """import os
+
+def note(place):
+    file = os.open({!r}, os.O_WRONLY | os.O_APPEND)
+    os.write(file, place.encode() + b"\\n")
+    os.close(file)
+"""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["map", "raises"])
-    parser.add_argument("files", nargs="*", type=Path, help="test files for the map; all by default")
-    parser.add_argument("--room", help="a folder of the package, such as core")
+    parser.add_argument("tests", nargs="*", help="test files, or for `raises` any tests; all by default")
     options = parser.parse_args()
     if options.what == "map":
-        write_map([path.resolve() for path in options.files])
-    else:
-        raises(options.room)
-    return 0
+        write_map([Path(test).resolve() for test in options.tests])
+        return 0
+    return int(raises(options.tests) > 0)
 
 
 if __name__ == "__main__":
