@@ -20,6 +20,9 @@ ANALYSES = {
     "mechanism": "Fashion-MNIST, 98 %, 0.34 turnovers of recovery",
     "mechanism_recovery": "digits, 80 %, 10 turnovers",
 }  # folder of study/results -> what its runs are
+_LIST = ";<br>"  # between the results in a cell
+DEEP = ("deep", "deep_more", "deep_cifar100", "deep_steps")
+DEEP_CHANNELS = ("deep_channels", "deep_channels_more")
 HEADS = ("The abstract says (v1 of 2023, v3 of 2024)", "What was done here", "What was found", "How sure")
 
 
@@ -55,26 +58,27 @@ def better(found: Found) -> tuple[str, ...]:
         "Criticality, random and gradient regrowth against plain magnitude pruning, paired by seed, at equal epochs: "
         "small networks"
         + ("; two as deep as the paper's, an eighth as wide, after a short training." if "deep" in found else "."),
-        "; ".join(filter(None, told)) or "nothing yet",
+        _LIST.join(filter(None, told)) or "nothing yet",
         _sure(
             found,
-            {"Small networks, decaying share": ("fashion", "cifar10"), "Deep networks, constant share": ("deep",)},
-            ("deep", "deep_more", "deep_cifar100", "deep_steps", "deep_gpu", "recovery"),
+            {"Small networks, decaying share": ("fashion", "cifar10"), "Deep networks, constant share": DEEP},
+            (*DEEP, "deep_gpu", "recovery"),
         ),
     )
 
 
 def structures(found: Found) -> tuple[str, ...]:
     """Both structures."""
-    told = [_difference(found, "deep_channels", "criticality", 0.5)]
+    told = [
+        _difference(found, "deep_channels", "criticality", 0.5),
+        *(_difference(found, "deep_channels_more", "criticality", target) for target in (0.3, 0.7)),
+    ]
     return (
         "The method serves unstructured and structured pruning.",
         "Channels of a small network, three seeds ([results](results/channels.md)); the deep networks as below.",
-        "; ".join(filter(None, told))
+        _LIST.join(filter(None, told))
         or "In the small network criticality, random regrowth and none lie within each other's spread.",
-        _sure(
-            found, {"Deep networks": ("deep_channels",)}, ("deep_channels", "deep_channels_more", "deep_channels_gpu")
-        ),
+        _sure(found, {"Deep networks": DEEP_CHANNELS}, (*DEEP_CHANNELS, "deep_channels_gpu")),
     )
 
 
@@ -92,7 +96,7 @@ def cheap(found: Found) -> tuple[str, ...]:
     return (
         "The metric of criticality costs little to compute.",
         "Seconds inside mask updates and upkeep are recorded in every run. It needs no gradient and no label.",
-        "; ".join(told) or "nothing yet",
+        _LIST.join(told) or "nothing yet",
         "Measured; the machine was shared, so seconds are rough.",
     )
 
@@ -102,14 +106,14 @@ def cost(found: Found) -> tuple[str, ...]:
     first, last = claims.factors()[0], claims.factors()[2]
     told = [
         f"{first.value:.1f} and {last.value:.1f} divide the search epochs of IMP by the paper's 200 pruning epochs; "
-        "its 300 epochs of training behind them are left out. Total over total it is 5.1 and 6.8."
+        "its 300 epochs of training behind them are left out. Total over total it is 5.1 and 6.8"
     ]
     for name, where in (("cost", "a small network"), ("deep_cost", "the deep networks")):
         for label in ("IMP, whole rounds", "IMP + ET, whole rounds", "Early-Bird", "EB + ET", "RCMO-SNN", "ADMM"):
             pair = price.ratios(found, name, label)
             if pair is not None:
                 told.append(
-                    f"{label}, {where}: search {pair[0]:.1f}, total {pair[1]:.1f} times criticality's CPU seconds."
+                    f"{label}, {where}: search {pair[0]:.1f}, total {pair[1]:.1f} times criticality's CPU seconds"
                 )
     return (
         "Pruning is 11.3 and 15.5 times as fast (v1), or costs up to 95.26 % less (v3).",
@@ -120,7 +124,7 @@ def cost(found: Found) -> tuple[str, ...]:
             if len(told) > 1
             else ""
         ),
-        " ".join(told),
+        _LIST.join(told),
         "The arithmetic is exact; which rival was meant is not stated. "
         + _sure(found, {}, ("cost", "deep_cost")).replace("As the intervals say.", ""),
     )
@@ -144,7 +148,7 @@ def picks(found: Found, root: Path) -> tuple[str, ...]:
     return (
         "Regeneration by criticality picks structures with potential.",
         "How many regrown weights outlive the next magnitude cut (98 % on Fashion-MNIST), and their size at the end.",
-        "; ".join(told) or "nothing yet",
+        _LIST.join(told) or "nothing yet",
         "Five seeds of two small networks. After 0.34 turnovers regrown weights are a third as large as others, after "
         "10 turnovers four fifths, and accuracy is not higher in either.",
     )
@@ -170,8 +174,8 @@ def alike(root: Path) -> tuple[str, ...]:
         "`spikeprune analyze`, runs with and without regeneration, constant share "
         "([Fashion-MNIST](../study/results/mechanism/analysis.html), "
         "[digits](../study/results/mechanism_recovery/analysis.html)).",
-        "; ".join(told) or "nothing yet",
-        ("; ".join(sure) + ". " if sure else "") + "A p above 0.05 means that no difference is seen.",
+        _LIST.join(told) or "nothing yet",
+        (_LIST.join(sure) + ". " if sure else "") + "A p above 0.05 means that no difference is seen.",
     )
 
 
@@ -197,12 +201,12 @@ def _difference(found: Found, name: str, label: str, target: float) -> str:
         p = arm.versus.within_p
         within = "" if p is None else f", within ±{100 * MARGIN:g}: p = {p:.3f}"
         alive = "" if arm.delivered is None else f", {arm.delivered[0]:,.0f} of {arm.delivered[1]:,.0f} regrown alive"
-        model = f", {arm.model}" if name.startswith("deep") else ""
+        model = f", {(arm.model or '').rpartition(':')[2]}" if name.startswith("deep") else ""
         told.append(
             f"{label}, {arm.dataset.partition(' ')[0]}{model}, {100 * target:g} %: {100 * d.mean:+.2f}{half} points "
             f"({d.n} seed{'s' * (d.n != 1)}{within}{alive})"
         )
-    return "; ".join(told)
+    return _LIST.join(told)
 
 
 def _sure(found: Found, done: Mapping[str, tuple[str, ...]], wanted: tuple[str, ...]) -> str:

@@ -68,20 +68,23 @@ def _series(name: str, rows: Sequence[Arm]) -> Series:
 
 
 def over_seconds(rows: Sequence[Arm]) -> str:
-    """Two panels: accuracy over the seconds of the search for the masks, and over those of the whole training."""
+    """A row a network: accuracy over the seconds of the search for the masks, and over those of the whole training."""
     pruned = [row for row in rows if row.target is not None]
     if not pruned:
         return ""
     names = list(dict.fromkeys(row.label for row in pruned))
-    panels: list[str] = []
-    for quantity, said in (("search_seconds", "seconds until the masks are known"), ("seconds", "seconds in all")):
-        series = []
-        for name in names:
-            own = sorted((r for r in pruned if r.label == name), key=lambda r: r.values[quantity].mean)
-            points = tuple((row.values[quantity].mean, 100 * row.values["accuracy"].mean) for row in own)
-            spread = tuple(100 * (row.values["accuracy"].half or 0.0) for row in own)
-            series.append(Series(name, points, spread, joined=False))
-        panels.append(plot(series, said, "accuracy, %", log=True))
+    models = list(dict.fromkeys(row.model for row in pruned))
+    panels = []
+    for model in models:
+        which = f", {(model or '').rpartition(':')[2]}" if len(models) > 1 else ""
+        for quantity, said in (("search_seconds", "seconds until the masks are known"), ("seconds", "seconds in all")):
+            series = []
+            for name in names:
+                own = [row for row in pruned if (row.label, row.model) == (name, model)]
+                points = tuple((row.values[quantity].mean, 100 * row.values["accuracy"].mean) for row in own)
+                spread = tuple(100 * (row.values["accuracy"].half or 0.0) for row in own)
+                series.append(Series(name, points, spread, joined=False))
+            panels.append(plot(series, said + which, "accuracy, %", log=True))
     return picture(panels, names)
 
 

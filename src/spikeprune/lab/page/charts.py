@@ -190,17 +190,18 @@ def legend(names: Sequence[str], style: Mapping[str, int] | None = None) -> str:
 
 
 def picture(panels: Sequence[str], names: Sequence[str]) -> str:
-    """Plots side by side and their legend as one SVG file, readable on light and dark pages."""
-    half = math.ceil(len(names) / 2)
-    width, height = len(panels) * _WIDTH, _HEIGHT + 14 + half * _ENTRY
+    """Plots, two in a row, and their legend as one SVG file, readable on light and dark pages."""
+    half, rows = math.ceil(len(names) / 2), math.ceil(len(panels) / 2)
+    width, below = min(len(panels), 2) * _WIDTH, rows * _HEIGHT + 14
+    height = below + half * _ENTRY
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}"><style>{_STYLE}']
     parts += [f".m{n} {{ fill: {c}; stroke: {c}; }} .line.m{n} {{ fill: none; }}\n" for n, c in enumerate(COLOURS)]
     parts.append("</style>\n")
     for n, panel in enumerate(panels):
-        inside = f'<svg x="{n * _WIDTH:g}" width="{_WIDTH:g}" height="{_HEIGHT:g}" '
+        inside = f'<svg x="{n % 2 * _WIDTH:g}" y="{n // 2 * _HEIGHT:g}" width="{_WIDTH:g}" height="{_HEIGHT:g}" '
         parts.append(panel.replace("<svg ", inside, 1) + "\n")
     for n, name in enumerate(names):
-        left, top = _LEFT + n // half * width / 2, _HEIGHT + 14 + n % half * _ENTRY
+        left, top = _LEFT + n // half * width / 2, below + n % half * _ENTRY
         parts.append(f'{_mark(n, left, top - 4)}<text x="{left + 12:g}" y="{top:g}">{html.escape(name)}</text>\n')
     return "".join([*parts, "</svg>\n"])
 
