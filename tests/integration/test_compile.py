@@ -308,6 +308,18 @@ def test_int16_sums_cannot_overflow():
         assert weight.flatten(1).abs().sum(1).max() * units <= 32767
 
 
+def test_weights_that_16_bits_would_round_away_are_refused():
+    """A channel of n equal weights gets (32767 - n / 2) / n steps for each: below a half from n = 32768 on."""
+    many = nn.Sequential(layer.Linear(1, 40_000), lif(), layer.Linear(40_000, 2))
+    functional.set_step_mode(many, "m")
+    nn.init.constant_(many[2].weight, 0.1)
+    x = torch.ones(3, 1, 1)
+    with pytest.raises(InvalidValue, match="'2' has more weights per channel than 16-bit sums can hold; compile with "):
+        compile(many, x, precision="int16")
+    many[2].weight.data[:, 30_000:] = 0.0
+    assert bool(compile(many, x, precision="int16").network.layers[-1].tensors["weight"].any())
+
+
 def test_save_and_load(tmp_path):
     model = prepare(NETWORKS["pre-activation"]())
     x = torch.rand(3, 2, 11, 9)

@@ -121,7 +121,7 @@ def quantize(layer: LoweredLayer, units: int) -> LoweredLayer:
     total = rows.sum(1)
     steps = torch.where(total > 0, (room - free).clamp(min=1) / total.clamp(min=1e-300), torch.ones_like(total))
     whole = (weight * steps.view(-1, *[1] * (weight.dim() - 1))).round()
-    if bool((whole.flatten(1).abs().sum(1) > room).any()):
+    if bool(((total > 0) & (whole.flatten(1).abs().sum(1) == 0)).any()):  # a step is more than twice the largest weight
         raise InvalidValue(
             f"{layer.name!r} has more weights per channel than 16-bit sums can hold; compile with precision='fp32'"
         )
