@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from compiled_nets import _Loop, good_file, good_files
+from compiled_nets import _Loop, _Residual, good_file, good_files
 from fuzz_compiled import MAGIC, Corpus, batch, parts
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
@@ -16,7 +16,9 @@ import spikeprune as sp
 from spikeprune.core.errors import UserError
 from spikeprune.runtime import native
 from spikeprune.runtime.compile import CompiledSNN
+from spikeprune.runtime.compile.network import LoweredLayer, LoweredNetwork
 from spikeprune.runtime.compile.ops import cell as cells
+from spikeprune.runtime.compile.ops import operation
 from spikeprune.runtime.steps.cell import written as written_cell
 
 
@@ -92,6 +94,98 @@ def test_a_changed_field_is_refused(name, good, tmp_path):
         sp.load(path)
     assert "\n" not in str(error.value)
     assert 20 <= len(str(error.value)) < 400
+
+
+WORDS = {
+    "no layout": (put([0, 1], "layout"), "does not say where time and samples lie; compile the model again"),
+    "one axis twice": (put([0, 0, 0, 1, False], "layout"), "names one axis twice, or one that there is not"),
+    "no such axis": (put([0, 5, 0, 1, False], "layout"), "names one axis twice, or one that there is not"),
+    "no such axis of the output": (
+        put([0, 1, 0, 3, False], "layout"), "puts time or samples on an axis that its output does not have"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_axes_that_cannot_be_are_refused(name, good, tmp_path):
+    _, _, header, data = good
+    edit, words = WORDS[name]
+    with pytest.raises(UserError, match=words):
+        sp.load(written(tmp_path / "bad.snn", header, data, edit))
+
+
+@pytest.fixture(scope="module")
+def compiled_nets():
+    """A residual network and one with a loop of its own."""
+    torch.manual_seed(0)
+    x = torch.rand(3, 2, 2, 8, 8) * 4
+    return {"residual": sp.compile(_Residual().eval(), x), "loop": sp.compile(_Loop(), torch.rand(4, 2, 6) * 4)}
+
+
+def with_program(edit):
+    """The program of a cell with a change in it."""
+
+    def changed(layer):
+        program = json.loads(layer.options["program"])
+        edit(program)
+        return {"options": layer.options | {"program": json.dumps(program)}}
+
+    return changed
+
+
+def renamed(program):
+    """Gives a product with a number the name of a function that takes the same, and that PyTorch would run."""
+    next(step for step in program["steps"] if step["template"] == [["i", 0], 0.9])["name"] = "fmod.Scalar"
+
+
+SETTINGS = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+LAYERS = {
+    "sum": ("residual", "add", lambda layer: {"inputs": (0, layer.inputs[1])}, r"it adds \[2, 8, 8\] and \[4, 8, 8\]"),
+    "features": (
+        "residual", "linear", lambda layer: {"op": operation("conv"), "options": SETTINGS},
+        r"it needs a map \[C, H, W\], its input is \[64\]",
+    ),
+    "groups": (
+        "residual", "conv", lambda layer: {"tensors": {k: t[:3] for k, t in layer.tensors.items()}},
+        "2 groups do not divide 3 output channels",
+    ),
+    "channels": (
+        "residual", "neuron",
+        lambda layer: {"op": operation("select"), "options": {}, "tensors": {"index": torch.tensor([0, 1, 2, 4])}},
+        "its index names channels beyond the 4 there are",
+    ),
+    "nan": (
+        "residual", "linear", lambda layer: {"tensors": {k: t * torch.nan for k, t in layer.tensors.items()}},
+        r"layer \d of the compiled file holds nan; compile the model again",
+    ),
+    "no result": (
+        "loop", "cell", with_program(lambda program: program.update(output=99)), "its program has no result"
+    ),
+    "function": ("loop", "cell", with_program(renamed), r"its program is damaged \(ValueError\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_that_cannot_be_run_is_refused_by_name(name, compiled_nets, tmp_path):
+    net, kind, change, words = LAYERS[name]
+    compiled = compiled_nets[net]
+    layers = list(compiled.network.layers)
+    place = max(i for i, each in enumerate(layers) if each.kind == kind)
+    layers[place] = dataclasses.replace(layers[place], **change(layers[place]))
+    CompiledSNN(dataclasses.replace(compiled.network, layers=layers)).save(tmp_path / "bad.snn")
+    with pytest.raises(UserError, match=words) as caught:
+        sp.load(tmp_path / "bad.snn")
+    assert len(str(caught.value)) < 400
+
+
+def test_a_network_that_is_too_large_is_refused(tmp_path):
+    shape = (1 << 14, 1, 1)
+    layers = [LoweredLayer(operation("repeat"), "again", (0,), 1, shape)]
+    CompiledSNN(LoweredNetwork(layers, 1, shape, 60_000, still=True)).save(tmp_path / "large.snn")
+    with pytest.raises(UserError, match=r"too large at layer 'again' \(repeat\), with 60000 steps; compile it again"):
+        sp.load(tmp_path / "large.snn")
+    CompiledSNN(LoweredNetwork(layers, 1, shape, 600, still=True)).save(tmp_path / "large.snn")
+    assert sp.load(tmp_path / "large.snn").network.T == 600
 
 
 def test_changed_files_run_or_are_refused(tmp_path):

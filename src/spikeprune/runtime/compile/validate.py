@@ -81,6 +81,10 @@ def check(network: LoweredNetwork) -> None:
             )
     if network.output not in shapes:
         raise InvalidValue("the compiled file's output is no value of its network; compile the model again")
+    if max(network.layout.output) > len(shapes[network.output]) + 1:
+        raise InvalidValue(
+            "the compiled file puts time or samples on an axis that its output does not have; compile the model again"
+        )
     unknown = sorted(network.busy.keys() - shapes.keys())
     if unknown:
         raise InvalidValue(f"the compiled file measures value {unknown[0]}, which it does not hold; compile again")
