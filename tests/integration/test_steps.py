@@ -11,6 +11,7 @@ from gallery.loops import Rect
 from gallery.nets import ENTRIES
 from gallery.run import answer
 from spikeprune.core.errors import InvalidValue
+from spikeprune.runtime.steps import capture
 
 pytest.importorskip("norse")
 pytest.importorskip("snntorch")
@@ -94,6 +95,127 @@ class Ageing(Loop):
 class Mixing(Loop):
     def charge(self, t, v, x):
         return 0.5 * v + self.a(x.flip(0))
+
+
+def charged(charge):
+    """A `Loop` whose membrane potential is charged by this function of (network, t, v, x)."""
+    return type("Charged", (Loop,), {"charge": charge})
+
+
+def beside_the_last(net, t, v, x):
+    now = net.a(x)
+    before, net.last = net.last if t else now, now
+    return 0.5 * v + now + torch.bmm(now[:, None], before[:, :, None])[:, :, 0]
+
+
+def begun_by_another(net, t, v, x):
+    if t:
+        return v + net.a(x).sigmoid()
+    return torch.ones(len(x), 8) + (torch.full((len(x), 8), 2.0) + net.a(x).relu())
+
+
+def loud(x):
+    return x.detach().numpy().max() > 1.2  # seen by no function of torch
+
+
+class Twins(Loop):
+    """Two neurons that get the same current and reset in two ways."""
+
+    def forward(self, x):
+        v = w = total = 0
+        for step in x:
+            v, w = 0.5 * v + self.a(step), 0.5 * w + self.a(step)
+            s, r = Rect.apply(v - 0.3), Rect.apply(w - 0.3)
+            v, w = v - s * 0.3, w * (1 - r)
+            total = total + self.out(s) - self.out(r)
+        return total
+
+
+def returning(last):
+    """A `Loop` that returns this function of (network, the spikes of all steps)."""
+
+    def forward(net, x):
+        v, out = 0, []
+        for t, step in enumerate(x):
+            v = net.charge(t, v, step)
+            out.append(Rect.apply(v - 0.3))
+            v = v - out[-1] * 0.3
+        return last(net, out)
+
+    return type("Returning", (Loop,), {"forward": forward})
+
+
+def all_but_the_second(net, out):
+    return torch.stack([net.out(s) if t != 1 else net.out(-s) for t, s in enumerate(out)])
+
+
+BEYOND = {
+    "softmax": (charged(lambda net, t, v, x: v + net.a(x).softmax(-1)), "its '_softmax' is not known to keep time"),
+    "two steps": (charged(beside_the_last), "its 'bmm' reads another time step in a way that is not known"),
+    "factors": (
+        charged(lambda net, t, v, x: v + torch.addmm(net.a.bias, x, net.a.weight.T, alpha=2)),
+        "its 'addmm' has factors of its own, alpha or beta; let it multiply before or after",
+    ),
+    "an index": (
+        charged(lambda net, t, v, x: v + net.a(x) + x.max(1).indices[:, None]),
+        "the model's forward uses a second result, such as an index, that cannot be followed",
+    ),
+    "the second step": (returning(all_but_the_second), "'out': at step 1 it computes something else; sp.compile takes"),
+    "other functions": (
+        charged(lambda net, t, v, x: v + (-net.a(x) if loud(x) else net.a(x))),
+        "cannot compile Charged: it computes something else for another input; sp.compile takes models that do the",
+    ),
+    "other numbers": (
+        charged(lambda net, t, v, x: v + (0.7 if loud(x) else 0.4) * net.a(x)),
+        r"\d+ of \d+ values of its \w+ differ from the model's at step 1; .* do the same for every input",
+    ),
+    "another beginning": (
+        charged(begun_by_another),
+        "the model's forward: the value that it begins with at the first time step cannot be told; give the neuron its",
+    ),
+    "twins": (Twins, "two of its parts look alike and differ in what they keep .*; give them layers of their own"),
+    "a part": (returning(lambda net, out: torch.stack(out[1:])), r"this one returns a part of them: let it return"),
+    "an early step": (returning(lambda net, out: out[2]), "does not depend on the last time step, so T cannot be told"),
+    "two single steps": (returning(lambda net, out: out[-1] + out[0]), "reads single time steps; let it read all or"),
+    "some steps": (
+        returning(lambda net, out: torch.stack(out[1:]).mean(0)),
+        "the model's forward: it reduces over some of the time steps alone; let it reduce over all of them",
+    ),
+    "one axis": (
+        returning(lambda net, out: torch.stack(out, 1).flatten(0, 1)),
+        r"does not return time in one axis and the batch in another one; let it return \[T, N, ...\]",
+    ),
+    "two axes": (
+        returning(lambda net, out: torch.stack(out).unflatten(0, (2, -1))), "does not return time in one axis and the"
+    ),
+    "turned": (
+        returning(lambda net, out: net.out(out[-1]).T),
+        r"give the shape \[2, 3\] for the example, and the model \[3, 2\]"
+    ),
+    "turned square": (
+        returning(lambda net, out: net.out(out[-1])[:, :2].T),
+        r"the output for the example differs from the model's; let the model return \[T, N, ...\]",
+    ),
+    "zeros": (
+        returning(lambda net, out: out[-1].new_zeros(len(out[-1]), 3)),
+        "the model's output does not depend on its input, so there is nothing to compile",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_what_no_step_holds_is_refused_by_name(name):
+    kind, words = BEYOND[name]
+    torch.manual_seed(0)
+    with pytest.raises(InvalidValue, match=words) as raised:
+        sp.compile(kind(), torch.rand(6, 3, 6))
+    assert 20 <= len(str(raised.value)) <= 300
+
+
+def test_a_forward_of_too_many_numbers_is_refused(monkeypatch):
+    monkeypatch.setattr(capture, "MOST", 100)
+    with pytest.raises(InvalidValue, match="too many to follow one by one; give an example of smaller images or fewer"):
+        sp.compile(Loop(), torch.rand(6, 3, 6))
 
 
 @pytest.mark.parametrize(

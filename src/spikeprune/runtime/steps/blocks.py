@@ -161,7 +161,7 @@ class Origins:
         wanted = torch.where(live, torch.arange(self.N)[:, None], -1)
         moved = any(bool(((x != x[0]) & live).any()) for x in (number, time, offset))
         if moved or not torch.equal(sample, wanted):
-            raise self.refuse(call, "moves values from one sample of the batch to another one")
+            raise self.refuse(call, "reads other values for one sample of the batch than for another one")
         if not bool(live.all()):
             constant = self.values(codes[:, ~live])
             if not bool((constant == constant[0]).all()):
@@ -253,7 +253,7 @@ class Origins:
         inputs, arguments = call.inputs, call.arguments
         if base in ("mm", "addmm"):
             if base == "addmm" and call.keywords:
-                raise self.refuse(call, "has factors of its own")
+                raise self.refuse(call, "has factors of its own, alpha or beta; let it multiply before or after")
             x, weight = (inputs[0], inputs[1]) if base == "mm" else (inputs[1], inputs[2])
             constants = [self._raw(weight).t().contiguous()]
             if base == "addmm":
@@ -277,8 +277,6 @@ class Origins:
             rest = [
                 d for d in range(inputs[0].dim()) if all(_constant(x[inputs[0]], d) for x in (self.time, self.sample))
             ]
-            if any(d not in rest for d in dims):
-                raise self.refuse(call, "reduces an axis that holds more than values of one sample")
             more = len(region.shape) - len(rest)
             return StepFunction(call.name, [[rest.index(d) + more for d in dims]], [region], [], own.shape)
         settings = [list(a) if isinstance(a, tuple) else a for a in arguments[1:]]
@@ -314,7 +312,7 @@ class Origins:
         constant = [d for d in range(x.dim()) if all(_constant(labels[x], d) for labels in (self.time, self.sample))]
         block = [constant.index(d) for d in dims if d in constant]
         if any(d not in constant and d not in self._time_axes(x) for d in dims):
-            raise self.refuse(call, "reduces time and samples at once")
+            raise self.refuse(call, "reduces an axis along which the samples of the batch lie")
         regions = [self.region(x.reshape(-1)[rows[t].index], rows[t].shape, call) for t in sorted(rows)]
         return StepFunction(f"time_{base}", [block, sorted(rows)], regions, [], own.shape)
 

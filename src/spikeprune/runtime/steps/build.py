@@ -5,7 +5,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from spikeprune.core.errors import InvalidValue
 from spikeprune.runtime.compile.network import LoweredLayer, LoweredNetwork, Option
 from spikeprune.runtime.compile.ops import operation
 from spikeprune.runtime.steps.cell import Cell, Source, written
@@ -36,9 +35,7 @@ class LayerMaker:
     def network(self, T: int) -> LoweredNetwork:
         """All layers, in order."""
         rolled = self.rolled
-        source = next((k for k, s in rolled.steps.items() if s.name == "input"), None)
-        if source is None:
-            raise InvalidValue("the model's output does not depend on its input, so there is nothing to compile")
+        source = next(k for k, s in rolled.steps.items() if s.name == "input")
         self.value[source] = 0
         self.shapes[0] = rolled.steps[source].shape
         edges = {
@@ -154,8 +151,6 @@ class LayerMaker:
             elif key in self.value and self.value[key] in inputs:
                 initial["x", inputs.index(self.value[key])] = value
         read = {s[:2] for step in made for r in step.inputs for s in r.sources if s[2]}
-        if not inputs:
-            raise InvalidValue("a part of the model runs without any input, so there is nothing to compile in it")
         return Cell(made, 0, {k: v for k, v in initial.items() if k in read}), inputs
 
     def _cell(self, part: list[Key], wanted: set[tuple[Key, Key | None]]) -> None:

@@ -233,7 +233,9 @@ def captured(model: nn.Module, x: Tensor) -> tuple[list[CapturedCall], Tensor, T
             capture.start(x)
             output: Any = model(x)
     if not isinstance(output, Tensor):
-        raise InvalidValue(f"a compiled model returns one tensor, this one returns {type(output).__name__}")
+        raise InvalidValue(
+            f"a compiled model returns one tensor, this one returns {type(output).__name__}; wrap it in a module"
+        )
     if output.untyped_storage()._cdata not in capture.codes:
         raise InvalidValue("the model's output does not depend on its input, so there is nothing to compile")
     return capture.calls, capture.read(output), output

@@ -168,8 +168,11 @@ def _output_axes(codes: Tensor, origins: Origins, sequence: bool) -> tuple[int, 
     found: list[int] = []
     for labels in (origins.time[codes], origins.sample[codes]):
         differ = [d for d in range(codes.dim()) if not torch.equal(labels, labels.narrow(d, 0, 1).expand_as(labels))]
-        if len(differ) != 1:
-            raise InvalidValue("the model returns time and batch in one axis; let it return [T, N, ...] or [N, ...]")
+        if len(differ) != 1 or differ[0] in found:
+            raise InvalidValue(
+                "the model does not return time in one axis and the batch in another one; let it return [T, N, ...] or "
+                "[N, ...]"
+            )
         found.append(differ[0])
     return found[0], found[1]
 
@@ -193,7 +196,10 @@ def _compare(
         at = places.get(key, {})  # keys are numbered as they come, so a forward that does the same has the same ones
         missing = [t for t in range(1, roller.T - 1) if t not in at]
         if missing:
-            raise InvalidValue(f"cannot compile {layer.name!r}: at step {missing[0]} it computes something else")
+            raise InvalidValue(
+                f"cannot compile {layer.name!r}: at step {missing[0]} it computes something else; sp.compile takes "
+                "models that do the same at every step"
+            )
         for t in sorted(at.keys() - {0}):
             expected = origins.values(origins.codes[at[t]])
             found = values[layer.output][t].reshape(expected.shape)
@@ -205,7 +211,8 @@ def _compare(
             if differ:
                 raise InvalidValue(
                     f"cannot compile {layer.name!r}: {differ} of {expected.numel()} values of its {layer.kind} differ "
-                    f"from the model's at step {t}; give sp.compile an example of the first steps that the model sees"
+                    f"from the model's at step {t}; give sp.compile an example of the first steps that the model sees, "
+                    "and let the model do the same for every input"
                 )
 
 
@@ -217,7 +224,8 @@ def _same_output(found: Tensor, expected: Tensor, what: str) -> None:
         )
     if not _near(found, expected):
         raise InvalidValue(
-            f"cannot compile what follows the last neuron: the output for {what} differs from the model's"
+            f"cannot compile what follows the last neuron: the output for {what} differs from the model's; let the "
+            "model return [T, N, ...] or [N, ...]"
         )
 
 

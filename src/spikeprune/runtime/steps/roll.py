@@ -107,13 +107,17 @@ class Roller:
         if rolled.sequence:
             if list(rows) != list(range(self.T)):
                 raise InvalidValue(
-                    "a compiled model returns all time steps, or one result; this one returns a part of them"
+                    "a compiled model returns all time steps, or one result; this one returns a part of them: let it "
+                    "return [T, N, ...] or [N, ...]"
                 )
             rolled.output = self._steady(region[self.at], self.at, rolled)
         else:
             (t,) = rows
             if t != self.T - 1:
-                raise InvalidValue("the model's output does not depend on the last time step, so T cannot be told")
+                raise InvalidValue(
+                    "the model's output does not depend on the last time step, so T cannot be told; let it read all "
+                    "time steps or the last one"
+                )
             rolled.output = self._tailed(region[t], rolled)
         for key in list(rolled.steps):
             self._initial(key, rolled)
@@ -125,7 +129,7 @@ class Roller:
             if key not in self.steady:
                 name = self.o.calls[what[0]].module
                 raise InvalidValue(
-                    f"cannot compile {repr(name) if name else 'the model'}: it computes something else at each time "
+                    f"cannot compile {_where(name)}: it computes something else at each time "
                     "step; sp.compile takes models that do the same at every step"
                 )
             self._add(key, self.steady[key], rolled)
@@ -160,7 +164,10 @@ class Roller:
         if step.name.startswith("time_"):
             times = step.template[1]
             if times != list(range(self.T)):
-                raise InvalidValue(f"cannot compile {step.module!r}: it reduces over some of the time steps alone")
+                raise InvalidValue(
+                    f"cannot compile {_where(step.module)}: it reduces over some of the time steps alone; let it "
+                    "reduce over all of them"
+                )
             made.inputs = [self._steady(step.inputs[self.at], self.at, rolled)]
         else:
             made.inputs = [self._tailed(r, rolled) for r in step.inputs]
@@ -191,8 +198,8 @@ class Roller:
             ]
             if alike is None and any(not _equal(ways[0], other) for other in ways[1:]):
                 raise InvalidValue(
-                    f"cannot compile {step.module!r}: the value that it begins with at the first time step cannot be "
-                    "told; give the neuron its state as an argument, or use a plain neuron"
+                    f"cannot compile {_where(step.module)}: the value that it begins with at the first time step "
+                    "cannot be told; give the neuron its state as an argument, or use a plain neuron"
                 )
             if ways:
                 for key, value in ways[0].items():
@@ -229,6 +236,10 @@ class Roller:
         """Whether two regions read the results of the same functions; constants are not looked at."""
         ours = [rolled.steps[s[1]].name if s[0] == "n" else None for s in mine.sources]
         return ours == [self.o.steps[w].name if k == "p" else None for k, w in its.sources]
+
+
+def _where(module: str) -> str:
+    return repr(module) if module else "the model's forward"
 
 
 def _equal(found: dict[Key, Tensor], other: dict[Key, Tensor]) -> bool:
