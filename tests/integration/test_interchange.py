@@ -9,6 +9,11 @@ from torch import nn
 import spikeprune as sp
 from spikeprune.cli.main import main
 from spikeprune.core.errors import InvalidValue, MissingDependency, UserError
+from spikeprune.core.neuron import reset_after
+from spikeprune.integrations.spikingjelly import SpikingJelly
+from spikeprune.model.adapter import NeuronParams
+from spikeprune.runtime import nir_linear
+from spikeprune.runtime.compile.lower import lower_modules
 
 nir = pytest.importorskip("nir")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -121,6 +126,99 @@ def test_zeros_stay_zeros(tmp_path):
     weights = [node.weight for node in nir.read(str(path)).nodes.values() if isinstance(node, nir.Affine)]
     expected = sum(int(p.count_nonzero()) for n, p in model.named_parameters() if p.dim() == 2)
     assert sum(int((weight != 0).sum()) for weight in weights) == expected
+
+
+def pooled(pool):
+    return [layer.Conv2d(1, 2, 3, padding=1), neuron.IFNode(), pool, layer.Flatten(), layer.Linear(18, 3)]
+
+
+POOLS = {
+    "adaptive": (layer.AdaptiveAvgPool2d(3), "adaptive pooling to a size that does not divide the input's"),
+    "ceil": (layer.MaxPool2d(2, ceil_mode=True), "ceil_mode pools beyond the edge"),
+    "border": (layer.AvgPool2d(2, padding=1, count_include_pad=False), "does not divide by the size of its window"),
+    "divisor": (layer.AvgPool2d(3, 1, divisor_override=4), "does not divide by the size of its window"),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_a_pooling_that_nir_has_not_is_a_matrix_or_refused(name, tmp_path, monkeypatch):
+    pool, words = POOLS[name]
+    torch.manual_seed(0)
+    model, x = nn.Sequential(*pooled(pool)), torch.rand(4, 3, 1, 5, 5) * 4
+    functional.set_step_mode(model, "m")
+    path = sp.export_nir(model, tmp_path / "net.nir", x)
+    assert_equal_outputs(Simulator(nir.read(str(path))).run(x), model.eval(), x)
+    monkeypatch.setattr(nir_linear, "LARGEST", 1)
+    with pytest.raises(InvalidValue, match=f"cannot export '2' to NIR: .*{words}"):
+        sp.export_nir(model, tmp_path / "large.nir", x)
+
+
+class Readout(nn.Module):
+    """A layer behind a reduction over time."""
+
+    def __init__(self, reduce, bias):
+        super().__init__()
+        self.body = nn.Sequential(layer.Linear(3, 4), neuron.IFNode())
+        functional.set_step_mode(self.body, "m")
+        self.reduce, self.last = reduce, nn.Linear(4, 2, bias=bias)
+
+    def forward(self, x):
+        return self.last(self.reduce(self.body(x)))
+
+
+REDUCED = {"sum": lambda y: y.sum(0), "amax": lambda y: y.amax(0), "last": lambda y: y[-1]}
+
+
+@pytest.mark.parametrize("name", REDUCED)
+def test_a_layer_that_cannot_stand_before_the_reduction_is_refused(name, tmp_path):
+    x = torch.rand(4, 2, 3)
+    with pytest.raises(InvalidValue, match="what follows its reduction over time is not the same before it; let the"):
+        sp.export_nir(Readout(REDUCED[name], bias=True), tmp_path / "net.nir", x)
+    sp.export_nir(Readout(REDUCED["sum"], bias=False), tmp_path / "net.nir", x)
+
+
+class Told(neuron.BaseNode):
+    """A neuron of which an adapter tells the numbers."""
+
+    def __init__(self, **numbers):
+        super().__init__()
+        self.numbers = NeuronParams(**{"decay": 0.5, "gain": 1.0, "v_threshold": 1.0, **numbers})
+
+    def forward(self, x):
+        p, v, spikes = self.numbers, self.numbers.v_rest, []
+        for current in x:
+            v_pre = p.v_rest + p.decay * (v - p.v_rest) + p.gain * current
+            spikes.append((v_pre >= p.v_threshold).float())
+            v = reset_after(v_pre, spikes[-1], p.v_threshold, p.v_reset)
+        return torch.stack(spikes)
+
+
+MIXED = torch.tensor([0.5, 1.0])
+NUMBERS = {
+    "a start": ({"v_reset": None, "v_rest": 0.25}, "its reset subtracts, and its potential does not begin at 0"),
+    "two kinds": ({"decay": MIXED}, "some of its channels leak and some do not; NIR needs a node for each kind"),
+    "two kinds that subtract": ({"decay": MIXED, "v_reset": None}, "some of its channels leak and some do not"),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_neuron_that_nir_cannot_say_is_refused(name, tmp_path, monkeypatch):
+    numbers, words = NUMBERS[name]
+    known = SpikingJelly.describe
+    monkeypatch.setattr(SpikingJelly, "describe", lambda self, m: m.numbers if isinstance(m, Told) else known(self, m))
+    model, x = nn.Sequential(layer.Linear(3, 2), Told(**numbers)), torch.rand(4, 2, 3)
+    functional.set_step_mode(model, "m")
+    with pytest.raises(InvalidValue, match=f"cannot export '1' to NIR: {words}"):
+        sp.export_nir(model, tmp_path / "net.nir", x)
+
+
+def test_a_number_for_each_position_is_refused(monkeypatch):
+    known = SpikingJelly.describe
+    monkeypatch.setattr(SpikingJelly, "describe", lambda self, m: m.numbers if isinstance(m, Told) else known(self, m))
+    model = nn.Sequential(layer.Conv2d(2, 2, 1), Told(v_threshold=torch.rand(4, 4) + 0.5))
+    functional.set_step_mode(model, "m")
+    with pytest.raises(InvalidValue, match=r"'1' \(Told\): its v_threshold has shape \[4, 4\]; one value, or one per"):
+        lower_modules(model, torch.rand(4, 2, 2, 4, 4))
 
 
 def max_of_currents():

@@ -236,6 +236,16 @@ class Back(Leaks):
         return self.last
 
 
+class Drifts(Leaks):
+    """It leaks nothing, and charges a little by itself at each step."""
+
+    def forward(self, x):
+        v = self.v + x + 0.1
+        spike = Rect.apply(v - 0.5)
+        self.v = v * (1 - spike)
+        return spike
+
+
 class Loop(nn.Module):
     def __init__(self, layers):
         super().__init__()
@@ -267,6 +277,12 @@ def test_what_nir_has_no_node_for_is_written_as_matrices_loops_and_filters(make,
     wanted = answer(net, x)
     assert wanted.std() > 0.01
     torch.testing.assert_close(Simulator(graph).run(x).sum(0).float(), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_a_current_of_a_neurons_own_without_a_leak_is_refused(tmp_path):
+    net = Loop([nn.Linear(3, 4), Drifts(), nn.Linear(4, 2)])
+    with pytest.raises(InvalidValue, match=r"'layers\.1' to NIR: it has a current of its own and no leak; NIR needs a"):
+        sp.export_nir(net.eval(), tmp_path / "net.nir", 2 * torch.rand(4, 3, 3))
 
 
 def test_a_matrix_that_is_too_large_is_refused(tmp_path, monkeypatch):

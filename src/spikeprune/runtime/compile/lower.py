@@ -165,14 +165,12 @@ class Lowering:
         )
 
     def _node(self, node: Node) -> None:
-        if not node.inputs:
-            raise self.refuse(node, "its input could not be traced")
-        if any(i not in self.value for i in node.inputs):
-            raise self.refuse(node, "it reads something that could not be compiled")
         if node.kind == "identity":
             return self.same(node)
         if not any(op.lower(node, self) for op in operations() if node.kind in op.reads):
             raise self.refuse(node, "this operation is not supported")
+        if node.index not in self.value:
+            raise self.refuse(node, "its operation made no layer of it; let its lower call put or same")
 
 
 def _fold(network: LoweredNetwork) -> None:

@@ -99,7 +99,10 @@ def _compare(network: LoweredNetwork, x: Tensor, seen: _Seen, output: Tensor) ->
             values[layer.output] = compute(inputs, still)
             continue
         if layer.output not in seen.spikes:
-            raise InvalidValue(f"cannot compile {layer.name!r}: it was not called again on an input of the same shape")
+            raise InvalidValue(
+                f"cannot compile {layer.name!r}: the forward did not call it for another input of the example's shape; "
+                "let it do the same for every input"
+            )
         expected = seen.inputs[layer.output]
         if any(a not in (1, b) for a, b in zip(inputs[0].shape[::-1], expected.shape[::-1], strict=False)):
             # A model that takes [N, T, ...], read with as many samples as steps.

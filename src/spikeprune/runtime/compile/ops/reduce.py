@@ -50,7 +50,9 @@ class Reduce(Operation):
 
     def export_nir(self, layer: LoweredLayer, graph: "NirGraph") -> None:
         if layer.output != graph.network.output and not _commutes(layer, graph):
-            raise graph.refuse(layer, "what follows its reduction over time is not the same before it")
+            raise graph.refuse(
+                layer, "what follows its reduction over time is not the same before it; let the model end with it"
+            )
         graph.sources[layer.output] = graph.sources[layer.inputs[0]]
 
 
