@@ -1,7 +1,7 @@
 """Which tests reach which line of the package, and which of its `raise` statements none reaches.
 
     python tests/reach.py map [FILE ...]           one part (build/reach) for each test file; what is there stays
-    python tests/reach.py raises [TEST ...]        runs tests, and lists every `raise` that none of them reached
+    python tests/reach.py raises [WORD ...]        runs pytest, and lists every `raise` that none of them reached
 
 Lines of the map are traced in this process alone: what a test starts in another process counts as not reached. `raises`
 sees all processes: the tests run on a copy of the package in which each `raise` notes itself in a file first.
@@ -161,7 +161,9 @@ def note(place):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["map", "raises"])
-    parser.add_argument("tests", nargs="*", help="test files, or for `raises` any tests; all by default")
+    parser.add_argument(
+        "tests", nargs=argparse.REMAINDER, help="test files; for `raises` words for pytest; default: all"
+    )
     options = parser.parse_args()
     if options.what == "map":
         write_map([Path(test).resolve() for test in options.tests])
