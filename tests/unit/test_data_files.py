@@ -492,6 +492,13 @@ def test_tiny_imagenet_names_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(InvalidValue, match=r"n01_1\.JPEG .*32x64 pixels, not 64x64"):
         load("tiny-imagenet", tmp_path)
     write_image(bad)
+    (folder / "train").rename(folder / "elsewhere")
+    (folder / "train").mkdir()
+    with pytest.raises(MissingFile, match=r"no train/<class>/images in .*-200; pass --data\.root") as caught:
+        load("tiny-imagenet", tmp_path)
+    told(caught.value)
+    (folder / "train").rmdir()
+    (folder / "elsewhere").rename(folder / "train")
     (folder / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn77\t0\t0\t62\t62\n")
     with pytest.raises(InvalidValue, match="images of class 'n77'") as caught:
         load("tiny-imagenet", tmp_path)

@@ -1,6 +1,7 @@
 """A dataset is one file: with it in a folder it is listed, found, checked and read; nothing else is edited."""
 
 import gzip
+import hashlib
 import json
 import re
 import struct
@@ -102,6 +103,22 @@ def test_what_is_forgotten_in_a_registration_is_told_as_such(
     assert "damaged" not in str(caught.value)
 
 
+@pytest.mark.parametrize("second", ["toy_data.py", "other_data.py"])
+def test_two_files_that_give_a_dataset_the_same_name_are_told(tmp_path: Path, monkeypatch, second: str) -> None:
+    monkeypatch.setattr(registry, "_DATASETS", dict(registry._DATASETS))
+    paths = [tmp_path / "a" / "toy_data.py", tmp_path / "b" / second]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(TOY)
+    monkeypatch.setenv("SPIKEPRUNE_DATASETS", str(paths[0].parent))
+    for _ in range(2):  # a file that is read again is the same dataset
+        import_folders("SPIKEPRUNE_DATASETS", "dataset")
+    monkeypatch.setenv("SPIKEPRUNE_DATASETS", str(paths[1].parent))
+    with pytest.raises(InvalidValue, match=r"two datasets are named 'toy', in .*; rename one of them") as caught:
+        import_folders("SPIKEPRUNE_DATASETS", "dataset")
+    assert all(str(path) in str(caught.value) for path in paths)
+
+
 def test_a_folder_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPIKEPRUNE_DATASETS", "nowhere")
     with pytest.raises(UserError, match="SPIKEPRUNE_DATASETS names nowhere, which is no folder"):
@@ -152,6 +169,18 @@ def test_a_file_of_another_dataset_is_known_by_its_sum() -> None:
     assert other_owner(known_dataset("kmnist"), md5) == "fashion-mnist"
     assert other_owner(fashion, md5) is None
     assert other_owner(fashion, "0" * 32) is None
+
+
+def test_a_file_of_another_dataset_is_refused_and_not_called_damaged(tmp_path: Path, monkeypatch) -> None:
+    write_kmnist(tmp_path / "KMNIST" / "raw")
+    name = "train-images-idx3-ubyte.gz"
+    md5 = hashlib.md5((tmp_path / "KMNIST" / "raw" / name).read_bytes()).hexdigest()
+    load("kmnist", tmp_path)
+    toy = KnownDataset("toy", lambda request: None, None, "ours", "MIT", "", None, {name: md5})
+    monkeypatch.setitem(registry._DATASETS, "toy", toy)
+    with pytest.raises(InvalidValue, match=r"ubyte\.gz is a file of toy, not of kmnist; pass the folder") as caught:
+        load("kmnist", tmp_path)
+    assert "damaged" not in str(caught.value)
 
 
 def test_a_sum_that_is_not_registered_is_unknown() -> None:

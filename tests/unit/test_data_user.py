@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from spikeprune.core.errors import InvalidValue
+from spikeprune.core.errors import InvalidValue, UnknownName
 from spikeprune.data import Dataset, Split, load
 
 X = torch.randint(0, 256, (30, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -146,6 +146,11 @@ def test_what_does_not_fit_is_told(given: Callable[[Any], str], result: Any, tex
     with pytest.raises(InvalidValue, match=text) as caught:
         load(given(result))
     assert 20 <= len(str(caught.value)) <= 300
+
+
+def test_an_error_of_ours_in_the_user_s_function_stays_what_it_is(given: Callable[[Any], str]) -> None:
+    with pytest.raises(UnknownName, match=r"^no dataset named 'cifar1O'; did you mean 'cifar10'"):
+        load(given(lambda: load("cifar1O")))
 
 
 def test_a_name_that_is_no_function(given: Callable[[Any], str]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from spikeprune.core.errors import InvalidValue
+from spikeprune.core.errors import InvalidValue, MissingDependency
 from spikeprune.data import load
 from spikeprune.data.formats import files
 from spikeprune.data.formats.aedat import read_aedat2, read_aedat3
@@ -56,15 +56,15 @@ def drawn(count, seed, side=128):
     return t, rng.integers(0, side, count), rng.integers(0, side, count), rng.integers(0, 2, count)
 
 
-def aedat3(t, x, y, p, overflow=0):
+def aedat3(t, x, y, p, overflow=0, size=8):
     """Two packets of polarity events and one of another kind between them."""
     events = zip(t, x, y, p, strict=True)
     words = [struct.pack("<II", int(c) << 17 | int(r) << 2 | int(q) << 1 | 1, int(s)) for s, c, r, q in events]
     half = len(words) // 2
 
     def packet(kind, events, lost=overflow):
-        head = struct.pack("<HHIIIIII", kind, 0, 8, 4, lost, len(events), len(events), len(events))
-        return head + b"".join(events)
+        head = struct.pack("<HHIIIIII", kind, 0, size, 4, lost, len(events), len(events), len(events))
+        return head + b"".join(event.ljust(size, b"\0") for event in events)
 
     body = packet(1, words[:half]) + packet(0, [b"\0" * 8]) + packet(1, words[half:])
     return b"#!AER-DAT3.1\r\n#Format: RAW\r\n#!END-HEADER\r\n" + body
@@ -132,6 +132,7 @@ def test_gestures_are_cut_out_of_their_recordings(jelly, tmp_path):
         ("user01_led.aedat", b"#!AER-DAT3.1\r\n#!END-HEADER\r\n", "fewer than T = 4 events"),
         ("user01_led_labels.csv", b"class,start,end\n12,0,400\n", "class 12, not 1 to 11"),
         ("user01_led_labels.csv", b"class,start,end\nthree,0\n", "user01_led_labels.csv cannot be read"),
+        ("user01_led.aedat", aedat3(*drawn(20, 0), size=12), "polarity events of 12 bytes in place of 8"),
         ("trials_to_train.txt", b"", "names no recording"),
     ],
 )
@@ -144,6 +145,24 @@ def test_damaged_gestures_are_named(tmp_path, file, content, text):
     (tmp_path / "DvsGesture" / "trials_to_train.txt").write_text("user01_led.aedat")
     with pytest.raises(MissingFile, match=r"no user01_led\.aedat"):
         load("dvs128-gesture", tmp_path, T=4)
+
+
+def test_gestures_that_are_not_there_are_told(tmp_path):
+    with pytest.raises(MissingFile, match=r"no DvsGesture/trials_to_train\.txt or DvsGesture\.tar\.gz in .*--data"):
+        load("dvs128-gesture", tmp_path, T=4)
+    write_gestures(tmp_path / "DvsGesture")
+    (tmp_path / "DvsGesture" / "trials_to_test.txt").unlink()
+    with pytest.raises(MissingFile, match=r"no trials_to_test\.txt in .*DvsGesture; unpack the published"):
+        load("dvs128-gesture", tmp_path, T=4)
+
+
+@pytest.mark.parametrize(("number", "absent"), [(899, "numbers from 900 on"), (900, "numbers below 900")])
+def test_a_split_of_cifar10_dvs_without_recordings_is_told(tmp_path, number, absent):
+    path = tmp_path / "CIFAR10DVS" / "truck" / f"cifar10_truck_{number}.aedat"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(aedat2(*drawn(50, 5)))
+    with pytest.raises(MissingFile, match=rf"no cifar10_<class>_<number>\.aedat with {absent} in .*--data\.root"):
+        load("cifar10-dvs", tmp_path, T=5)
 
 
 def test_cifar10_dvs_is_split_by_number(jelly, tmp_path):
@@ -208,6 +227,12 @@ def test_spoken_digits_become_counts_worked_by_hand(tmp_path: Path):
         load("shd", tmp_path, T=2)
     (tmp_path / "SHD" / "shd_train.h5").unlink()
     with pytest.raises(MissingFile, match=r"no shd_train\.h5 or shd_train\.h5\.gz"):
+        load("shd", tmp_path, T=2)
+
+
+def test_without_h5py_the_install_line_is_told(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(MissingDependency, match=r"shd needs h5py; try: pip install 'spikeprune\[events\]'"):
         load("shd", tmp_path, T=2)
 
 

@@ -17,6 +17,7 @@ The formats are read by the functions of `data/formats`.
 
 import functools
 import importlib.metadata
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -211,8 +212,9 @@ def register(
     def add(read: Reader) -> Reader:
         known = KnownDataset(name, read, facts, cite, license, home, torchvision, checksums or {}, needs_files)
         other = _DATASETS.get(name, known).read
-        if (other.__module__, other.__qualname__) != (read.__module__, read.__qualname__):
-            raise InvalidValue(f"two datasets are named {name!r}, in {other.__module__} and in {read.__module__}")
+        files = [inspect.getfile(reader) for reader in (other, read)]
+        if files[0] != files[1] or other.__qualname__ != read.__qualname__:
+            raise InvalidValue(f"two datasets are named {name!r}, in {files[0]} and in {files[1]}; rename one of them")
         _DATASETS[name] = known
         return read
 

@@ -38,7 +38,10 @@ def read_idx(request: Request, folders: Sequence[str]) -> Source:
         content = path.read_bytes()
         found = md5(content)
         if (owner := other_owner(request.known, found)) is not None:
-            raise damaged(path, f"it is the {owner} file, not that of {request.name}")
+            raise InvalidValue(
+                f"{short(path)} is a file of {owner}, not of {request.name}; pass the folder that holds {request.name} "
+                f"as --data.root, or --data.name {owner}"
+            )
         sums.append(request.published(file + ".gz" * (path.suffix == ".gz"), found))
         return _parse(path, content, dims), path
 
