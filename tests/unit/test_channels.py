@@ -7,7 +7,7 @@ import torch
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
-from spikeprune.core.errors import InvalidValue
+from spikeprune.core.errors import InvalidValue, MissingEvidence
 from spikeprune.core.mask import Outcome
 from spikeprune.core.select import keep_under_cost
 from spikeprune.core.statistic import pca_score
@@ -126,6 +126,8 @@ def test_cost_by_hand():
     rates = {"0.weight": torch.ones(1), "3.weight": torch.tensor([0.5, 0.25, 1, 1]), "7.weight": torch.full((24,), 0.1)}
     wanted = 2 * (16 * 18 + 4 * 3 * 9 * 0.75 + 3 * 12 * 0.1)
     assert network_cost("synops", groups, model, graph, rates)(keep) == pytest.approx(wanted)
+    with pytest.raises(MissingEvidence, match="budget='synops' needs firing rates"):
+        network_cost("synops", groups, model, graph)(keep)
     small = {"0": torch.ones(4, dtype=torch.bool), "3": torch.ones(6, dtype=torch.bool)}
     assert network_cost("parameters", groups, model, graph)(small) == sum(p.numel() for p in model.parameters())
 

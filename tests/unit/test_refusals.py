@@ -1,8 +1,12 @@
 """Refusals of core, prune, count and model that no other test sees: each fires, with a text that says what to do."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy, linear
 
 import spikeprune as sp
 from nets import batch, conv_net, mlp, sgd, train
@@ -14,8 +18,65 @@ from spikeprune.core.statistic import SynapseMean
 from spikeprune.core.surrogate import curve_named
 from spikeprune.count.costs import weight_costs
 from spikeprune.host.objects import resolve_object
+from spikeprune.methods.base import Method
 from spikeprune.methods.registry import make_method
 from spikeprune.upkeep.rewind import Rewind
+
+
+@dataclass(frozen=True)
+class Flows(Method):
+    """Reads what it did not ask for."""
+
+    def score(self, evidence):
+        return evidence.flows()
+
+
+@dataclass(frozen=True)
+class Curvatures(Method):
+    def score(self, evidence):
+        return evidence.curvatures()
+
+
+@dataclass(frozen=True)
+class Silent(Method):
+    """Needs potentials and does not say what of them."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"weights", "membrane"})
+
+    def score(self, evidence):
+        return evidence.per_weight()
+
+
+@dataclass(frozen=True)
+class Unchecked(sp.Cubic):
+    """A schedule of the user's own that leaves out the check of its steps."""
+
+    def __post_init__(self):
+        pass
+
+
+class UsedInPlace(nn.Module):
+    """A parameter that the forward multiplies with itself, without a layer that could be watched."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.mixing = conv_net(), nn.Parameter(torch.rand(5, 5))
+
+    def forward(self, x):
+        return linear(self.net(x), self.mixing)
+
+
+def traced_alone(method, **settings):
+    """Attaches a Pruner to a model that was traced, and takes a step of which no forward is seen."""
+    model = conv_net()
+    optimizer = sgd(model)
+    pruner = sp.Pruner(model, method, sp.Cubic(to=0.5, begin=0, end=2, every=1), **settings)
+    pruner.trace(batch(1)[0])
+    pruner.attach(optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
 
 SCHEDULE = sp.Cubic(to=0.9, begin=0, end=8, every=2)
 WEIGHTS = {"a": torch.ones(2, 3)}
@@ -42,6 +103,41 @@ REFUSALS = {
     ),
     "criticality without statistics": (lambda: evidence().per_weight(), MissingEvidence, "needs membrane statistics"),
     "gradients without any": (lambda: evidence().gradients(), MissingEvidence, "call loss.backward()"),
+    "a flow that was not asked for": (
+        lambda: sp.prune(conv_net(), Flows(), 0.5, data=[batch(1)]), MissingEvidence,
+        "flow through the network was not measured; a method that reads it names 'flow' in its `needs`"
+    ),
+    "a curvature that was not asked for": (
+        lambda: sp.prune(conv_net(), Curvatures(), 0.5, data=[batch(1)], loss=cross_entropy), MissingEvidence,
+        "curvature of the loss was not measured; a method that reads it names 'curvature' in its `needs`"
+    ),
+    "potentials of which nothing is recorded": (
+        lambda: sp.prune(conv_net(), Silent(), 0.5, data=[batch(1)]), InvalidValue,
+        "Silent names 'membrane' or 'spikes' in its `needs`, but does not say what is recorded; define statistic(layer)"
+    ),
+    "components without a forward": (
+        lambda: traced_alone("pca", pattern="channel"), MissingEvidence,
+        "no membrane potential was recorded before this mask update; run a forward pass in the step"
+    ),
+    "firing rates without a forward": (
+        lambda: traced_alone("magnitude", budget="synops"), MissingEvidence,
+        "budget='synops' needs firing rates; pass data=, or attach before the forward"
+    ),
+    "the rate of a weight without a layer": (
+        lambda: sp.prune(UsedInPlace(), "magnitude", 0.5, data=[batch(1)], budget="synops"), MissingEvidence,
+        "the input rate of 'mixing', which no layer of its own multiplies with; take budget='macs'"
+    ),
+    "the rate of a weight without a layer, of channels": (
+        lambda: sp.prune(UsedInPlace(), "bn-scale", 0.5, data=[batch(1)], budget="synops", pattern="channel"),
+        MissingEvidence, "the input rate of 'mixing', which no layer of its own multiplies with; take budget='macs'"
+    ),
+    "components that explain nothing": (
+        lambda: sp.Pca(variance=0.0), InvalidValue, "variance must be in (0, 1], the share of variance to explain"
+    ),
+    "components that explain more than all": (lambda: sp.Pca(variance=1.01), InvalidValue, "in (0, 1], the share"),
+    "masks of other names": (
+        lambda: Masks({"a": torch.ones(2)}) | Masks({"b": torch.ones(2)}), UnknownName, "no mask named 'a'; known: b"
+    ),
     "a mask that there is not": (lambda: Masks({"a": torch.ones(2)})["b"], UnknownName, "'b'"),
     "masks of other shapes": (
         lambda: Masks({"a": torch.ones(2)}) & {"a": torch.ones(3, dtype=torch.bool)}, InvalidValue, "in shape"
@@ -55,6 +151,10 @@ REFUSALS = {
     "a name that a module lacks": (lambda: resolve_object("json:lods"), UnknownName, "did you mean 'loads'"),
     "an end before the begin": (lambda: sp.Cubic(to=0.9, begin=8, end=4, every=2), InvalidValue, "come after begin"),
     "no update fits": (lambda: sp.Cubic(to=0.9, begin=0, end=4, every=9), InvalidValue, "no mask update fits"),
+    "no update fits into steps that nobody checked": (
+        lambda: sp.Pruner(mlp(), "magnitude", Unchecked(to=0.9, begin=0, end=4, every=9)), InvalidValue,
+        "no mask update fits between step 0 and 4 at one every 9 steps; take a smaller every"
+    ),
     "more updates than any training has": (
         lambda: sp.Cubic(to=0.9, begin=0, end=22_000_000, every=1), InvalidValue, "22,000,000 mask updates"
     ),
@@ -112,6 +212,19 @@ def test_a_layer_that_took_no_part_cannot_be_priced():
     sp.Pruner(model, "magnitude", sp.Cubic(to=0.9, begin=0, end=4, every=2), budget="macs").attach(optimizer)
     with pytest.raises(MissingEvidence, match=r"'spare\.weight' took no part in the traced forward"):
         train(model, optimizer, 2)
+
+
+@pytest.mark.parametrize("wrong", [{"penalty": -0.1}, {"mask_rate": 0.0}, {"first": 0.0}, {"first": 9.0, "last": 8.0}])
+def test_upf_takes_a_penalty_a_rate_and_a_range_of_slopes(wrong):
+    assert sp.Upf(penalty=0.0, first=8.0, last=8.0).penalty == 0
+    came = ", ".join(
+        str(value) for value in {"penalty": 1e-3, "mask_rate": 1.0, "first": 5.0, "last": 1e3, **wrong}.values()
+    )
+    with pytest.raises(
+        InvalidValue, match="upf takes penalty of 0 or more, mask_rate above 0 and 0 < first <= last"
+    ) as caught:
+        sp.Upf(**wrong)
+    assert str(caught.value).endswith(f"got {came}")
 
 
 @pytest.mark.parametrize("began", [-0.1, 1.5, "0.5", True, float("nan")])

@@ -33,6 +33,7 @@ from spikeprune.methods.deep_r import DeepR
 from spikeprune.model.site import ProbeSite
 from spikeprune.model.weights import Use
 from spikeprune.record.base import Impossible
+from spikeprune.record.bench import TimedThreads
 from spikeprune.record.checkpoint import check_kinds
 from spikeprune.record.packed import FORMAT, read_packed
 from spikeprune.record.round import Round
@@ -42,6 +43,7 @@ from spikeprune.shrink.plan import ChannelPlan
 from spikeprune.zoo.registry import build
 
 FINISHED = next(iter(sorted((Path(__file__).parents[1] / "fixtures" / "0.1.0" / "finished").iterdir())))
+TIMED = {"threads": 1, "clock": "cpu", "rows": []}
 ROUND = {"step": 4, "target": 0.5, "kept": 3, "regrown": 1, "rescued": 0, "survived": None}
 DATA = {"name": "digits", "counts": {"train": 3, "validation": 0}, "checksum": "c0", "notes": [], "counted": 3}
 
@@ -128,6 +130,10 @@ def test_it_is_refused_in_one_line(name):
     [
         (lambda: Round.read({**ROUND, "regrown": 4}, "rounds[0]"), r"rounds\[0\]\.regrown is 4, of 3 kept"),
         (lambda: Round.read({**ROUND, "survived": 2}, "rounds[0]"), r"rounds\[0\]\.survived is 2, of 1 regrown"),
+        (
+            lambda: TimedThreads.read({**TIMED, "clock": "sun"}, "timings[0]"),
+            r"gs\[0\]\.clock is 'sun', must be cpu or wall",
+        ),
         (lambda: DataRecord.read(DATA, "data"), r"data\.counts\.test is missing"),
         (lambda: DataRecord.read({"name": "digits"}, "data"), r"data\.counts is missing"),
         (
@@ -143,6 +149,7 @@ def test_an_impossible_record_is_named(read, words):
 
 def test_their_honest_neighbours_are_read():
     assert Round.read(ROUND, "rounds[0]").regrown == 1
+    assert TimedThreads.read({**TIMED, "clock": "wall"}).clock == "wall"
     assert DataRecord.read({**DATA, "counts": {**DATA["counts"], "test": 0}}, "data").counted == 3
     assert DeepR(l1=0.0, noise=0.0).l1 == 0
     assert sweep._share("3/3") == (3, 3)

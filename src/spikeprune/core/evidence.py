@@ -69,7 +69,10 @@ class Evidence:
         Raises: MissingEvidence if the flow was not measured.
         """
         if not self.flow:
-            raise MissingEvidence("this method needs the flow through the network, so its input's shape; pass data=")
+            raise MissingEvidence(
+                "the flow through the network was not measured; a method that reads it names 'flow' in its `needs`, "
+                "and sp.prune is then given data="
+            )
         return self.flow
 
     def curvatures(self) -> Mapping[str, Tensor]:
@@ -78,7 +81,10 @@ class Evidence:
         Raises: MissingEvidence if there is none.
         """
         if not self.curvature:
-            raise MissingEvidence("this method needs the curvature of the loss; pass data= and loss=, or observe them")
+            raise MissingEvidence(
+                "the curvature of the loss was not measured; a method that reads it names 'curvature' in its `needs`, "
+                "and sp.prune is then given data= and loss="
+            )
         return self.curvature
 
     def of_channels(self, kind: str) -> dict[str, Tensor]:

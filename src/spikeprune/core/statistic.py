@@ -207,7 +207,10 @@ class Components(Statistic):
     def result(self) -> Tensor:
         self.begin()
         if self.total is None or self.count == 0:
-            raise MissingEvidence("no potential was recorded before this mask update; run a forward in the step")
+            raise MissingEvidence(
+                "no membrane potential was recorded before this mask update; run a forward pass in the step, through "
+                "the model that was given to the Pruner"
+            )
         moments = self.total / self.count
         mean = moments[-1, :-1]
         return pca_score(moments[:-1, :-1] - mean.outer(mean), self.share).float()

@@ -30,7 +30,7 @@ def weight_costs(
 
     Only ratios matter, so the traced batch size drops out.
     Args: rates: parameter name -> share of non-zero inputs [I], for "synops".
-    Raises: MissingEvidence if no forward has been traced, or no input rates are known.
+    Raises: MissingEvidence if no forward has been traced, or the input rates of a weight are not known.
     """
     if budget == "parameters":
         rest = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in parameters.values())
@@ -51,9 +51,7 @@ def weight_costs(
     for name, count in positions.items():
         each: float | Tensor = count
         if budget == "synops":
-            if name not in rates:
-                raise MissingEvidence("budget='synops' needs firing rates; pass data=, or attach before the forward")
-            each = (rates[name] * count).clamp_min(1e-9 * count)
+            each = (_rate(name, rates) * count).clamp_min(1e-9 * count)
             inputs = 1 - outputs_of[name]
             each = each.view(*[-1 if dim == inputs else 1 for dim in range(every[name].ndim)])
         if name in parameters:
@@ -61,6 +59,17 @@ def weight_costs(
         else:
             fixed += float(torch.as_tensor(each).expand(every[name].shape).sum())
     return {name: cost[name] for name in parameters}, fixed
+
+
+def _rate(name: str, rates: Mapping[str, Tensor]) -> Tensor:
+    if not rates:
+        raise MissingEvidence("budget='synops' needs firing rates; pass data=, or attach before the forward")
+    if name not in rates:
+        raise MissingEvidence(
+            f"budget='synops' needs the input rate of {name!r}, which no layer of its own multiplies with; "
+            "take budget='macs'"
+        )
+    return rates[name]
 
 
 def weight_budget(
@@ -124,6 +133,8 @@ def network_cost(
     Args:
         budget: "parameters", "macs" or "synops".
         rates: weight name -> share of non-zero inputs, [in_channels], for "synops".
+
+    Returns: the function; it raises MissingEvidence under "synops" if a weight's rate is not known when it is called.
     """
     every = dict(model.named_parameters())
     table = {name: p.shape for name, p in every.items()}
@@ -143,13 +154,8 @@ def network_cost(
         total = 0.0
         for name, each in positions.items():
             sizes = [torch.ones(size, dtype=torch.float64) for size in table[name]]
-            if budget == "synops" and rates is not None:
-                if name not in rates:
-                    raise MissingEvidence(
-                        f"budget='synops' needs the input rate of {name!r}, which no layer of its own multiplies with; "
-                        "take budget='macs'"
-                    )
-                sizes[1 - outputs[name]] = rates[name].double().cpu().clone()
+            if budget == "synops":
+                sizes[1 - outputs[name]] = _rate(name, rates or {}).double().cpu().clone()
             for dim, group, channels in owners.get(name, []):
                 alive = keep[group].cpu()[channels.clamp_min(0)] | (channels < 0)
                 sizes[dim] = sizes[dim] * alive

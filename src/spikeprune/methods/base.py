@@ -265,7 +265,10 @@ class Method(abc.ABC):
 
     def statistic(self, layer: Site) -> Statistic:
         """The statistic recorded at a layer's neuron. It is asked only if `needs` names "membrane" or "spikes"."""
-        raise InvalidValue(f"{type(self).__name__} records no statistic")
+        raise InvalidValue(
+            f"{type(self).__name__} names 'membrane' or 'spikes' in its `needs`, but does not say what is recorded; "
+            "define statistic(layer), for example: return layer.per_channel(layer.derivative, 'mean')"
+        )
 
 
 def check_declared(method: Method) -> None:
