@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from forked import ranks
 from spikeprune.cli.main import main
-from spikeprune.core.errors import InvalidValue
+from spikeprune.core.errors import InvalidValue, RunFailed
 from spikeprune.lab.train.together import Together
 
 NETS = """
@@ -107,6 +108,26 @@ def plain_weights():
     from nets_for_two import plain  # pyright: ignore[reportMissingImports]
 
     return plain().state_dict()
+
+
+def agreed(rank, steps):
+    together = Together(rank, 2)
+    with together.joined():
+        together.check_agreed(3)
+        try:
+            together.check_agreed(steps[rank])
+        except RunFailed as error:
+            print(error)
+    return 0
+
+
+def test_processes_that_go_on_from_other_steps_are_told():
+    """The last checkpoint of a folder that only one of two machines reads."""
+    for ended in ranks(lambda rank: agreed(rank, (4, 0))):
+        assert ended.status == 0, ended.stderr[-2000:]
+        assert (
+            "the processes go on from different steps (4, 0); --out must be a folder that all of them" in ended.stdout
+        )
 
 
 def test_shares_of_a_batch_are_all_of_it():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import spikeprune as sp
@@ -173,3 +174,125 @@ def test_numbers_of_a_record_that_contradict_each_other_are_refused(where, key, 
     (folder / "record.json").write_text(json.dumps(record))
     assert main(["report", str(folder)]) == 2
     assert said in capsys.readouterr().err
+
+
+# ---- run folders of which something is another's -----------------------------------------------------------------
+
+
+def copied(tmp_path, name="run", recipe=None, record=None):
+    """A finished run of which entries of recipe.yaml and record.json were changed; the keys of both may have a dot."""
+    folder = Path(shutil.copytree(FINISHED, tmp_path / name))
+    for file, read, write, changes in (
+        ("recipe.yaml", yaml.safe_load, yaml.safe_dump, recipe or {}),
+        ("record.json", json.loads, json.dumps, record or {}),
+    ):
+        content = read((folder / file).read_text())
+        for key, value in changes.items():
+            *groups, last = key.split(".")
+            place = content
+            for group in groups:
+                place = place[group]
+            place[last] = value
+        (folder / file).write_text(write(content))
+    return folder
+
+
+def test_weights_that_the_masks_of_a_run_folder_cut_are_named(tmp_path, capsys):
+    def swap(tensors):
+        mask = tensors["head.weight"].flatten()
+        alive, dead = int(mask.int().argmax()), int((~mask).int().argmax())
+        mask[alive], mask[dead] = False, True
+
+    assert main(["eval", changed_run(tmp_path, "masks.safetensors", swap)]) == 2
+    said = capsys.readouterr().err
+    assert "1 weights of " in said
+    assert "are not 0 although masks.safetensors cuts them (first in 'head.weight'); restore both files" in said
+
+
+def test_weights_of_another_network_in_a_run_folder_are_named(tmp_path, capsys):
+    assert main(["eval", changed_run(tmp_path, "model.safetensors", lambda tensors: tensors.pop("head.weight"))]) == 2
+    said = capsys.readouterr().err
+    assert "model.safetensors does not fit the network digits-conv; restore it or run again" in said
+
+
+def test_a_run_on_recordings_is_not_timed_on_images(tmp_path, capsys):
+    folder = copied(tmp_path, recipe={"data.name": "dvs128-gesture"})
+    assert main(["bench", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert "bench times networks of still images, and dvs128-gesture holds recordings; `spikeprune export RUN" in said
+
+
+def test_a_run_whose_data_is_gone_and_of_no_known_shape_says_what_helps(tmp_path, capsys):
+    folder = copied(tmp_path, recipe={"data.name": "fashion-mnist"}, record={"data.shape": None})
+    assert main(["export", str(folder), "--to", "safetensors"]) == 2
+    said = capsys.readouterr().err
+    assert f"the data of {folder} is not there, and its record.json does not tell their shape; pass --root DIR" in said
+
+
+def test_runs_on_other_data_are_not_analysed_together(tmp_path, capsys):
+    one, other = copied(tmp_path), copied(tmp_path, "other", recipe={"data.name": "fashion-mnist"})
+    assert main(["analyze", str(one), "--against", str(other)]) == 2
+    said = capsys.readouterr().err
+    assert f"{other} learned from fashion-mnist, {one} from digits; analyze takes runs on the same data" in said
+
+
+def test_runs_of_other_seeds_are_not_analysed_against_each_other(tmp_path, capsys):
+    def of(name, seed, **recipe):
+        recipe = {"seed": seed, **recipe}
+        changes = {"seed": seed, "settings_hash": name} | {f"settings.{key}": value for key, value in recipe.items()}
+        return str(copied(tmp_path, name, recipe, changes))
+
+    words = ["analyze", of("a", 0), of("b", 1), "--against", of("c", 2, method="magnitude")]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "no run of magnitude has a seed of the runs before --against; runs are paired by seed" in said
+    assert main([*words, of("d", 2, method="magnitude")]) == 2
+    assert "two runs of magnitude have the same seed ([2, 2]); give one run a seed" in capsys.readouterr().err
+
+
+def test_a_network_whose_channels_were_cut_is_not_squeezed(tmp_path, capsys):
+    channels = {"before": 9, "after": 3, "groups": {"a": [9, 3]}, "layers": {}}
+    assert main(["squeeze", str(copied(tmp_path, record={"channels": channels}))]) == 2
+    said = capsys.readouterr().err
+    assert "is smaller than its model, since channels were cut out, and cannot be squeezed yet; take a run of" in said
+
+
+def test_a_comparison_that_cannot_be_written_is_named(tmp_path, capsys):
+    (tmp_path / "comparison.html").mkdir()
+    assert main(["report", str(copied(tmp_path)), str(copied(tmp_path, "other"))]) == 2
+    said = capsys.readouterr().err
+    assert f"cannot write {tmp_path / 'comparison.html'}: Is a directory; `spikeprune compare --html FILE`" in said
+
+
+def safetensors_head(text):
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"no tensors at all", "it is damaged, or neither a run folder, a compiled network nor a safetensors file"),
+        (safetensors_head(b"[" * 200_000), "it is damaged, or neither a run folder, a compiled network"),
+        (safetensors_head(b'{"__metadata__": 1}'), "it is damaged, or neither a run folder, a compiled network"),
+        (safetensors_head(b'{"__metadata__": {"certificate": "no"}}'), "the certificate in a.bin is damaged or none"),
+        (safetensors_head(b'{"__metadata__": {"certificate": 5}}'), "the certificate in a.bin is damaged or none"),
+    ],
+)
+def test_a_file_that_is_no_network_is_told_from_one_that_is_nothing_to_compare_with(content, words, tmp_path, capsys):
+    """Of the file that is verified it is a difference; of the one that it is compared with it is wrong input."""
+    file = tmp_path / "a.bin"
+    file.write_bytes(content)
+    assert main(["verify", str(file)]) == 1
+    assert f"DIFFERS  file: {words}" in capsys.readouterr().out
+    for verified in (FINISHED, FINISHED / "model.safetensors"):
+        assert main(["verify", str(verified), "--against", str(file)]) == 2
+        said = capsys.readouterr().err
+        assert f"{file} is nothing to compare with: {words}" in said
+        assert "check --against" in said
+
+
+def test_a_certificate_that_is_not_there_is_told(tmp_path, capsys):
+    for verified in (FINISHED, FINISHED / "model.safetensors"):
+        assert main(["verify", str(verified), "--against", str(tmp_path / "gone")]) == 2
+        said = capsys.readouterr().err
+        assert f"no run folder or file {tmp_path / 'gone'} to compare with; --against takes a run that" in said

@@ -168,6 +168,15 @@ def test_a_wrong_recipe_file_is_refused(tmp_path, text, words):
         load(str(path))
 
 
+def test_a_recipe_file_that_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes("sparsity: 0.5\n".encode("utf-16"))
+    with pytest.raises(
+        UserError, match=r"cannot read the recipe .*mine\.yaml: 'utf-8' codec .*; a recipe is a YAML text"
+    ):
+        load(str(path))
+
+
 def test_python_use_is_checked_as_well():
     with pytest.raises(InvalidValue, match=r"data\.limit must be a whole number or null, got '5'"):
         DataSettings(limit="5")  # type: ignore[arg-type]

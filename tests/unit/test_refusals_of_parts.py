@@ -3,6 +3,7 @@
 import codecs
 import json
 import pickle
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from torch import nn
 import spikeprune as sp
 from nets import conv_net, sgd, train
 from spikeprune.cli import bench, export, report, sweep
-from spikeprune.core.errors import RunFailed, UserError
+from spikeprune.core.errors import InvalidValue, MissingDependency, RunFailed, UserError
 from spikeprune.core.mask import pack
 from spikeprune.core.pattern import nm_pattern
 from spikeprune.data.formats import idx
@@ -26,8 +27,10 @@ from spikeprune.lab.recipe.squeeze_settings import SqueezeOptions
 from spikeprune.lab.study.compare import from_dict
 from spikeprune.lab.sweep.sweep import read_sweep
 from spikeprune.lab.train import hub, network
+from spikeprune.lab.train.by_class import Tally
 from spikeprune.lab.train.folder import RunFolder
 from spikeprune.lab.train.run import run
+from spikeprune.lab.train.squeeze_run import read_masks
 from spikeprune.lab.train.together import Together
 from spikeprune.methods.deep_r import DeepR
 from spikeprune.model.site import ProbeSite
@@ -97,6 +100,16 @@ REFUSED = {
         lambda: network.build("argparse:Namespace", 10, 2, (1, 8, 8), 0),
         "--model argparse:Namespace must return a torch.nn.Module, got Namespace",
     ),
+    "no function": (
+        lambda: network.build("string:digits", 10, 2, (1, 8, 8), 0),
+        "--model string:digits must be a function that returns a network, got str",
+    ),
+    "no owner": (lambda: hub.pull("mine", Path("out")), "expected owner/name or a folder that .* made, got 'mine'"),
+    "owner of a folder": (lambda: hub.pull("a/b/c", Path("out")), "expected owner/name or a folder .*, got 'a/b/c'"),
+    "batch of two processes": (
+        lambda: Together(1, 2).recipe_of(load("digits", ["--batch", "1"])).__enter__(),
+        "a batch of 1 samples has none for some of 2 processes; raise --batch",
+    ),
     "no signature": (
         lambda: network.build("builtins:dict", 10, 2, (1, 8, 8), 0),
         "--model builtins:dict failed: ValueError: no signature found for builtin type .*; see --debug",
@@ -153,6 +166,47 @@ def test_their_honest_neighbours_are_read():
     assert DataRecord.read({**DATA, "counts": {**DATA["counts"], "test": 0}}, "data").counted == 3
     assert DeepR(l1=0.0, noise=0.0).l1 == 0
     assert sweep._share("3/3") == (3, 3)
+
+
+def test_a_score_of_no_batch_is_none():
+    tally = Tally()
+    with pytest.raises(ValueError, match="no batch was counted; give at least one"):
+        tally.scores()
+    tally.add(torch.tensor([1, 0, 1]), torch.tensor([1, 1, 1]), classes=2)
+    assert (tally.scores().right, tally.scores().images) == ((0, 2), (0, 3))
+
+
+def test_an_error_of_ours_in_the_user_s_function_stays_what_it_is(monkeypatch):
+    def build(size):
+        raise InvalidValue(f"size must be a multiple of 3, got {size}")
+
+    monkeypatch.setitem(sys.modules, "nets_of_the_user", SimpleNamespace(build=build))
+    with pytest.raises(InvalidValue, match=r"^size must be a multiple of 3, got 8$"):
+        network.build("nets_of_the_user:build", 10, 2, (1, 8, 8), 0)
+
+
+@pytest.mark.parametrize("content", [[torch.ones(2)], {"model": [1]}, {"a": torch.ones(2), "epoch": 3}, torch.ones(3)])
+def test_a_checkpoint_that_is_no_state_dict_is_refused(content, tmp_path):
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"weights\.pt holds no state_dict .*; save model\.state_dict\(\)"):
+        network.load_weights(nn.Linear(2, 2), str(tmp_path / "weights.pt"))
+
+
+@pytest.mark.parametrize("tensors", [{}, {"a": torch.ones(2)}, {"a": torch.ones(2).bool(), "b": torch.ones(2).int()}])
+def test_a_file_without_masks_is_not_squeezed_by(tensors, tmp_path):
+    file = tmp_path / "masks.safetensors"
+    file.write_bytes(bytes(as_safetensors({"a": torch.ones(2).bool()})))
+    assert read_masks(file)["a"].tolist() == [True, True]
+    file.write_bytes(bytes(as_safetensors(tensors)))
+    with pytest.raises(UserError, match=r"holds no masks \(true or false for each weight\); give a masks\.safetensors"):
+        read_masks(file)
+
+
+def test_without_tensorboard_the_install_line_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(MissingDependency, match=r"try: pip install 'spikeprune\[tensorboard\]'"):
+        run(load("digits", ["--tensorboard", "true", "--out", str(tmp_path / "runs")]))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_module_that_fails_while_it_is_imported_is_told(tmp_path, monkeypatch):
@@ -217,6 +271,8 @@ def test_folders_and_files_in_the_way_are_named(tmp_path):
     found = read_sweep(str(tmp_path / "s.yaml"), ["--out", str(tmp_path / "file" / "runs")])
     with pytest.raises(UserError, match=r"cannot make the folder .*: Not a directory; try another --out"):
         found.save()
+    with pytest.raises(UserError, match=r"cannot make the run folder .*: Not a directory; try another --out"):
+        RunFolder(tmp_path / "file" / "run").open({})
     folder = RunFolder(tmp_path)
     folder.checkpoints.write_text("")
     with pytest.raises(UserError, match="is a file; remove it, or use another --out"):

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import sys
 import xml.etree.ElementTree
 from pathlib import Path
 
@@ -297,8 +298,14 @@ def test_what_cannot_be_compared_is_named(runs, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no finished run"):
         collect([tmp_path / "empty"])
-    (tmp_path / "sweep-a.json").write_text("{}")
-    with pytest.raises(UserError, match="not the file of a sweep"):
+    entry = {"hash": "0" * 10, "label": "gmp", "target": 0.9}
+    whole = {"reference": None, "runs": [entry]}
+    for damaged in ({}, {"runs": []}, *({**whole, "runs": [{**entry, key: ["no"]}]} for key in entry)):
+        (tmp_path / "sweep-a.json").write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match="is not the file of a sweep, or it is damaged; `spikeprune sweep` writes"):
+            collect([tmp_path / "sweep-a.json"])
+    (tmp_path / "sweep-a.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError, match="no finished run"):
         collect([tmp_path / "sweep-a.json"])
     (tmp_path / "sweep-a.json").unlink()
     with pytest.raises(UnknownName, match="no reference named 'magnitud'; did you mean 'magnitude'"):
@@ -477,6 +484,29 @@ def test_a_figure_for_a_paper_is_written_and_does_not_change(runs, tmp_path, nam
 def test_a_figure_of_another_kind_is_refused(runs, capsys):
     assert main(["compare", str(runs), "--figure", "a.gif"]) == 2
     assert "--figure takes a file that ends in .svg, .pdf or .png, got '.gif'" in capsys.readouterr().err
+
+
+def test_a_figure_of_two_networks_is_refused(runs, tmp_path, capsys):
+    write_run(runs, 0.9, "model=digits-conv", "method=dense", "sparsity=0")
+    assert main(["compare", str(runs), "--figure", str(tmp_path / "a.svg")]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "--figure shows one network on one dataset, got digits-conv on digits; mlp on digits; compare the runs" in said
+    )
+    assert not (tmp_path / "a.svg").exists()
+
+
+def test_without_matplotlib_the_install_line_is_told(runs, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["compare", str(runs), "--figure", "a.svg"]) == 2
+    assert "--figure needs matplotlib; try: pip install 'spikeprune[figure]'" in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_is_named(runs, tmp_path, capsys):
+    file = tmp_path / "nowhere" / "a.html"
+    assert main(["compare", str(runs), "--html", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert f"cannot write {file}: No such file or directory; give a file in a folder that exists" in said
 
 
 def test_an_arm_keeps_its_colour_whatever_stands_beside_it():

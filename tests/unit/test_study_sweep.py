@@ -1,15 +1,20 @@
 """What a sweep's file asks for: combinations, the dense run once a seed, arms, the command line, errors."""
 
 import json
+import multiprocessing
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 from spikeprune.cli.main import main
-from spikeprune.core.errors import UserError
+from spikeprune.core.errors import RunFailed, UserError
 from spikeprune.lab.recipe import load, settings_hash
 from spikeprune.lab.recipe.timetable import lay_out, learning_rate
 from spikeprune.lab.study.tuning import as_dict, tried
+from spikeprune.lab.sweep import workers
 from spikeprune.lab.sweep.sweep import read_sweep, read_tuning
 
 FILE = """
@@ -135,11 +140,19 @@ def test_shares_of_a_job_array_cover_every_run_once(file):
         (["--arms", "3"], "arms of a sweep must be"),
         (["--reference", "nobody"], "the reference 'nobody' is no arm of this sweep"),
         (["--methods", "[a"], "cannot be read"),
+        (["--methods", "[]"], r"the sweep names no method: give methods: \[magnitude, criticality\], or --methods a,b"),
     ],
 )
 def test_what_is_wrong_is_named(file, words, message):
     with pytest.raises(UserError, match=message):
         read_sweep(str(file), words)
+
+
+@pytest.mark.parametrize("keep", ["0", "1.5", "true", "most", "-0.8"])
+def test_an_arm_keeps_a_share_of_the_weights(file, keep):
+    file.write_text(f"{FILE}arms:\n  few: {{method: magnitude, keep: {keep}}}\n")
+    with pytest.raises(UserError, match=r"keep of the arm 'few' must be a share in \(0, 1\], got .*; as in keep: 0\.8"):
+        read_sweep(str(file))
 
 
 @pytest.mark.parametrize("words", [["--workers", "0"], ["--workers"], ["--array", "4/3"], ["--array", "x"]])
@@ -180,6 +193,46 @@ def test_the_list_of_runs_is_the_same_file_for_the_same_sweep(file, tmp_path):
     assert len(files) == 2
     counts = sorted(len(json.loads(path.read_text())["runs"]) for path in files)
     assert counts == [5, 10]
+
+
+def test_the_list_of_runs_is_kept_by_whoever_wrote_it_and_a_folder_that_went_is_told(file, tmp_path, monkeypatch):
+    """Two tasks of a job array write one list at a time; one of them finds its own file gone, and the list there."""
+    found = read_sweep(str(file), ["--out", str(tmp_path / "runs")])
+    replace = os.replace
+
+    def beaten(beside, path):
+        replace(beside, path)
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(os, "replace", beaten)
+    found.save()
+    assert len(json.loads(found.file.read_text())["runs"]) == 10
+
+    def removed(beside, path):
+        shutil.rmtree(path.parent)
+        replace(beside, path)
+
+    monkeypatch.setattr(os, "replace", removed)
+    with pytest.raises(
+        UserError, match=r"cannot write .*, its folder was removed meanwhile; the same command makes it"
+    ):
+        found.save()
+
+
+def test_a_worker_that_dies_is_told(file, tmp_path, monkeypatch):
+    """Forked here, which spares the imports of a new Python."""
+    context = multiprocessing.get_context
+
+    def die(*_):
+        os.kill(os.getpid(), signal.SIGKILL)  # as a system does that has no memory left
+
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: context("fork"))
+    monkeypatch.setattr(workers, "run", die)
+    tasks = read_sweep(str(file), ["--out", str(tmp_path)]).tasks[:2]
+    with pytest.raises(
+        RunFailed, match=r"a worker process of the sweep died \(out of memory\?\); the same command goes on"
+    ):
+        workers.work(tasks, 2, 1, lambda end: None)
 
 
 TUNED = (

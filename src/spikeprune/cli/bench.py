@@ -41,6 +41,10 @@ def main(arguments: Sequence[str]) -> int:
         root=options.root,
         code=code_of(options),
     )
+    if options.json:
+        print_json(result)
+    else:
+        show(table(result))
     folder = RunFolder(Path(options.run))
     written = {
         folder.path / "bench.svg": picture(result),
@@ -57,11 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         from spikeprune.lab.page import write_report
 
         written[write_report(folder)] = ""
-    if options.json:
-        print_json(result)
-        return 0
-    show(table(result))
-    for path in written:
+    for path in () if options.json else written:
         print(path)
     return 0
 

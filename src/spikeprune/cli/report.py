@@ -44,7 +44,9 @@ def _compared(where: Path, runs: Sequence[str]) -> Path:
         made = [("command", shlex.join(["spikeprune", "report", *runs])), ("made", f"{date.today():%d %B %Y}")]
         write_whole(path, comparison_page(compare(found, reference, unfinished), made=made).encode())
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; `spikeprune compare --html FILE` takes any") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; `spikeprune compare --html FILE` writes it elsewhere"
+        ) from error
     return path
 
 

@@ -166,10 +166,10 @@ def _arms(mine: Sequence["_Analysed"], others: Sequence["_Analysed"]) -> tuple[s
             own = label
         if theirs:
             found[label if len(theirs) == len(group) else f"{label}, other runs"] = theirs
-    for label, group in {"of the first arm": mine, **found}.items():
+    for label, group in {"the first arm": mine, **found}.items():
         seeds = [run.seed for run in group]
         if len(set(seeds)) < len(seeds):
-            raise InvalidValue(f"two runs {label} have the same seed ({seeds}); give one run a seed")
+            raise InvalidValue(f"two runs of {label} have the same seed ({seeds}); give one run a seed")
         if not set(seeds) & {run.seed for run in mine}:
             raise InvalidValue(f"no run of {label} has a seed of the runs before --against; runs are paired by seed")
     return own, found

@@ -90,9 +90,11 @@ class Sweep:
             raise UserError(f"cannot make the folder {self.out}: {error.strerror}; try another --out") from error
         try:
             write_whole(self.file, json.dumps(self._listed(), indent=1).encode() + b"\n")
-        except FileNotFoundError:  # another task of a job array wrote the same list at the same moment
+        except FileNotFoundError as error:  # another task of a job array wrote the same list at the same moment
             if not self.file.is_file():
-                raise
+                raise UserError(
+                    f"cannot write {self.file}, its folder was removed meanwhile; the same command makes it again"
+                ) from error
 
     def share(self, number: int, of: int) -> "Sweep":
         """Every `of`-th run, from the `number`-th on (counted from 1): a task of a job array."""

@@ -61,17 +61,20 @@ def finished(path: str | Path, root: str | None = None, code: Code = NO_CODE) ->
     except UserError as error:
         if root is not None:
             raise
-        data, why = _random(recipe, record), str(error)
+        data, why = _random(recipe, record, folder), str(error)
     network = restore(folder, recipe, data, torch.device("cpu"))
     network.model.eval()
     return Finished(folder, record, recipe, network, data, "random inputs" if why else "test images", why)
 
 
-def _random(recipe: Recipe, record: RunRecord) -> Dataset:
+def _random(recipe: Recipe, record: RunRecord, folder: RunFolder) -> Dataset:
     """Noise in place of the data: normalised inputs have mean 0 and standard deviation 1, as it has."""
     shape, classes = record.data.shape, record.data.classes
     if shape is None or classes is None:
-        raise UserError(f"record.json in {recipe.name}'s folder does not tell the shape of its data; run again")
+        raise UserError(
+            f"the data of {folder.path} is not there, and its record.json does not tell their shape; pass --root DIR, "
+            "the folder that holds the data"
+        )
     facts = facts_of(recipe.data.name)
     recorded = facts is not None and facts.time_first
     count = max(_RANDOM, 2 * recipe.T + 2)

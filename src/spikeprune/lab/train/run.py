@@ -205,8 +205,8 @@ class _RunInProgress:
             missed = len(self.setting.plan.schedule.steps()) - len(pruner.rounds)
             if missed and self.recipe.method != "dense":
                 raise RunFailed(
-                    f"{missed} mask updates did not happen, since fp16 skipped as many steps; "
-                    "let prune.end come earlier"
+                    f"{missed} of {missed + len(pruner.rounds)} mask updates did not happen, since fp16 skipped as "
+                    "many steps; let prune.end come earlier, or take --precision bf16"
                 )
         settle(self.folder, phase)
         plan = None if cut is None else ChannelPlan.from_json(cut.plan)

@@ -187,8 +187,14 @@ def _given(path: Path) -> Certificate:
     if path.is_dir():
         return _read(path / _NAME)
     if not path.is_file():
-        raise UserError(f"no run folder or certificate {str(path)[-120:]} to compare with; check --against")
-    return _read(path) if path.name == _NAME else _own(path, _metadata(path.read_bytes()))
+        raise UserError(
+            f"no run folder or file {str(path)[-120:]} to compare with; --against takes a run that "
+            f"`spikeprune squeeze` made, or its {_NAME}"
+        )
+    try:
+        return _read(path) if path.name == _NAME else _own(path, _metadata(path.read_bytes()))
+    except _Unreadable as error:
+        raise UserError(f"{str(path)[-120:]} is nothing to compare with: {error}; check --against") from error
 
 
 def _own(path: Path, metadata: Mapping[str, str]) -> Certificate:
@@ -220,7 +226,7 @@ def _metadata(content: bytes) -> dict[str, str]:
         length = int.from_bytes(content[:8], "little")
         head = json.loads(content[8 : 8 + length])
         return dict(head.get("__metadata__") or {})
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise _Unreadable(
             "it is damaged, or neither a run folder, a compiled network nor a safetensors file"
         ) from error
