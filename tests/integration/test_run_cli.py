@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from spikeprune.cli.main import main
+from spikeprune.methods.magnitude import Magnitude
 
 TINY = ["--model", "mlp", "--epochs", "1", "--data.limit", "80", "--batch", "32", "--precision", "fp32"]
+DENSE = ["--method", "dense", "--sparsity", "0"]
 MODULE = """
 import torch
 from spikingjelly.activation_based import layer, neuron, surrogate
@@ -265,13 +268,52 @@ def test_wrong_input_ends_with_status_2_and_writes_nothing(words, message, place
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_loss_that_is_not_a_number_ends_with_status_1(tmp_path, capsys):
-    words = ["run", "digits", *TINY, "--lr", "1e30", "--baseline", "false", "--out", str(tmp_path)]
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "the weights of stem.1.weight are not numbers after step 1, pruned run; a lower --lr than 1e+38 may help"),
+        (
+            DENSE,
+            "the loss is not a number at step 3 (epoch 1), pruned run; a lower --lr than 1e+38 or --precision fp32",
+        ),
+        (
+            [*DENSE, "--batch", "80"],
+            "the loss of the validation is not a number at step 1 (epoch 1), pruned run; a low",
+        ),
+    ],
+)
+def test_a_loss_that_is_not_a_number_ends_with_status_1(words, said, tmp_path, capsys):
+    """The loss of step 1 is a number still, the weights after it are not: who looks first depends on the run."""
+    words = ["run", "digits", *TINY, "--lr", "1e38", "--baseline", "false", "--out", str(tmp_path), *words]
     for _ in range(2):  # trying again meets the same fate and harms nothing
         status, out, err = ends(capsys, *words)
         assert (status, out) == (1, [])
-        assert "not a number" in err or "not numbers" in err
+        assert said in err
         assert len(err.strip().splitlines()) == 1
+    (folder,) = tmp_path.iterdir()
+    assert not (folder / "record.json").exists()
+
+
+def test_a_refusal_at_a_mask_update_of_a_run_stays_what_it_is(tmp_path, monkeypatch, capsys):
+    """Scores that are not numbers, of weights that are: the method is at fault, not the training."""
+    score = Magnitude.score
+    monkeypatch.setattr(
+        Magnitude, "score", lambda self, evidence: {n: s * float("nan") for n, s in score(self, evidence).items()}
+    )
+    words = ["run", "digits", *TINY, "--method", "magnitude", "--baseline", "false", "--out", str(tmp_path)]
+    status, _, err = ends(capsys, *words)
+    assert status == 2
+    assert "a magnitude score of 'stem.1.weight' is not a number (nan) at the mask update of step 1" in err
+
+
+def test_mask_updates_that_fp16_skipped_are_told(tmp_path, capsys):
+    """Gradients of a learning rate so large overflow in fp16, and such a step is not taken."""
+    words = ["run", "digits", *TINY, "--precision", "fp16", "--lr", "1000", "--data.validation", "0"]
+    status, _, err = ends(capsys, *words, "--baseline", "false", "--out", str(tmp_path))
+    assert status == 1
+    assert re.search(
+        r"\d of 3 mask updates did not happen, since fp16 skipped as many steps; let prune\.end come ear", err
+    )
     (folder,) = tmp_path.iterdir()
     assert not (folder / "record.json").exists()
 

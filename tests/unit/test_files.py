@@ -19,7 +19,8 @@ from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.lab.train.network import load_weights
 from spikeprune.record.epoch import read_epochs
 
-FINISHED = Path(__file__).parents[1] / "fixtures" / "0.1.0" / "finished" / "tiny-7ecc3f540e"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "0.1.0"
+FINISHED = FIXTURES / "finished" / "tiny-7ecc3f540e"
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 READERS = {
     "masks": lambda path: sp.hold(conv_net(), path),
@@ -296,3 +297,39 @@ def test_a_certificate_that_is_not_there_is_told(tmp_path, capsys):
         assert main(["verify", str(verified), "--against", str(tmp_path / "gone")]) == 2
         said = capsys.readouterr().err
         assert f"no run folder or file {tmp_path / 'gone'} to compare with; --against takes a run that" in said
+
+
+def other_data(state):
+    return {**state, "checksum": "0" * 64}
+
+
+def another_phase(state):
+    return {**state, "phase": {"name": state["phase"]["name"]}}
+
+
+def weights_of_another_network(state):
+    return {**state, "phase": {**state["phase"], "model": {"a": torch.ones(2)}}}
+
+
+def pruner_of_a_later_version(state):
+    phase = state["phase"]
+    return {**state, "phase": {**phase, "pruner": {**phase["pruner"], "version": 99}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (other_data, "began with other data than digits is now; bring that data back, or use another --out"),
+        (another_phase, "does not hold this run (KeyError); remove that folder to start the run anew"),
+        (weights_of_another_network, "does not hold this run (RuntimeError); remove that folder"),
+        (pruner_of_a_later_version, "pruner state has version 99, this library reads"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_not_gone_on_with(change, said, tmp_path, capsys):
+    (killed,) = (path for path in (FIXTURES / "killed").iterdir() if path.is_dir())
+    folder = RunFolder(Path(shutil.copytree(killed, tmp_path / killed.name)))
+    folder.save_checkpoint("last", change(folder.load_checkpoint("last")))
+    before = folder.metrics.read_bytes()
+    assert main(["run", str(FIXTURES / "tiny.yaml"), "--out", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
+    assert folder.metrics.read_bytes() == before

@@ -259,21 +259,27 @@ def test_equal_differences_are_told_in_words():
     assert tables.family(*block(0.01, 0.02)).startswith("p (Holm) is p (t) corrected for the 1 test")
 
 
-def test_terminal_and_report_show_one_speedup():
+def measured():
+    """A measurement of two engines, as `spikeprune bench` keeps it."""
     rows = [
         EngineTime(batch=1, engine=engine, median_ms=ms, low_ms=ms, high_ms=ms, images_per_s=1e3 / ms,
                    speedup=speedup, opponent=over)
         for engine, ms, speedup, over in (("dense", 3.4, None, None), ("compiled fp32", 1.0, 2.17, "dense"))
     ]  # fmt: skip
     timing = TimedThreads(threads=1, clock="cpu", rows=tuple(rows))
-    race = figures._race(timing, rows)
-    assert race.finding.startswith("2.17× faster: compiled fp32 takes 1.00 ms")
-    assert race.bars[1].cells[-1] == "2.17×"
-    result = BenchRecord(
+    return BenchRecord(
         schema=1, name="a", model="mlp", T=2, sparsity=0.9, multiplies_kept=0.1, cpu="c", flags=(), isa="avx2",
         inputs=BenchInputs(kind="test images", count=1, shape=(1, 8, 8), why_random=None), load=0.1, versions={},
         repeats=3, same_class={}, accuracy=None, int16_flipped=0.0, not_shrunk=None, timings=(timing,),
     )  # fmt: skip
+
+
+def test_terminal_and_report_show_one_speedup():
+    result = measured()
+    (timing,) = result.timings
+    race = figures._race(timing, timing.rows)
+    assert race.finding.startswith("2.17× faster: compiled fp32 takes 1.00 ms")
+    assert race.bars[1].cells[-1] == "2.17×"
     assert any(line.endswith("2.17x over dense") for line in bench.table(result))
     part = dataclasses.replace(result, accuracy={"model": 0.5}, scored=2000)
     assert "accuracy on 2,000 test images of the run: model 50.00%" in bench.table(part)
@@ -281,6 +287,18 @@ def test_terminal_and_report_show_one_speedup():
     assert BenchRecord.read(json.loads(json.dumps(result))) == result
     with pytest.raises(Impossible, match="timings holds no times"):
         BenchRecord.read({**json.loads(json.dumps(result)), "timings": []})
+
+
+def test_what_bench_measured_is_printed_even_if_it_cannot_be_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("spikeprune.lab.train.bench_run.bench_run", lambda *_, **__: measured())
+    (tmp_path / "bench.json").mkdir()
+    assert cli.main(["bench", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert "2.17x over dense" in said.out
+    assert f"cannot write into {tmp_path}: Is a directory; copy the run to where you may write" in said.err
+    (tmp_path / "bench.json").rmdir()
+    assert cli.main(["bench", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "bench.json")
 
 
 def test_an_accuracy_at_chance_is_called_so():
