@@ -136,7 +136,7 @@ REFUSALS = {
     ),
     "components that explain more than all": (lambda: sp.Pca(variance=1.01), InvalidValue, "in (0, 1], the share"),
     "masks of other names": (
-        lambda: Masks({"a": torch.ones(2)}) | Masks({"b": torch.ones(2)}), UnknownName, "no mask named 'a'; known: b"
+        lambda: Masks({"a": torch.ones(2)}) | {"b": torch.ones(2).bool()}, UnknownName, "no mask named 'a'; known: b"
     ),
     "a mask that there is not": (lambda: Masks({"a": torch.ones(2)})["b"], UnknownName, "'b'"),
     "masks of other shapes": (
