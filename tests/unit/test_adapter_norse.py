@@ -1,8 +1,13 @@
 """The Norse adapter against a membrane trace worked by hand."""
 
+from functools import partial
+
 import norse.torch as norse
 import pytest
 import torch
+from norse.torch.functional.lif_box import lif_box_feed_forward_step
+from norse.torch.functional.threshold import threshold
+from norse.torch.module.snn import SNNCell
 from torch import nn
 from torch.testing import assert_close
 
@@ -82,3 +87,35 @@ def test_a_neuron_that_keeps_its_surrogate_elsewhere_is_refused_by_its_name():
     x, net = torch.rand(3, 2, 6) * 20, norse.SequentialState(nn.Linear(6, 4), norse.LIFRefracCell(), nn.Linear(4, 2))
     with pytest.raises(InvalidValue, match="LIFRefracCell keeps no surrogate"):
         sp.prune(net, "criticality", 0.5, data=[x[0]])
+
+
+def _own_step(x, state, p, dt):
+    v = state.v + dt * p.tau_mem_inv * (x - state.v)
+    spikes = threshold(v - p.v_th, p.method, p.alpha)
+    return spikes, type(state)(v=v * (1 - spikes))
+
+
+def _borrowed_step(x, state, p, dt):
+    return lif_box_feed_forward_step(2 * x, state, p, dt)
+
+
+def _cell(step):
+    return SNNCell(step, norse.LIFBoxCell().initial_state, norse.LIFBoxParameters())
+
+
+def test_a_step_of_the_users_own_is_read_if_it_calls_the_threshold_itself():
+    torch.manual_seed(0)
+    net = norse.SequentialState(nn.Linear(6, 4), _cell(_own_step), nn.Linear(4, 2))
+    assert sp.prune(net, "criticality", 0.5, data=[torch.rand(2, 6) * 20]).sparsity == 0.5
+    net = norse.SequentialState(nn.Linear(6, 4), _cell(_borrowed_step), nn.Linear(4, 2))
+    with pytest.raises(InvalidValue, match=r"step of SNNCell does not call Norse's threshold.*; call it there, or"):
+        sp.prune(net, "criticality", 0.5, data=[torch.rand(2, 6)])
+    assert lif_box_feed_forward_step.__globals__["threshold"] is _own_step.__globals__["threshold"] is threshold
+
+
+def test_a_step_that_was_exchanged_after_the_neuron_was_known_is_refused():
+    cell = _cell(_own_step)
+    adapter = adapter_for(nn.Sequential(cell))
+    cell.activation = partial(_own_step)  # has no globals to look into
+    with pytest.raises(InvalidValue, match="SNNCell does not call Norse's threshold"):
+        list(adapter.potentials(cell, (torch.rand(2, 6),)))

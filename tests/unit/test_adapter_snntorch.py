@@ -7,6 +7,7 @@ import snntorch as snn
 import torch
 from torch import nn
 
+import spikeprune as sp
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.neuron import lif_step
 from spikeprune.integrations.snntorch import SnnTorch
@@ -148,3 +149,13 @@ def test_surrogate_derivative_is_the_neurons_own():
 def test_smooth_curve_is_refused_with_a_way_out():
     with pytest.raises(InvalidValue, match="surrogate='atan'"):
         ADAPTER.smooth(snn.Leaky(beta=0.5), torch.zeros(1))
+
+
+def test_a_neuron_that_fires_by_itself_is_refused_by_its_name():
+    class Hard(snn.Leaky):
+        def forward(self, x):
+            return (x > self.threshold).float()
+
+    net = nn.Sequential(nn.Linear(6, 4), Hard(beta=0.5), nn.Linear(4, 2))
+    with pytest.raises(InvalidValue, match=r"Hard fires without its spike_grad.*; register an adapter of your own"):
+        sp.prune(net, "criticality", 0.5, data=[torch.rand(2, 6)])

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from spikingjelly.activation_based import functional, neuron, surrogate
+from spikingjelly.activation_based import base, functional, neuron, surrogate
 from torch import nn
 from torch.testing import assert_close
 
+import spikeprune as sp
 from nets import lif
 from spikeprune.core.errors import InvalidValue
 from spikeprune.core.neuron import lif_step
@@ -213,3 +214,71 @@ def test_a_model_without_spiking_neurons():
     with pytest.raises(InvalidValue, match="has no spiking neuron") as caught:
         adapter_for(nn.Linear(2, 2))
     assert 20 <= len(str(caught.value)) <= 300
+
+
+class Stepless(nn.Module, base.StepModule):
+    """A neuron that is no BaseNode and has no step of SpikingJelly's."""
+
+    def __init__(self, step_mode="s"):
+        super().__init__()
+        self.surrogate_function, self.step_mode = ATAN, step_mode
+
+    def forward(self, x):
+        return self.surrogate_function(x - 1)
+
+
+class Doubled(Stepless):
+    def forward(self, x):
+        return torch.maximum(self.surrogate_function(x - 1), self.surrogate_function(-x - 1))
+
+
+class Fixed(Stepless):
+    def forward(self, x):
+        assert len(x) == T, f"takes {T} steps"
+        return self.surrogate_function(x - 1)
+
+
+class Unspied(neuron.BaseNode):
+    """Neither the neuron's forward nor its step shows what the surrogate is called with."""
+
+    def forward(self, x):
+        return (x >= 1).to(x)
+
+
+class Speechless(Unspied):
+    def single_step_functional_forward(self, inputs, states):
+        raise ValueError
+
+
+class Unseen(Unspied):
+    def single_step_functional_forward(self, inputs, states):
+        return (inputs[0] >= 1).to(inputs[0]), states
+
+
+FUNCTIONAL = pytest.mark.skipif(
+    not hasattr(neuron.LIFNode, "single_step_functional_forward"), reason="SpikingJelly before 2.0"
+)
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        (Stepless(), "potential of Stepless before firing cannot be read; derive it from BaseNode or register"),
+        (Doubled("m"), "Doubled calls its surrogate_function 2 times for 6 time steps.*exclude the layers before it"),
+        pytest.param(Unspied(), r"Unspied has no single.*Unspied must implement.*exclude the layers", marks=FUNCTIONAL),
+        pytest.param(Speechless(), r"potential could be read \(ValueError\); register an adapter", marks=FUNCTIONAL),
+        pytest.param(Unseen(), "Unseen fires without its surrogate_function.*register an adapter", marks=FUNCTIONAL),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_a_neuron_whose_potential_cannot_be_read_is_refused_by_its_name(node, words):
+    x = torch.rand(T, N, 6) if node.step_mode == "m" else torch.rand(N, 6)
+    with pytest.raises(InvalidValue, match=words):
+        sp.prune(nn.Sequential(nn.Linear(6, 4), node, nn.Linear(4, 2)), "criticality", 0.5, data=[x])
+
+
+def test_a_neuron_that_takes_other_time_steps_than_a_later_batch_has_says_so():
+    net = nn.Sequential(nn.Linear(6, 4), Fixed("m"), nn.Linear(4, 2))
+    with pytest.raises(InvalidValue, match=r"Fixed cannot take an input of shape \[5, 3, 4\]: takes 6 steps; see"):
+        sp.prune(net, "criticality", 0.5, data=[torch.rand(T, N, 6), torch.rand(T - 1, N, 6)])
+    assert net[1].surrogate_function is ATAN

@@ -95,24 +95,27 @@ class Norse(Adapter):
 
 
 def _spied(neuron: Any, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-    """Runs one step of the cell's own function. Returns the argument that `threshold` got, and the new state."""
+    """Runs one step of the cell's own function. Returns the argument that `threshold` got, and the new state.
+
+    Raises: InvalidValue if the function does not call it: a step may leave that to another file, or be another by now.
+    """
     function: Callable[..., Any] = neuron.activation
     names = getattr(function, "__globals__", {})
-    original = names.get("threshold")
-    if original is None:
-        raise InvalidValue(
-            f"{type(neuron).__name__} fires without Norse's threshold function, so its potential cannot be read; "
-            "register an adapter of your own"
-        )
+    replaced = {key: names[key] for key in ("threshold",) if key in names}
     seen: list[Tensor] = []
 
     def spy(u: Tensor, *rest: Any) -> Tensor:
         seen.append(u)
-        return original(u, *rest)
+        return replaced["threshold"](u, *rest)
 
-    names["threshold"] = spy
+    names.update(dict.fromkeys(replaced, spy))
     try:
         _, state = function(x, state, neuron.p, neuron.dt)
     finally:
-        names["threshold"] = original
+        names.update(replaced)
+    if not seen:
+        raise InvalidValue(
+            f"the step of {type(neuron).__name__} does not call Norse's threshold function itself, so its potential "
+            "cannot be read; call it there, or register an adapter of your own"
+        )
     return seen[0], state

@@ -154,9 +154,10 @@ class SpikingJelly(Adapter):
                 try:
                     _, states = neuron.single_step_functional_forward((x,), states)
                 except (ValueError, NotImplementedError) as error:
+                    said = (str(error) or type(error).__name__).splitlines()[0][:100]
                     raise InvalidValue(
-                        f"{type(neuron).__name__} has no single step whose potential could be read "
-                        f"({str(error).splitlines()[0][:100]}); use step_mode='m', or exclude the layers before it"
+                        f"{type(neuron).__name__} has no single step whose potential could be read ({said}); "
+                        "register an adapter of your own, or exclude the layers before it"
                     ) from error
                 finally:
                     neuron._modules["surrogate_function"] = spy.surrogate

@@ -206,9 +206,9 @@ class Observer:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             shape = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
+            said = (str(error) or type(error).__name__).splitlines()[0][:120]
             raise InvalidValue(
-                f"the model cannot run on an example of shape {shape}: {str(error).splitlines()[0][:120]}; "
-                "give one batch as in training"
+                f"the model cannot run on an example of shape {shape}: {said}; give one batch as in training"
             ) from error
         finally:
             if watched:

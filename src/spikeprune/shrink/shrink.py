@@ -172,9 +172,9 @@ def _channels(model: nn.Module, example: tuple[Any, ...], adapter: Adapter | Non
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in _tensors(example))
+        said = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise InvalidValue(
-            f"the model cannot run on an example of shape {shapes}: {str(error).splitlines()[0][:120]}; "
-            "give one batch as in training"
+            f"the model cannot run on an example of shape {shapes}: {said}; give one batch as in training"
         ) from error
     return ChannelMap(graph, model, gates="split")
 
@@ -272,7 +272,7 @@ def _difference(
     try:
         found = _run(model, example, adapter)
     except (RuntimeError, ValueError, IndexError) as error:
-        return float("inf"), f"fails with {str(error).splitlines()[0][:100]!r}"
+        return float("inf"), f"fails with {(str(error) or type(error).__name__).splitlines()[0][:100]!r}"
     if [t.shape for t in found] != [t.shape for t in wanted]:
         return float("inf"), "returns other shapes"
     largest = max((float((a - b).abs().max()) for a, b in zip(wanted, found, strict=True) if a.numel()), default=0.0)
