@@ -30,10 +30,11 @@ WAYS = {
 class Net(nn.Module):
     """[T, N, 12]; the hidden weight is used by `way`."""
 
-    def __init__(self, way):
+    def __init__(self, way, outputs=14):
         super().__init__()
         torch.manual_seed(0)
-        self.a, self.b, self.out, self.way = nn.Linear(12, 16), nn.Linear(16, 14, bias=False), nn.Linear(14, 5), way
+        self.a, self.b, self.way = nn.Linear(12, 16), nn.Linear(16, outputs, bias=False), way
+        self.out = nn.Linear(outputs, 5)
         self.b.weight.data.mul_(4)
 
     def forward(self, x):
@@ -73,6 +74,26 @@ def test_each_way_is_pruned_and_counted_as_the_layer_is(way, plain, caplog):
     assert {name: int(mask.sum()) for name, mask in masks.items()} == {n: int(m.sum()) for n, m in plain.items()}
     assert all(torch.equal(mask, plain[name]) for name, mask in masks.items())
     assert not caplog.records
+
+
+def _synapses(way, outputs):
+    net = Net(way, outputs)
+    pruner = sp.Pruner(net, sp.Criticality(unit="synapse", regrow=0.3), sp.OneShot(0.6), include="b")
+    pruner.observe([X])
+    return pruner._observer.statistics(lambda tensor: tensor)["b.weight"]
+
+
+@pytest.mark.parametrize("outputs", [14, 16])  # a square weight that is transposed has the shape of its parameter
+def test_single_synapses_are_those_of_the_layer_wherever_the_weight_is_moved(outputs):
+    wanted = _synapses(WAYS["linear"], outputs)
+    assert wanted.unique().numel() > 10
+    for way in WAYS.keys() - {"bmm", "conv1d"}:  # their results have an axis that the neuron does not see
+        torch.testing.assert_close(_synapses(WAYS[way], outputs), wanted, msg=way)
+
+
+def test_synapses_of_a_weight_that_is_repeated_are_refused():
+    with pytest.raises(InvalidValue, match=r"'b\.weight' is rearranged before it is used.*or unit='neuron'"):
+        _synapses(lambda w, x: F.linear(torch.cat([x, x], 1), w.repeat(1, 2)), 14)
 
 
 PARTS = {

@@ -5,10 +5,12 @@ from typing import ClassVar
 
 import pytest
 import torch
+from spikingjelly.activation_based import neuron
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
 import spikeprune as sp
+from gallery.loops import Rect
 from nets import batch, conv_net, mlp, sgd, train
 from spikeprune.core.errors import InvalidValue, MissingEvidence, UnknownName, UserError
 from spikeprune.core.evidence import Evidence
@@ -20,6 +22,7 @@ from spikeprune.count.costs import weight_costs
 from spikeprune.host.objects import resolve_object
 from spikeprune.methods.base import Method
 from spikeprune.methods.registry import make_method
+from spikeprune.model.discover import SpikeNeuron
 from spikeprune.upkeep.rewind import Rewind
 
 
@@ -89,6 +92,12 @@ def evidence(**given):
 
 def over_the_budget():
     return keep_under_cost({"a": torch.rand(3)}, lambda keep: 10.0 * int(keep["a"].sum()), 5.0, {"a": 1})
+
+
+def traced(**choices):
+    pruner = sp.Pruner(conv_net(), "magnitude", sp.OneShot(0.5), **choices)
+    pruner.trace(batch(1)[0])
+    return pruner
 
 
 REFUSALS = {
@@ -180,6 +189,20 @@ REFUSALS = {
     ),
     "a method without data": (lambda: sp.prune(conv_net(), "criticality", 0.5), MissingEvidence, "pass data="),
     "an unknown method": (lambda: make_method("magnitud"), UnknownName, "did you mean 'magnitude'"),
+    "sizes of layers that an n:m pattern fixes": (
+        lambda: sp.Pruner(conv_net(), "magnitude", SCHEDULE, pattern="2:4", allocate="erk"),
+        InvalidValue, "takes allocate='global' or 'uniform', no start='erk' and budget='weights'; got 'erk', 'dense'"
+    ),
+    "channels that no forward has shown": (
+        lambda: sp.Pruner(conv_net(), "magnitude", sp.OneShot(0.5), pattern="channel").cut(),
+        MissingEvidence, "must see one forward to know which channels belong together; pass data="
+    ),
+    "rates of channels that no forward has shown": (
+        lambda: traced(pattern="channel", budget="synops").cut(), MissingEvidence, "needs firing rates; pass data="
+    ),
+    "a spike function that was not called": (
+        lambda: SpikeNeuron("Rect of a")(torch.zeros(2)), InvalidValue, "'Rect of a' was not called yet"
+    ),
     "a rewind without a point": (lambda: Rewind(mlp(), 0).load_state_dict(None), InvalidValue, "point"),
 }  # fmt: skip
 
@@ -192,6 +215,95 @@ def test_it_fires(name):
     assert words in str(caught.value)
     assert isinstance(caught.value, UserError)
     assert 20 <= len(str(caught.value)) <= 300
+
+
+class OfItsOwn(neuron.LIFNode):
+    """A subclass may have dynamics of its own, so its threshold is not known."""
+
+
+class Broadcast(nn.Module):
+    """One value is added to all channels of another layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.four, self.spikes = nn.Linear(6, 1), nn.Linear(6, 4), neuron.IFNode()
+
+    def forward(self, x):
+        return self.spikes(self.one(x) + self.four(x))
+
+
+class Loop(nn.Module):
+    """Its spike function is found, and nothing else is known of its neuron."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.out = nn.Linear(6, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(Rect.apply(self.a(x) - 1))
+
+
+UNTOLD = {
+    "no smooth curve": (
+        Loop(), sp.Criticality(curve="value"), {},
+        r"'Rect of a' is known by its spikes and its gradient only.*give one by name, for example surrogate='atan'",
+    ),
+    "no threshold": (
+        nn.Sequential(nn.Linear(6, 4), OfItsOwn(), nn.Linear(4, 2)), "membrane", {"pattern": "channel"},
+        r"threshold of OfItsOwn behind '0\.weight' is not known.*take a method that does without, such as firing-rate",
+    ),
+    "other channels": (
+        Broadcast(), "criticality", {},
+        r"'one\.weight' and 'four\.weight' feed one neuron but have 1 and 4 outputs.*exclude=\['four\.weight'\]",
+    ),
+    "channels among positions": (
+        nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Linear(3, 4), nn.Flatten(), neuron.IFNode()), "criticality", {},
+        r"'1\.weight' has 4 outputs, and IFNode behind it sees \[3, 8\].*exclude=\['1\.weight'\]",
+    ),
+    "positions added up": (
+        nn.Sequential(
+            nn.Unflatten(1, (2, 3)), nn.Conv1d(2, 4, 2), nn.AdaptiveAvgPool1d(1), nn.Flatten(), neuron.IFNode()
+        ),
+        sp.Criticality(unit="synapse"), {},
+        r"'1\.weight' gives \[3, 4, 2\], and IFNode behind it sees \[3, 4\].*exclude=\['1\.weight'\] or unit='neuron'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNTOLD)
+def test_what_cannot_be_told_of_a_neuron_is_refused_with_a_way_out(name):
+    model, method, choices, words = UNTOLD[name]
+    with pytest.raises(InvalidValue, match=words):
+        sp.prune(model, method, 0.5, data=[torch.rand(3, 6)], **choices)
+
+
+class Fails(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.layer, self.error = nn.Linear(2, 2), error
+
+    def forward(self, x):
+        raise self.error
+
+
+RUNS = {
+    "trace": lambda model, x: sp.Pruner(model, "magnitude", SCHEDULE).trace(x),
+    "shrink": lambda model, x: sp.shrink(model, {}, x),
+    "squeeze": lambda model, x: sp.squeeze(model, [x], 0.5),
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_models_own_refusal_of_an_input_is_not_reworded(run):
+    with pytest.raises(InvalidValue, match=r"^this network takes \[N, 1, 8, 8\].*got \[2, 3, 8, 8\]"):
+        RUNS[run](sp.model("mlp", size=8), torch.zeros(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(("error", "said"), [(ValueError(), "ValueError"), (TypeError("no\nway"), "no")])
+def test_a_model_that_cannot_run_is_told_in_one_line(run, error, said):
+    with pytest.raises(InvalidValue, match=rf"cannot run on an \w+ of shape .4, 2.: {said}; give [^\n]*$"):
+        RUNS[run](Fails(error), torch.rand(4, 2))
 
 
 class Unused(nn.Module):

@@ -119,7 +119,8 @@ class SynapseMean(Statistic):
     def begin(self) -> None:
         pass
 
-    def step(self, value: Float[Tensor, "N C *space"], presynaptic: Shaped[Tensor, "N *input"] | None = None) -> None:
+    def step(self, value: Float[Tensor, "N C *space"], presynaptic: Tensor | None = None) -> None:
+        # The input lies as the product takes it, which for a matrix from the left is [I, N].
         if presynaptic is None:
             raise MissingEvidence("the synapse unit needs the layer's input; it was not seen in this forward pass")
         curved = spread(self.curve(value), self.output_shape(presynaptic))

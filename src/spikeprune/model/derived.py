@@ -124,7 +124,8 @@ class Derived:
         values = given.positional[1:] if name in ("addmm", "baddbmm", "addbmm") else given.values
         flat = [t for v in values for t in (v if isinstance(v, (tuple, list)) else (v,)) if isinstance(t, Tensor)]
         x = next((t for t in flat if t is not operand), None)
-        return None if x is None else Multiplication(x, operand, outputs, function, given)
+        places = None if id(operand) in self.names else self._known[operand][1]
+        return None if x is None else Multiplication(x, operand, outputs, function, given, places)
 
     def _beside(self, origin: str, operand: Tensor) -> tuple[str, ...]:
         """Parameters and buffers of a parameter's shape that were combined with it on the way to `operand`."""

@@ -269,10 +269,8 @@ class Observer:
     def statistics(self, reduce: Reduce) -> dict[str, Tensor]:
         """Weight name -> what was recorded, summed over ranks by `reduce`.
 
-        Raises: MissingEvidence if no forward was seen; the error that tracing met, if it did.
+        Raises: MissingEvidence if no forward was seen. Call `check` before, which raises what tracing met.
         """
-        if self._error is not None:
-            raise self._error
         if self._probe is None:
             raise MissingEvidence(_NOT_CALLED)
         found = self._probe.results(reduce)
@@ -283,7 +281,7 @@ class Observer:
     def measure_again(self) -> None:
         """Forgets what was recorded and runs the forwards of this step once more, with the weights as they are now.
 
-        Raises: as `statistics`.
+        Raises: MissingEvidence if no forward was seen; the error that tracing met, if it did.
         """
         if self._probe is None or self._adapter is None or not self._calls:
             raise self._error or MissingEvidence(_NOT_CALLED)

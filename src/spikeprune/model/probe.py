@@ -89,7 +89,8 @@ class Probe:
         if self.sites[owner].channels != self.sites[name].channels:
             raise InvalidValue(
                 f"{owner!r} and {name!r} feed one neuron but have {self.sites[owner].channels} and "
-                f"{self.sites[name].channels} outputs, so its channels cannot be told: exclude one"
+                f"{self.sites[name].channels} outputs, so its channels cannot be told; pass "
+                f"exclude=[{name!r}]"
             )
 
     @property

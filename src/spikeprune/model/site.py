@@ -92,13 +92,14 @@ class ProbeSite(Site):
         return TraceProducts(self.spikes, decay, last=self.channels_last)
 
     def _per_used_synapse(self, curve: Callable[[Tensor], Tensor]) -> SynapseMean:
-        assert self.use is not None
+        use = self.use
+        assert use is not None
         if self.inner:
             raise InvalidValue(
                 f"{self.weight!r} is multiplied with inside of {type(self.neuron).__name__}, where its single synapses "
                 f"cannot be watched; pass exclude=[{self.weight!r}] or unit='neuron'"
             )
-        axis = self.use.axis
+        axis = use.axis
 
         def ran(x: Tensor) -> tuple[Tensor, Tensor]:
             assert self.operation is not None
@@ -109,12 +110,16 @@ class ProbeSite(Site):
         def correlate(d: Tensor, x: Tensor) -> Tensor:
             weight, result = ran(x)
             (gradient,) = torch.autograd.grad(result, weight, d.movedim(1, axis).reshape(result.shape).to(result.dtype))
-            if gradient.shape != self.parameter.shape:
+            if use.direct:
+                return gradient
+            places = None if self.operation is None else self.operation.places
+            if places is None:
                 raise InvalidValue(
                     f"{self.weight!r} is rearranged before it is used, so its single synapses cannot be told; pass "
                     f"exclude=[{self.weight!r}] or unit='neuron'"
                 )
-            return gradient
+            found = gradient.new_zeros(self.parameter.numel())
+            return found.index_add_(0, places.flatten(), gradient.flatten()).view_as(self.parameter)
 
         return SynapseMean(curve, correlate, lambda x: tuple(ran(x)[1].detach().movedim(axis, 1).shape))
 

@@ -176,7 +176,8 @@ def along_outputs(channel: Tensor, weight: Tensor, layer: nn.Module | None, use:
 class Multiplication:
     """One call of a function that multiplies an input `x` with a weight, to be run again on others of their shapes.
 
-    `outputs` is the dimension of `weight` that counts outputs.
+    `outputs` is the dimension of `weight` that counts outputs. `places` holds the place in the
+    parameter of each value of `weight`, None where that is the parameter itself or the places are not known.
     """
 
     x: Tensor
@@ -184,6 +185,7 @@ class Multiplication:
     outputs: int
     function: Callable[..., Any]
     given: Arguments
+    places: Tensor | None = None
 
     def run(self, x: Tensor, weight: Tensor) -> Tensor:
         """The function's result for another input and weight."""
