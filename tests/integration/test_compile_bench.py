@@ -49,6 +49,23 @@ def test_other_engines_compute_the_same_function(engine, net):
     torch.testing.assert_close(torch.as_tensor(runner(x)), compiled(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("wrong", [lambda values: 3 * values + 1, lambda values: values * float("nan")])
+def test_an_engine_that_computes_something_else_is_not_timed(wrong, net, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    model, x = net
+    compiled = compile(model, x)
+    monkeypatch.setattr(bench, "_openvino", lambda *_: lambda x: compiled(x))
+    monkeypatch.setattr(bench, "_onnxruntime", lambda *_: lambda x: wrong(compiled(x)))
+    with pytest.raises(RunFailed, match=r"onnxruntime does not compute the model's function .*; not timed"):
+        bench.exported_runners(compiled, x, 1)
+
+
+def test_without_a_compiler_there_is_no_roofline(net, monkeypatch):
+    monkeypatch.setattr(native, "library", lambda name: None)
+    with pytest.raises(InvalidValue, match=r"the roofline is that of the C\+\+ kernels, and no compiler was found"):
+        bench.roofline(compile(*net), milliseconds=1.0, N=2)
+
+
 def test_wrong_spikes_are_not_timed(net):
     model, x = net
     compiled = compile(model, x)

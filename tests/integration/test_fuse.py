@@ -356,8 +356,38 @@ def test_nested_fusing_is_refused():
     fuse(model.body)
     with pytest.raises(InvalidValue, match="'body' inside the model is fused already"):
         fuse(model)
+    assert "forward" not in vars(model.stem[0])  # what came before it in the model was left alone
     unfuse(model.body)
     fuse(model)
+
+
+def test_a_model_whose_forward_was_replaced_is_refused_and_left_alone():
+    model = build("digits-conv", T=2, size=8)
+    model.forward = lambda x: type(model).forward(model, x * 2)
+    with pytest.raises(InvalidValue, match=r"forward was replaced by another tool; call sp.fuse before"):
+        fuse(model)
+    assert [name for name, module in model.named_modules() if "forward" in vars(module)] == [""]
+
+
+def test_criticality_of_a_model_that_is_not_fused_is_refused():
+    with pytest.raises(InvalidValue, match=r"recorded by fused neurons; call sp.fuse"), recording_criticality(lif()):
+        pass
+
+
+class Copies(nn.Module):
+    """Looks for what Python asks a value for, between a BatchNorm and its neuron."""
+
+    def forward(self, x):
+        assert not hasattr(x, "__no_such_protocol__")
+        return copy.copy(x)
+
+
+def test_a_value_that_is_not_computed_yet_is_copied_as_one():
+    plain = nn.Sequential(conv(1, 3), layer.BatchNorm2d(3, step_mode="m"), Copies(), lif()).double()
+    fused = fuse(copy.deepcopy(plain))
+    x = torch.rand(2, 2, 1, 5, 5).double() * 3
+    with torch.no_grad():  # no graph, so the BatchNorm hands out a stand-in
+        assert torch.equal(fused(x), plain(x))
 
 
 def test_a_model_without_neurons_is_refused():

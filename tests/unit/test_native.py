@@ -1,6 +1,8 @@
 """Finding, building and loading kernels."""
 
 import logging
+import signal
+import time
 
 import pytest
 
@@ -86,6 +88,12 @@ def test_without_a_compiler_none_and_one_log_line(kernels, monkeypatch, caplog):
     assert [record.message for record in caplog.records] == [
         "no C++ compiler found (g++ or clang++): the tiny kernels run as slower PyTorch code"
     ]
+
+
+def test_building_ahead_without_a_compiler_is_refused(kernels, monkeypatch):
+    monkeypatch.setattr(native, "compiler", lambda: None)
+    with pytest.raises(RunFailed, match=r"no C\+\+ compiler found .*; install one or set CXX"):
+        native.build_ahead(["tiny"])
 
 
 @needs_compiler
@@ -268,6 +276,20 @@ def script(path, text):
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
     return str(path)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no signals of the user's own")
+def test_a_compiler_that_the_user_interrupts_is_ended_with_what_it_started(tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before, began = signal.signal(signal.SIGUSR1, interrupt), time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            native._run([script(tmp_path / "cxx", "sleep 60 & sleep 0.1; kill -USR1 $PPID; wait")])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert time.monotonic() - began < 30  # its pipes are closed, so what it had started is gone too
 
 
 @pytest.mark.parametrize("text", ["exit 1", "sleep 30", "exec /no/such/program"])

@@ -63,7 +63,8 @@ def fuse(model: M) -> M:
     ties, gradients equal up to rounding. There is no second derivative.
 
     Returns: `model` itself.
-    Raises: InvalidValue if the model has no spiking neuron, or if a part of it is fused already.
+    Raises: InvalidValue if the model has no spiking neuron, if a part of it is fused already, or if another tool has
+        replaced the model's forward; nothing is changed then.
 
     Examples:
         >>> sp.fuse(model) is model  # in place
@@ -74,6 +75,13 @@ def fuse(model: M) -> M:
     if _fusion(model) is not None:
         return model
     adapter = spiking_adapter(model)
+    if "forward" in vars(model):
+        raise InvalidValue("the model's forward was replaced by another tool; call sp.fuse before it does that")
+    for name, module in model.named_modules():
+        if _fusion(module) is not None:
+            raise InvalidValue(
+                f"{name!r} inside the model is fused already; call sp.unfuse on it first, then fuse the whole"
+            )
     fusion = Fusion()
     if isinstance(adapter, Discovered):
         fusion.refused[""] = "its neurons are found by their spike functions and run the model's own forward"
@@ -81,10 +89,6 @@ def fuse(model: M) -> M:
         return model
     layers = _layers(model)
     for name, module in model.named_modules():
-        if _fusion(module) is not None:
-            raise InvalidValue(
-                f"{name!r} inside the model is fused already; call sp.unfuse on it first, then fuse the whole"
-            )
         if adapter.is_neuron(module):
             own = adapter_for(module)
             fusing = own.fusing()
@@ -122,10 +126,10 @@ class _Plain(Fusing):
     """Layers of torch alone; there is no neuron to ask about."""
 
     def carried(self, neuron: nn.Module, N: int, shape: tuple[int, ...]) -> float:
-        raise NotImplementedError
+        return 0.0
 
     def carry(self, neuron: nn.Module, v: Tensor) -> None:
-        raise NotImplementedError
+        pass
 
 
 def unfuse(model: M) -> M:
@@ -203,10 +207,8 @@ def _fusion(module: nn.Module) -> Fusion | None:
 
 def _replace(fusion: Fusion, name: str, module: nn.Module, function: Any, state: Any) -> None:
     if "forward" in vars(module):
-        if name:
-            fusion.refused[name] = "its forward was replaced by somebody else"
-            return
-        raise InvalidValue("the model's forward was replaced by another tool; call sp.fuse before it does that")
+        fusion.refused[name] = "its forward was replaced by somebody else"
+        return
     # A bound method on the instance: the class stays what it is, and copy.deepcopy binds it to the copy.
     module.forward = types.MethodType(function, module)
     module._fuse_state = state  # pyright: ignore[reportArgumentType]
