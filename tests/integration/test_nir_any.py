@@ -292,6 +292,66 @@ def test_a_matrix_that_is_too_large_is_refused(tmp_path, monkeypatch):
         sp.export_nir(Loop(layers).eval(), tmp_path / "net.nir", torch.rand(4, 3, *shape))
 
 
+class Times(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, x):
+        return self.how(x)
+
+
+@pytest.mark.parametrize("where", [2, 3])
+def test_a_sum_of_a_value_with_itself_is_refused_and_its_double_is_not(where, tmp_path):
+    def export(how):
+        layers = [nn.Linear(6, 4), Leaks(), nn.Linear(4, 3)]
+        return sp.export_nir(Loop([*layers[:where], Times(how), *layers[where:]]).eval(), tmp_path / "net.nir", x)
+
+    x = torch.rand(4, 3, 6)
+    assert export(lambda value: 2 * value).exists()
+    named = {2: "'layers_3'", 3: "'output'"}[where]
+    with pytest.raises(
+        InvalidValue, match=f"cannot export {named} to NIR: it adds a value to itself; multiply it by 2"
+    ):
+        export(lambda value: value + value)
+
+
+def test_a_result_of_several_axes_behind_a_matrix_is_refused_and_flattened_it_is_not(tmp_path):
+    x, layers = torch.rand(4, 3, 1, 2, 2, 2), [nn.Conv3d(1, 2, 1)]
+    with pytest.raises(InvalidValue, match=r"no node that gives its result several axes again; .* return it flattened"):
+        sp.export_nir(Loop(layers).eval(), tmp_path / "net.nir", x)
+    assert sp.export_nir(Loop([*layers, nn.Flatten()]).eval(), tmp_path / "net.nir", x).exists()
+
+
+def test_a_scale_of_large_blocks_is_refused(tmp_path, monkeypatch):
+    net, x = Loop([nn.BatchNorm3d(1), nn.Flatten(), nn.Linear(8, 3)]).eval(), torch.rand(4, 3, 1, 2, 2, 2)
+    assert sp.export_nir(net, tmp_path / "net.nir", x).exists()  # as a matrix
+    monkeypatch.setattr(nir_linear, "LARGEST", 16)
+    with pytest.raises(InvalidValue, match=r"'layers\.0' to NIR: NIR has no node that scales .* maps with 3 axes"):
+        sp.export_nir(net, tmp_path / "net.nir", x)
+
+
+def test_a_package_that_takes_a_node_for_another_shape_or_refuses_the_graph_is_told(tmp_path, monkeypatch):
+    import nir.ir.conv
+
+    def refuses(nodes, edges):
+        raise ValueError("no such\n  edge")
+
+    layers, shape = dilated()
+    net, x = weighted(Loop(layers)).eval(), torch.rand(4, 3, *shape)
+    with monkeypatch.context() as patched:
+        patched.setattr(nir, "NIRGraph", refuses)
+        with pytest.raises(InvalidValue, match=r"the package nir refuses the graph .* for this network: no such edge$"):
+            sp.export_nir(net, tmp_path / "net.nir", x)
+    monkeypatch.setattr(nir.ir.conv, "calculate_conv_output", lambda *_: [10])
+    monkeypatch.setattr(nir_linear, "LARGEST", 16)
+    with pytest.raises(
+        InvalidValue, match=r"the package nir takes its result for one of shape \[3, 10\], not \[3, 8\]"
+    ):
+        sp.export_nir(net, tmp_path / "net.nir", x)
+    assert not (tmp_path / "net.nir").exists()
+
+
 def test_behind_a_matrix_what_is_none_itself_is_refused(tmp_path):
     net = Loop(
         [nn.Conv3d(1, 2, 1), Leaks(), nn.Conv3d(2, 2, 1), nn.MaxPool3d(2), Leaks(), nn.Flatten(), nn.Linear(16, 3)]

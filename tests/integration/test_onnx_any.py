@@ -1,5 +1,6 @@
 """Any model goes to ONNX by its own forward; the file is run in onnxruntime and compared with the model."""
 
+import importlib.util
 import json
 import logging
 
@@ -11,7 +12,7 @@ import spikeprune as sp
 from gallery.loops import Rect
 from gallery.nets import ENTRIES
 from gallery.run import answer
-from spikeprune.core.errors import InvalidValue
+from spikeprune.core.errors import InvalidValue, MissingDependency
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -98,6 +99,29 @@ def test_what_a_file_cannot_say_is_refused(kind, words, tmp_path):
     assert len(str(raised.value)) < 300
     assert not any(word in str(raised.value).lower() for word in ("spikingjelly", "snntorch", "norse"))
     assert not (tmp_path / "net.onnx").exists()
+
+
+class Transforms(Moved):
+    """Calls a function that the exporter knows no ONNX operator for."""
+
+    def forward(self, x):
+        return torch.special.i0(super().forward(x))
+
+
+def test_a_function_that_the_exporter_does_not_know_is_named(tmp_path):
+    with pytest.raises(
+        InvalidValue, match=r"export Transforms to ONNX: PyTorch's exporter says .*i0.*; replace what"
+    ):
+        sp.export_onnx(Transforms(), tmp_path / "net.onnx", torch.rand(3, 6, 5))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_onnxruntime_what_nothing_can_compare_is_not_written(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    with pytest.raises(MissingDependency, match="only where onnxruntime can compare; pip install onnxruntime"):
+        sp.export_onnx(Moved(), tmp_path / "net.onnx", torch.rand(3, 6, 5))
+    assert list(tmp_path.iterdir()) == []
 
 
 class WritesThroughAView(nn.Module):

@@ -51,7 +51,8 @@ class NirGraph:
                 self._add(layer)
         if self.network.output in self.flat:
             last = next(layer for layer in self.network.layers if layer.output == self.network.output)
-            raise self.refuse(last, "NIR has no node for it, nor for what would give its result several axes again")
+            why = "it stands behind a matrix over whole images, and NIR has no node that gives its result several axes"
+            raise self.refuse(last, f"{why} again; let the model return it flattened")
         self.nodes["output"] = nir.Output({"output": np.array(self.shapes[self.network.output])})
         self._join(self.sources[self.network.output], "output")
         try:
@@ -180,15 +181,15 @@ class NirGraph:
         import nir
 
         name = self._free((layer.name or layer.kind).replace(".", "_") + (f"_{k}" if k else ""))
-        self.nodes[name] = nir.Affine(self.numpy(weight.float()), self.numpy(shift.float()))
         self._join(self._flat_sources(layer.inputs[k]), name)
+        self.nodes[name] = nir.Affine(self.numpy(weight.float()), self.numpy(shift.float()))
         self.sources[layer.output] = [name]
         if len(layer.shape) > 1:
             self.flat.add(layer.output)
 
     def _join(self, sources: list[str], name: str) -> None:
         if len(set(sources)) < len(sources):
-            raise InvalidValue(f"cannot export {name!r} to NIR: it adds a value to itself; scale the weights before it")
+            raise InvalidValue(f"cannot export {name!r} to NIR: it adds a value to itself; multiply it by 2 instead")
         self.edges += [(source, name) for source in sources]
 
     def node(self, layer: LoweredLayer, node: Any, suffix: str = "", source: int | None = None) -> None:
@@ -196,10 +197,12 @@ class NirGraph:
         name = self._free((layer.name or layer.kind).replace(".", "_") + suffix)
         inferred = node.output_type.get("output")
         made = [int(size) for size in (layer.shape if inferred is None else inferred)]
-        if math.prod(made) != math.prod(layer.shape):  # as of dilated one-dimensional convolutions
-            raise self.refuse(layer, f"the package nir takes its result for one of shape {made}")
-        self.nodes[name] = _in_one_axis(node, layer.shape) if self._flattening else node
+        if math.prod(made) != math.prod(layer.shape):  # a version of the package that counts otherwise
+            raise self.refuse(
+                layer, f"the package nir takes its result for one of shape {made}, not {list(layer.shape)}"
+            )
         self._join(self.sources[layer.inputs[0] if source is None else source], name)
+        self.nodes[name] = _in_one_axis(node, layer.shape) if self._flattening else node
         self.sources[layer.output] = [name]
 
     def refuse(self, layer: LoweredLayer, why: str) -> InvalidValue:
@@ -217,7 +220,9 @@ class NirGraph:
         if len(layer.shape) == 2:
             node = nir.Conv1d(layer.shape[1], weight[:, :, None], 1, 0, 1, 1, bias)
         elif len(layer.shape) > 3:
-            raise self.refuse(layer, f"it scales channels of a block of {len(layer.shape)} axes")
+            raise self.refuse(
+                layer, f"NIR has no node that scales the channels of maps with {len(layer.shape) - 1} axes"
+            )
         elif len(layer.shape) > 1:
             node = nir.Conv2d(self.space(layer.shape), weight[:, :, None, None], (1, 1), (0, 0), (1, 1), 1, bias)
         else:
