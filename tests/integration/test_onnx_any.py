@@ -109,9 +109,7 @@ class Transforms(Moved):
 
 
 def test_a_function_that_the_exporter_does_not_know_is_named(tmp_path):
-    with pytest.raises(
-        InvalidValue, match=r"export Transforms to ONNX: PyTorch's exporter says .*i0.*; replace what"
-    ):
+    with pytest.raises(InvalidValue, match=r"export Transforms to ONNX: PyTorch's exporter says .*i0.*; replace what"):
         sp.export_onnx(Transforms(), tmp_path / "net.onnx", torch.rand(3, 6, 5))
     assert list(tmp_path.iterdir()) == []
 
