@@ -1,5 +1,8 @@
 """Shrink on small networks: snnTorch, containers, optimizers, plans, what stays, and what is refused."""
 
+import sys
+from dataclasses import replace
+
 import pytest
 import snntorch as snn
 import torch
@@ -306,6 +309,43 @@ def test_a_group_that_cannot_be_cut_stays_and_the_others_go(caplog):
     assert "the channels of 'b' stay, as without them the network fails with" in plan.blocked[0]
     assert "the channels of 'b' stay" in caplog.text
     torch.testing.assert_close(run(small, x), run(masked_copy(model, masks), x))
+
+
+class Together(Stated):
+    """Runs with either layer cut, and not with both."""
+
+    def forward(self, x):
+        if len(self.a.weight) + len(self.b.weight) < 12:
+            raise RuntimeError("too narrow")
+        return self.c(self.n2(self.b(self.n1(self.a(x)))))
+
+
+def test_cuts_that_only_together_break_the_network_are_refused():
+    model = Together().eval()
+    masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in model.named_parameters()}
+    for name in ("a.weight", "a.bias", "b.weight", "b.bias"):
+        masks[name][:3] = False
+    model = masked_copy(model, masks)
+    with pytest.raises(InvalidValue, match="with 'too narrow', though no group of channels does it alone; nothing was"):
+        shrink(model, masks, torch.rand(5, 3))
+
+
+def test_a_small_network_of_another_size_than_planned_is_not_handed_out(monkeypatch):
+    module = sys.modules["spikeprune.shrink.shrink"]
+    plan = module._plan
+    monkeypatch.setattr(module, "_plan", lambda *given: replace(plan(*given), parameters=(900, 7)))
+    model = small_net()
+    with pytest.raises(InvalidValue, match="parameters where 7 were planned; nothing was changed"):
+        shrink(model, half(model, X), X)
+
+
+def test_state_of_another_shape_than_its_parameter_is_refused_before_anything_changes():
+    model = small_net()
+    masks, optimizer = half(model, X), torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.state[model[0].weight]["rows"] = torch.zeros(6, 2)
+    with pytest.raises(InvalidValue, match=r"'rows' of '0\.weight' has shape \(6, 2\).*shrink without optimizer="):
+        shrink(model, masks, X, optimizer)
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in model.parameters()}
 
 
 class Mixer(nn.Module):

@@ -1,5 +1,6 @@
 """Files that somebody sent: pipes and devices are not read, and entries that cannot be are refused in one line."""
 
+import copy
 import json
 import os
 import shutil
@@ -13,11 +14,13 @@ from torch import nn
 import spikeprune as sp
 from nets import conv_net
 from spikeprune.cli.main import main
-from spikeprune.core.errors import UserError
+from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.lab.recipe.hash import file_digest
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.lab.train.network import load_weights
 from spikeprune.record.epoch import read_epochs
+from spikeprune.shrink.plan import Cut
+from spikeprune.zoo.paper import Gate
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "0.1.0"
 FINISHED = FIXTURES / "finished" / "tiny-7ecc3f540e"
@@ -66,9 +69,11 @@ def test_a_run_folder_with_a_pipe_in_it_ends_with_status_2(file, command, tmp_pa
     assert len(capsys.readouterr().err.strip().splitlines()) <= 2
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"schema": ' + "9" * 6000 + "}", '{"schema": 1}', "[]", "\x00"])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"schema": ' + "9" * 6000 + "}", '{"schema": 1}', "[]", "\x00", "\xff"]
+)
 def test_a_plan_of_any_text_is_refused(text, tmp_path):
-    (tmp_path / "plan.json").write_text(text)
+    (tmp_path / "plan.json").write_text(text, encoding="latin1")  # the last one is no UTF-8
     with pytest.raises(UserError) as caught:
         sp.ChannelPlan.load(tmp_path / "plan.json")
     assert 20 <= len(str(caught.value)) <= 400
@@ -100,6 +105,23 @@ def test_a_cut_that_cannot_be_is_refused(key, value, plan):
     changed["cuts"][0][key] = value
     with pytest.raises(UserError):
         sp.ChannelPlan.from_json(json.dumps(changed)).rebuild(model, state)
+
+
+@pytest.mark.parametrize("entry", [{"gates": {"1": [0, 0]}}, {"gates": {"1": [-1]}}, {"blocked": ["said", 1]}])
+def test_a_gate_or_a_reason_that_cannot_be_is_refused(entry, plan):
+    with pytest.raises(UserError, match="no channel plan, or a damaged one; `plan.save` writes it anew"):
+        sp.ChannelPlan.from_json(json.dumps({**plan[1], **entry}))
+
+
+@pytest.mark.parametrize("cuts", [(), (Cut("1.keep", 0, 4, (0, 1)),)])
+def test_a_gate_that_passes_on_a_channel_that_is_not_left_is_refused_before_anything_is_cut(cuts):
+    model, left = nn.Sequential(nn.Conv2d(1, 4, 1), Gate(4)), 2 if cuts else 4
+    sp.ChannelPlan(cuts, {"1": (left - 1,)}).apply(copy.deepcopy(model))
+    with pytest.raises(
+        InvalidValue, match=f"passes channel {left} on at the gate '1', which is left with {left}; build"
+    ):
+        sp.ChannelPlan(cuts, {"1": (0, left)}).apply(model)
+    assert len(model[1].keep) == 4
 
 
 def test_the_same_cut_twice_is_refused(plan):

@@ -139,12 +139,14 @@ class ChannelPlan:
             raise InvalidValue(
                 f"the plan sets the gate {missing[0]!r}, which this model lacks; build the original model"
             )
+        left = {cut.tensor: len(cut.keep) for cut in self.cuts}
         for name, kept in self.gates.items():
             gate: Any = _module(model, name)
-            if max(kept, default=0) >= gate.channels:
+            channels = left.get(f"{name}.keep", gate.channels)
+            if max(kept, default=0) >= channels:
                 raise InvalidValue(
-                    f"the plan passes channel {max(kept)} on at the gate {name!r}, which has {gate.channels}; build "
-                    "the model of the original size"
+                    f"the plan passes channel {max(kept)} on at the gate {name!r}, which is left with {channels}; "
+                    "build the model of the original size"
                 )
         by_tensor: dict[str, list[Cut]] = {}
         for cut in self.cuts:

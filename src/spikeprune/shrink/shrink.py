@@ -117,7 +117,10 @@ def _cut(
         plan.apply(small)
         count = sum(p.numel() for p in small.parameters())
         if count != plan.parameters[1]:
-            raise InvalidValue(f"the small network has {count:,} parameters where {plan.parameters[1]:,} were planned")
+            raise InvalidValue(
+                f"the small network has {count:,} parameters where {plan.parameters[1]:,} were planned; nothing was "
+                "changed, and a report with the model would help us"
+            )
         wanted = _run(masked, example, adapter) if wanted is None else wanted
         difference, problem = _difference(wanted, small, example, adapter)
         if difference <= _TOLERANCE:
