@@ -109,7 +109,7 @@ def test_a_cut_that_cannot_be_is_refused(key, value, plan):
 
 @pytest.mark.parametrize("entry", [{"gates": {"1": [0, 0]}}, {"gates": {"1": [-1]}}, {"blocked": ["said", 1]}])
 def test_a_gate_or_a_reason_that_cannot_be_is_refused(entry, plan):
-    with pytest.raises(UserError, match="no channel plan, or a damaged one; `plan.save` writes it anew"):
+    with pytest.raises(UserError, match=r"no channel plan, or a damaged one; `plan.save` writes it anew"):
         sp.ChannelPlan.from_json(json.dumps({**plan[1], **entry}))
 
 
