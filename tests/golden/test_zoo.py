@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spikeprune import zoo
 from spikeprune.core.errors import InvalidValue, UnknownName
-from spikeprune.zoo import readout
+from spikeprune.zoo import readout, registry
 from spikeprune.zoo.paper import BatchNorm2dPerStep, Dspike, Gate, lif_channels, lif_weights
 from spikeprune.zoo.transformer import SpikingAttention
 
@@ -411,6 +411,25 @@ def test_images_of_another_size_are_refused():
         model(torch.rand(2, 1, 28, 28))
     with pytest.raises(InvalidValue, match=r"got \[1, 8, 8\]"):
         model(torch.rand(1, 8, 8))
+
+
+def test_a_recurrent_network_does_not_run_single_steps():
+    model = fresh("recurrent", size=2, in_channels=3)
+    functional.set_step_mode(model, "s")
+    with pytest.raises(InvalidValue, match=r"'recurrent' takes sequences .*not 's'; functional\.set_step_mode\(net"):
+        model(torch.rand(2, 3, 2, 2))
+    functional.set_step_mode(model, "m")
+    assert model(torch.rand(2, 3, 2, 2)).shape[1] == 2
+
+
+@pytest.mark.parametrize("name", ["elsewhere", None])
+def test_a_missing_package_that_is_not_spikingjelly_is_told_by_its_own_error(name, monkeypatch):
+    def builder(spec):
+        raise ModuleNotFoundError("no elsewhere", name=name)
+
+    monkeypatch.setitem(registry._ENTRIES, "mine", registry.Entry(builder, channels=1, min_size=1))
+    with pytest.raises(ModuleNotFoundError, match=r"^no elsewhere$"):
+        zoo.build("mine")
 
 
 def test_missing_spikingjelly_names_the_install_line(monkeypatch):

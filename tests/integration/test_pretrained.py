@@ -1,6 +1,7 @@
 """Networks that come trained: what their cards say is what they do."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,6 +77,15 @@ def test_damaged_and_foreign_files_are_refused(tmp_path, monkeypatch):
     shutil.copy(cut, tmp_path / "digits.safetensors")
     monkeypatch.setattr("spikeprune.zoo.pretrained.FOLDER", tmp_path)
     with pytest.raises(UserError, match="install spikeprune again"):
+        pretrained("digits")
+
+
+def test_weights_that_are_damaged_after_the_card_was_read_are_refused(tmp_path, monkeypatch):
+    file = Path(shutil.copy(FOLDER / "digits.safetensors", tmp_path))
+    monkeypatch.setattr("spikeprune.zoo.pretrained.FOLDER", tmp_path)
+    pretrained("digits")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"digits\.safetensors is missing or damaged; install spikeprune again"):
         pretrained("digits")
 
 

@@ -12,14 +12,17 @@ import yaml
 from torch import nn
 
 import spikeprune as sp
-from nets import conv_net
+from nets import conv_net, lif
 from spikeprune.cli.main import main
 from spikeprune.core.errors import InvalidValue, UserError
 from spikeprune.lab.recipe.hash import file_digest
 from spikeprune.lab.train.folder import RunFolder, read_safetensors
 from spikeprune.lab.train.network import load_weights
+from spikeprune.model.adapter import adapter_for
 from spikeprune.record.epoch import read_epochs
+from spikeprune.record.tensors import as_safetensors
 from spikeprune.shrink.plan import Cut
+from spikeprune.squeeze import certificate
 from spikeprune.zoo.paper import Gate
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "0.1.0"
@@ -128,6 +131,42 @@ def test_the_same_cut_twice_is_refused(plan):
     model, good, state = plan
     with pytest.raises(UserError, match="no channel plan"):
         sp.ChannelPlan.from_json(json.dumps({**good, "cuts": good["cuts"] + good["cuts"][:1]})).rebuild(model, state)
+
+
+@pytest.fixture(scope="module")
+def certified():
+    model = nn.Sequential(nn.Linear(4, 3), lif())
+    return certificate.certify(model, {}, torch.ones(2, 4), adapter_for(model))
+
+
+def _with_head(certified, head):
+    """The certificate with another head, whose digest somebody has computed."""
+    tensors = {"input": certified.example}
+    digest = certificate._digest_of(head, tensors)
+    return as_safetensors(tensors, {"format": certificate.FORMAT, "head": head, "digest": digest})
+
+
+HEADS = {
+    "nested": "[" * 100_000,
+    "a list": "[]",
+    "a list of neurons": '{"neurons": []}',
+    "no tensors": '{"neurons": {}}',
+    "a list of tensors": '{"neurons": {}, "tensors": [], "masks": {}, "tolerance": 0.1}',
+    "endless spikes": '{"neurons": {"1": 1e999}, "tensors": {}, "masks": {}, "tolerance": 0.1}',
+    "an endless tolerance": '{"neurons": {}, "tensors": {}, "masks": {}, "tolerance": 1' + "0" * 400 + "}",
+}
+
+
+def test_a_certificate_is_read_back(certified):
+    for content in (certified.as_bytes(), certified.as_text()):
+        assert certificate.read_certificate(content, "it").tensors == certified.tensors
+
+
+@pytest.mark.parametrize("content", [b"", b"no tensors", bytes(100), "no base64 !", "bm9uZQ==", *HEADS])
+def test_a_certificate_of_any_bytes_is_refused(content, certified):
+    content = _with_head(certified, HEADS[content]) if content in HEADS else content
+    with pytest.raises(UserError, match=r"certificate in it is damaged or none of ours; squeeze again, or restore"):
+        certificate.read_certificate(content, "it")
 
 
 @pytest.mark.parametrize("change", [1, -1])

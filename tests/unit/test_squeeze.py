@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import spikeprune as sp
 from nets import CLASSES, SIZE, N, T, batch, conv_net, lif, mlp, weights_of
 from spikeprune.core.errors import InvalidValue, UnknownName
+from spikeprune.squeeze.solve import LeastSquares, Solver, solve
 
 TOTAL = 768  # prunable weights of conv_net
 
@@ -654,6 +655,44 @@ def test_a_broken_network_is_refused():
     net[4].weight.data[0, 0, 0, 0] = float("inf")
     with pytest.raises(InvalidValue, match="trained, finite network"):
         sp.squeeze(net, batches(1), 0.9)
+
+
+class By(nn.Module):
+    """Multiplies spikes with a number."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
+@pytest.mark.filterwarnings("ignore:no spike on the calibration images")
+@pytest.mark.parametrize(
+    ("factor", "given", "text"),
+    [
+        (float("inf"), {"sparsity": 0.5}, "inputs of '3.weight' hold nan or infinite values on this data; check the"),
+        (
+            1e30,
+            {"masks": {"3.weight": torch.eye(4, 8) == 0}},
+            "'3.weight' have no finite solution.* scale down what it",
+        ),
+    ],
+)
+def test_inputs_that_no_square_can_be_taken_of_are_refused(factor, given, text):
+    net = louder(nn.Sequential(nn.Linear(6, 8), lif(), By(factor), nn.Linear(8, 4), lif(), nn.Linear(4, 3)))
+    before = weights_of(net)
+    with pytest.raises(InvalidValue, match=text):
+        sp.squeeze(net, [torch.rand(64, 6) * 9], **given)
+    assert same(net, before)
+
+
+@pytest.mark.parametrize("how", ["direct", "iterative"])
+def test_a_solution_whose_squares_overflow_is_not_a_number(how):
+    x, dense, mask = torch.eye(8).repeat(1, 4) * 1e30, torch.ones(2, 8), torch.arange(8) % 2 == torch.arange(2)[:, None]
+    found = solve(LeastSquares(x, dense @ x, None), dense, mask, dense, Solver(how=how))
+    assert not found[mask].isfinite().any()
 
 
 def test_a_network_without_neurons():

@@ -124,10 +124,9 @@ def read_certificate(content: bytes | str, source: str) -> Certificate:
             raise UserError(wrong)
         head = json.loads(facts["head"])
         spikes = {name: unpack(tensors[_SPIKES + name], (int(size),)) for name, size in head["neurons"].items()}
-        return Certificate(
-            head["tensors"], head["masks"], tensors[_INPUT], Fingerprint(spikes), float(head["tolerance"])
-        )
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        hashes, masks = {**head["tensors"]}, {**head["masks"]}
+        return Certificate(hashes, masks, tensors[_INPUT], Fingerprint(spikes), float(head["tolerance"]))
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(wrong) from error
 
 

@@ -301,7 +301,8 @@ class Squeezing:
                 found[name] = torch.where(masks[name], w, torch.zeros_like(w))
             if not bool(torch.isfinite(found[name]).all()):
                 raise InvalidValue(
-                    f"the least squares of {name!r} have no finite solution on this data; raise ridge, or exclude it"
+                    f"the least squares of {name!r} have no finite solution on this data, as its inputs are too "
+                    "large; scale down what it reads, lower ridge, or exclude it"
                 )
             self.bar.advance()
         return found

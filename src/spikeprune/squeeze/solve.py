@@ -195,6 +195,8 @@ def _factored(a: Tensor, b: Tensor) -> Tensor:
             return torch.cholesky_solve(b[:, None], factor)[:, 0]
         a = a.clone()
         a.diagonal().add_(10.0 ** (attempt - 7) * a.diagonal().mean())
+    if not bool(a.isfinite().all() and b.isfinite().all()):
+        return torch.full_like(b, float("nan"))  # of squares that overflow
     return torch.linalg.lstsq(a, b[:, None]).solution[:, 0]
 
 
@@ -216,7 +218,7 @@ def _conjugate_gradients(
     z = residual / scale
     p, size = z.clone(), _dot(residual, z)
     for _ in range(solver.iterations):
-        going = size > limit[index]
+        going = ~(size <= limit[index])  # nan goes on, so that the result tells of it
         if not bool(going.all()):
             index, residual, p, size = index[going], residual[going], p[going], size[going]
         if len(index) == 0:

@@ -24,7 +24,10 @@ class RecurrentLayer(nn.Module, base.StepModule):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.step_mode != "m":
-            raise InvalidValue("the network 'recurrent' takes sequences [T, N, ...] only, not single time steps")
+            raise InvalidValue(
+                f"the network 'recurrent' takes sequences [T, N, ...] only, in step mode 'm', not {self.step_mode!r}; "
+                "functional.set_step_mode(net, 'm') sets it"
+            )
         fired: list[Tensor] = []
         for step in x:
             current = self.inputs(step)

@@ -55,9 +55,7 @@ def names() -> list[str]:
 
 
 def description_of(name: str) -> str:
-    """The description of a network in one line. Raises: UnknownName."""
-    if name not in _ENTRIES:
-        raise unknown("model", name, _ENTRIES, "`spikeprune list models` lists all")
+    """The description of one of `names()` in one line."""
     return " ".join((_ENTRIES[name].builder.__doc__ or "").partition("\n\n")[0].split())
 
 
