@@ -142,7 +142,8 @@ class ChannelPlan:
         left = {cut.tensor: len(cut.keep) for cut in self.cuts}
         for name, kept in self.gates.items():
             gate: Any = _module(model, name)
-            channels = left[f"{name}.keep"] if f"{name}.keep" in left else gate.channels
+            own: int = gate.channels
+            channels = left.get(f"{name}.keep", own)
             if max(kept, default=0) >= channels:
                 raise InvalidValue(
                     f"the plan passes channel {max(kept)} on at the gate {name!r}, which is left with {channels}; "
