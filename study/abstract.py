@@ -23,6 +23,7 @@ ANALYSES = {
 _LIST = ";<br>"  # between the results in a cell
 DEEP = ("deep", "deep_more", "deep_cifar100", "deep_steps")
 DEEP_CHANNELS = ("deep_channels", "deep_channels_more")
+RIVALS = ("IMP, whole rounds", "IMP + ET of one step, whole rounds", "Early-Bird", "RCMO-SNN", "ADMM")
 HEADS = ("The abstract says (v1 of 2023, v3 of 2024)", "What was done here", "What was found", "How sure")
 
 
@@ -109,7 +110,7 @@ def cost(found: Found) -> tuple[str, ...]:
         "its 300 epochs of training behind them are left out. Total over total it is 5.1 and 6.8"
     ]
     for name, where in (("cost", "a small network"), ("deep_cost", "the deep networks")):
-        for label in ("IMP, whole rounds", "IMP + ET, whole rounds", "Early-Bird", "EB + ET", "RCMO-SNN", "ADMM"):
+        for label in RIVALS:
             pair = price.ratios(found, name, label)
             if pair is not None:
                 told.append(

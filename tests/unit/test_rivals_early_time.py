@@ -1,6 +1,7 @@
 """Early-Time: fewer time steps in the search, chosen as published, counted in the cost."""
 
 import json
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from spikeprune.lab.recipe import load
 from spikeprune.lab.train.early_time import fewer_steps
 from spikeprune.lab.train.network import TimedNetwork
+from spikeprune.lab.train.preview import preview
 from spikeprune.lab.train.run import run
 from spikeprune.methods.eb_et import EbEt
 from spikeprune.methods.imp_et import ImpEt
@@ -104,3 +106,15 @@ def test_the_cost_of_a_search_counts_its_time_steps(tmp_path):
     assert 0.5 < searched < 0.9
     share = 1 - samples / (6 * images) / 2  # half the time steps in the search
     assert early["cost"]["train_macs"] == pytest.approx(share * whole["cost"]["train_macs"])
+
+
+def test_early_time_without_a_choice_says_so(tmp_path, caplog):
+    words = ["--sparsity", "0.5", "--epochs", "4", "--batch", "16", "--data.limit", "40", "--data.test_limit", "32"]
+    words += ["--model", "mlp", "--baseline", "false", "--out", str(tmp_path), "--precision", "fp32"]
+    for method, T, search, told in (("imp-et", 2, (), True), ("imp-et", 2, ("--search_T", "1"), False)):
+        recipe = load("digits", [*words, "--method", method, "--T", str(T), *search])
+        assert any("set --search_T 1 or a larger --T" in line for line in preview(recipe)) == told
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "spikeprune"):
+            run(recipe)
+        assert ("Early-Time leaves the search at all 2 time steps" in caplog.text) == told

@@ -5,6 +5,7 @@ The loop is what a user would write; the Pruner only attaches to the optimizer.
 
 import copy
 import itertools
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ from spikeprune.record.checkpoint import BestEpoch, PhaseState, PrunerState
 from spikeprune.record.epoch import Epoch
 from spikeprune.runtime.sparse_train import SparseLayer, sparsify
 from spikeprune.zoo.readout import LOSSES, predict
+
+_log = logging.getLogger("spikeprune")
 
 _ET_EPOCHS = 2  # Early-Time chooses its time steps after so many epochs, as its authors' code
 
@@ -334,6 +337,12 @@ class Phase:
             self.search_T = early_time(self.pruner.method)
         if self.search_T is None and x is not None and (self.epoch, self._batch) == (_ET_EPOCHS, 0):
             self.search_T = fewer_steps(self.network, x, self._setting.data.time_first)
+            if self.search_T == T:
+                _log.warning(
+                    "spikeprune: Early-Time leaves the search at all %d time steps, so that it saves nothing: none "
+                    "of 2 to T - 1 steps has answers near enough; --search_T 1 sets a number, a larger --T gives a choice",
+                    T,
+                )
         wanted = min(self.search_T or T, T) if self.pruner.searching else T
         if wanted != self.network.T:
             self.network = self.network.at(wanted)

@@ -58,7 +58,7 @@ def preview(recipe: Recipe) -> list[str]:
         quota = pruner.quota(events[-1].target)
         lines += [f"quota {name}: {kept} of {total[name]}" for name, kept in quota.items()]
         lines += _quota_notes(recipe, quota, {name: tuple(mask.shape) for name, mask in pruner.masks.items()})
-    return lines + _spacing_notes(job) + _rule_notes(recipe)
+    return lines + _spacing_notes(job) + _method_notes(job)
 
 
 _LIVES = 0.5  # mask updates that are closer than this share of a turnover cut nearly all that was regrown
@@ -82,14 +82,20 @@ def _spacing_notes(job: Job) -> list[str]:
     ]
 
 
-def _rule_notes(recipe: Recipe) -> list[str]:
-    """A note on how the authors' rule changes the numbers above."""
-    if recipe.settings.get("rule") != "authors":
-        return []
-    return [
-        "note: rule authors keeps all that tie with the last one regrown, and all weights of a filter share a score, "
-        "so a mask update may keep more than the number above; the record has the difference as `beyond`"
-    ]
+def _method_notes(job: Job) -> list[str]:
+    """How the authors' rule changes the numbers above, and whether Early-Time has a choice."""
+    recipe, notes = job.recipe, list[str]()
+    if recipe.settings.get("rule") == "authors":
+        notes.append(
+            "note: rule authors keeps all that tie with the last one regrown, and all weights of a filter share a "
+            "score, so a mask update may keep more than the number above; the record has the difference as `beyond`"
+        )
+    if recipe.T < 3 and getattr(job.method, "search_T", 1) is None:
+        notes.append(
+            f"note: Early-Time chooses among 2 to T - 1 time steps, so with T {recipe.T} it saves nothing; set "
+            "--search_T 1 or a larger --T"
+        )
+    return notes
 
 
 def _quota_notes(recipe: Recipe, quota: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
