@@ -340,7 +340,7 @@ class Phase:
             if self.search_T == T:
                 _log.warning(
                     "spikeprune: Early-Time leaves the search at all %d time steps, so that it saves nothing: none "
-                    "of 2 to T - 1 steps has answers near enough; --search_T 1 sets a number, a larger --T gives a choice",
+                    "of 2 to T - 1 steps has answers near enough; set --search_T 1 or a larger --T",
                     T,
                 )
         wanted = min(self.search_T or T, T) if self.pruner.searching else T
