@@ -26,12 +26,13 @@ from spikeprune.zoo.pretrained import Card, card
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 FASHION, CIFAR, DIGITS, WIDE = "fashion-small", "cifar10-vgg", "digits", "digits-wide"
-RESIDUAL = "cifar10-resnet"
+RESIDUAL, TRANSFORMER = "cifar10-resnet", "fashion-transformer"
 SEEDS = (FASHION, *(f"{FASHION}-{seed}" for seed in range(1, 5)))  # five trainings of one recipe
-IMAGES = {FASHION: 2000, CIFAR: 1000, RESIDUAL: 1000, DIGITS: 355, WIDE: 355}  # the first of the test split
+# The first of the test split, which are scored.
+IMAGES = {FASHION: 2000, TRANSFORMER: 2000, CIFAR: 1000, RESIDUAL: 1000, DIGITS: 355, WIDE: 355}
 WHOLE = 10_000  # of Fashion-MNIST, for the goals
 # Images of a draw, where the settings do not say.
-CALIBRATION = {FASHION: 500, CIFAR: 500, RESIDUAL: 500, DIGITS: 100, WIDE: 100}
+CALIBRATION = {FASHION: 500, TRANSFORMER: 500, CIFAR: 500, RESIDUAL: 500, DIGITS: 100, WIDE: 100}
 HELD_OUT = 1000  # the validation images of Fashion-MNIST
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -141,6 +142,13 @@ def jobs() -> Iterator[Job]:
     for sparsity in (0.95, 0.90):
         yield from published((CIFAR, RESIDUAL), sparsity, range(1), (*PAIR, "magnitude", "polished"))
         yield from published((WIDE,), sparsity, range(5), all_but_polished)
+    for sparsity in (0.95, 0.90):
+        yield from published((CIFAR,), sparsity, range(3), ("polished",))
+        yield from published((CIFAR, RESIDUAL), sparsity, range(5), short)
+    yield from published((TRANSFORMER,), 0.90, range(3), short)
+    for sparsity in (0.98, 0.80):
+        yield from published((CIFAR, RESIDUAL), sparsity, range(5), short)
+    yield from published((TRANSFORMER,), 0.80, range(3), short)
     for sparsity in (0.98, 0.80):
         yield from published((WIDE, DIGITS), sparsity, range(5), all_but_polished)
         yield from published(SEEDS, sparsity, range(1), short)

@@ -97,7 +97,8 @@ def squeeze(
         oversample: rows looked at for each row that is kept. Above 1, rows near the threshold are kept more often; each
             one then counts for 1 / its chance rows, so the sums stay unbiased.
         power: exponent of the derivative in c.
-        eps: weight that rows far from the threshold keep.
+        eps: weight that rows far from the threshold keep. Take 1 to cut a deep network beyond 95 %, where potentials
+            move farther than the derivative tells (docs/decisions/0019-squeeze-defaults.md).
         ridge: pull towards the dense weights, as a share of the mean diagonal of a neuron's Gram matrix. A layer with
             fewer rows than inputs is pulled more, times (inputs / rows)^2, because it would fit the images too well.
         iterations: of conjugate gradients in the last round, used where factoring one matrix per neuron costs more.
