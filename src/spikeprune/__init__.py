@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from spikeprune.zoo import names as models  # noqa: F401
     from spikeprune.zoo.pretrained import pretrained as pretrained
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _moved.install()
 
