@@ -17,6 +17,9 @@ pytestmark = pytest.mark.compat  # here, and against SpikingJelly 0.0.0.0.14 by 
 ADAPTER = SpikingJelly()
 ATAN = surrogate.ATan()
 T, N, C = 6, 3, 4
+FUNCTIONAL = pytest.mark.skipif(
+    not hasattr(neuron.LIFNode, "single_step_functional_forward"), reason="SpikingJelly before 2.0"
+)
 
 PLAIN = {
     "IF": lambda **k: neuron.IFNode(**k),
@@ -137,7 +140,7 @@ def test_a_user_charge_step_written_in_place_is_read_and_left_alone(mode):
     assert ADAPTER.describe(node) is None
 
 
-@pytest.mark.skipif(not hasattr(neuron.LIFNode, "single_step_functional_forward"), reason="SpikingJelly before 2.0")
+@FUNCTIONAL
 def test_a_user_subclass_of_a_known_neuron_is_read_by_its_own_dynamics():
     node = Drifting(surrogate_function=ATAN)
     x = sequence()
@@ -151,7 +154,7 @@ def test_a_user_subclass_of_a_known_neuron_is_read_by_its_own_dynamics():
     assert ADAPTER.describe(node) is None
 
 
-@pytest.mark.skipif(not hasattr(neuron.LIFNode, "single_step_functional_forward"), reason="SpikingJelly before 2.0")
+@FUNCTIONAL
 def test_the_potential_of_a_subclass_is_that_of_the_forward_which_runs():
     node = Drifting(surrogate_function=ATAN, step_mode="m")  # LIFNode's steps over time do not call the subclass's step
     x = sequence()
@@ -253,11 +256,6 @@ class Speechless(Unspied):
 class Unseen(Unspied):
     def single_step_functional_forward(self, inputs, states):
         return (inputs[0] >= 1).to(inputs[0]), states
-
-
-FUNCTIONAL = pytest.mark.skipif(
-    not hasattr(neuron.LIFNode, "single_step_functional_forward"), reason="SpikingJelly before 2.0"
-)
 
 
 @pytest.mark.parametrize(

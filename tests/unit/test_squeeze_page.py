@@ -102,3 +102,19 @@ def test_the_acceleration_is_that_of_the_decision_and_of_the_whole():
     said = "\n".join(_script("sections").acceleration(both))
     assert "| 1 | 5 | 5 | 70 | 14.0 | 20 | 100 | 5.0 | 88.00 | 89.00 |" in said
     assert _script("sections").acceleration(both[:1]) == []
+
+
+def test_the_table_of_the_decision_is_what_was_measured():
+    lines = [json.loads(line) for line in (ROOT / "study/squeeze/apart.jsonl").read_text().splitlines()]
+    assert all(line["split"] == "validation" for line in lines)
+    columns = (("cifar10-resnet", 0.98), ("fashion-small", 0.98), ("fashion-small", 0.95))
+    told = (ROOT / "docs/decisions/0019-squeeze-defaults.md").read_text()
+    settings = {json.dumps(line["settings"]) for line in lines}
+    assert len(settings) == 6
+    for setting in settings:
+        mine = [line for line in lines if json.dumps(line["settings"]) == setting]
+        cells = [
+            ", ".join(f"{100 * x['accuracy']:.1f}" for x in mine if (x["network"], x["sparsity"]) == column)
+            for column in columns
+        ]
+        assert f" | {' | '.join(cells)} |\n" in told

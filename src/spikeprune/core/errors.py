@@ -76,3 +76,8 @@ def _nearest(text: str, names: list[str]) -> str | None:
     longer = [name for name in names if len(text) >= 3 and name.startswith(text)]
     close = difflib.get_close_matches(text, names, n=1, cutoff=0.6)
     return next(iter([*same_end, *close, *longer]), None)
+
+
+def first_line(error: BaseException, most: int) -> str:
+    """The first line of what an error says, at most so many characters; its type where it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0][:most]

@@ -15,7 +15,7 @@ import torch
 from spikingjelly.activation_based import base, layer, neuron
 from torch import Tensor, nn
 
-from spikeprune.core.errors import InvalidValue
+from spikeprune.core.errors import InvalidValue, first_line
 from spikeprune.core.neuron import charge, fire_and_reset
 from spikeprune.host.quiet import leave_out_triton
 from spikeprune.model.adapter import Adapter, NeuronParams
@@ -125,7 +125,7 @@ class SpikingJelly(Adapter):
             try:
                 type(neuron).forward(neuron, x)
             except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
-                said = (str(error) or type(error).__name__).splitlines()[0][:120]
+                said = first_line(error, 120)
                 raise InvalidValue(
                     f"{type(neuron).__name__} cannot take an input of shape {list(x.shape)}: {said}; see its own T and "
                     "step mode"
@@ -154,7 +154,7 @@ class SpikingJelly(Adapter):
                 try:
                     _, states = neuron.single_step_functional_forward((x,), states)
                 except (ValueError, NotImplementedError) as error:
-                    said = (str(error) or type(error).__name__).splitlines()[0][:100]
+                    said = first_line(error, 100)
                     raise InvalidValue(
                         f"{type(neuron).__name__} has no single step whose potential could be read ({said}); "
                         "register an adapter of your own, or exclude the layers before it"

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from spikeprune.core.errors import InvalidValue
+from spikeprune.core.errors import InvalidValue, first_line
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.examples import undisturbed
 
@@ -92,7 +92,7 @@ def _differentiated(model: nn.Module, along: Any, weights: Mapping[str, nn.Param
     except RuntimeError as error:
         raise InvalidValue(
             f"the gradient of {type(model).__name__} cannot be differentiated once more: "
-            f"{(str(error) or type(error).__name__).splitlines()[0][:110]}; a fused model needs sp.unfuse first, "
+            f"{first_line(error, 110)}; a fused model needs sp.unfuse first, "
             "for others take 'snip', which needs one derivative"
         ) from error
     finally:

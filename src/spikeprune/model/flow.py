@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from spikeprune.core.errors import InvalidValue
+from spikeprune.core.errors import InvalidValue, first_line
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.arguments import Arguments, tensors
 from spikeprune.model.examples import evaluating, opened, undisturbed
@@ -85,7 +85,7 @@ def _called(model: nn.Module, values: Mapping[str, Tensor], given: Arguments) ->
     except RuntimeError as error:
         raise InvalidValue(
             f"{type(model).__name__} cannot run on ones in float64, as its flow needs: "
-            f"{(str(error) or type(error).__name__).splitlines()[0][:120]}; take 'snip' or 'magnitude'"
+            f"{first_line(error, 120)}; take 'snip' or 'magnitude'"
         ) from error
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprune.core.errors import InvalidValue, MissingEvidence, UserError
+from spikeprune.core.errors import InvalidValue, MissingEvidence, UserError, first_line
 from spikeprune.methods.base import Method
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.arguments import Arguments, on_call
@@ -206,7 +206,7 @@ class Observer:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             shape = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
-            said = (str(error) or type(error).__name__).splitlines()[0][:120]
+            said = first_line(error, 120)
             raise InvalidValue(
                 f"the model cannot run on an example of shape {shape}: {said}; give one batch as in training"
             ) from error

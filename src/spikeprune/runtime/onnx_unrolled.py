@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprune.core.errors import InvalidValue, MissingDependency
+from spikeprune.core.errors import InvalidValue, MissingDependency, first_line
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.discover import spiking_adapter
 from spikeprune.model.examples import evaluating, opened, undisturbed
@@ -113,7 +113,7 @@ def _export(model: nn.Module, adapter: Adapter, example: Tensor, batch: Batch | 
                 )
             return file.read_bytes()
     except (RuntimeError, ValueError, TypeError, NotImplementedError, torch.onnx.OnnxExporterError) as error:
-        first = (str(error) or type(error).__name__).splitlines()[0][:160]
+        first = first_line(error, 160)
         raise InvalidValue(
             f"cannot export {type(model).__name__} to ONNX: PyTorch's exporter says {first!r}; replace what it names "
             "in the forward by other functions of PyTorch"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from spikeprune.core.errors import InvalidValue
+from spikeprune.core.errors import InvalidValue, first_line
 from spikeprune.core.mask import check_obeyed
 from spikeprune.model.adapter import Adapter, find_adapter
 from spikeprune.model.arguments import Arguments
@@ -175,7 +175,7 @@ def _channels(model: nn.Module, example: tuple[Any, ...], adapter: Adapter | Non
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in _tensors(example))
-        said = (str(error) or type(error).__name__).splitlines()[0][:120]
+        said = first_line(error, 120)
         raise InvalidValue(
             f"the model cannot run on an example of shape {shapes}: {said}; give one batch as in training"
         ) from error
@@ -275,7 +275,7 @@ def _difference(
     try:
         found = _run(model, example, adapter)
     except (RuntimeError, ValueError, IndexError) as error:
-        return float("inf"), f"fails with {(str(error) or type(error).__name__).splitlines()[0][:100]!r}"
+        return float("inf"), f"fails with {first_line(error, 100)!r}"
     if [t.shape for t in found] != [t.shape for t in wanted]:
         return float("inf"), "returns other shapes"
     largest = max((float((a - b).abs().max()) for a, b in zip(wanted, found, strict=True) if a.numel()), default=0.0)

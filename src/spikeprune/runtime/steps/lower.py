@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from spikeprune.core.errors import InvalidValue
+from spikeprune.core.errors import InvalidValue, first_line
 from spikeprune.model.adapter import Adapter
 from spikeprune.model.discover import spiking_adapter
 from spikeprune.model.examples import evaluating, opened, undisturbed
@@ -110,7 +110,7 @@ def _recorded(model: nn.Module, adapter: Adapter, x: Tensor) -> tuple[list[Captu
         with undisturbed(model, adapter), opened(model, adapter):
             return captured(model, x)
     except (RuntimeError, IndexError) as error:
-        said = (str(error) or type(error).__name__).splitlines()[0][:120]
+        said = first_line(error, 120)
         raise InvalidValue(f"the model cannot take an input of shape {list(x.shape)}: {said}") from error
 
 
